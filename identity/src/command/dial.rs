@@ -1,0 +1,98 @@
+//! How a command finds and reaches the Unix socket of a running program.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::ArgMatches;
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::Console;
+use super::flags::value;
+
+/// A Unix socket of one of the programs: its default path and the variables that move it.
+#[derive(Debug, Clone, Copy)]
+pub struct Socket {
+    /// Where SPIRE's program listens unless told otherwise.
+    pub default: &'static str,
+    /// Variable with the path.
+    pub variable: &'static str,
+    /// Variable with a path in which `%i` stands for the instance.
+    pub template: &'static str,
+}
+
+/// The server's private socket.
+pub const SERVER: Socket = Socket {
+    default: "/tmp/spire-server/private/api.sock",
+    variable: "SPIRE_SERVER_PRIVATE_SOCKET",
+    template: "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
+};
+
+/// The agent's Workload API.
+pub const AGENT: Socket = Socket {
+    default: "/tmp/spire-agent/public/api.sock",
+    variable: "SPIRE_AGENT_PUBLIC_SOCKET",
+    template: "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
+};
+
+/// Lists of many entries are longer than the 4 MiB that gRPC takes by default.
+pub const LARGEST_ANSWER: usize = 256 << 20;
+
+impl Socket {
+    /// First match: `-socketPath`, `-instance`, the plain variable, the default.
+    ///
+    /// # Errors
+    /// When `-instance` is given and the template variable is missing or lacks `%i`.
+    pub fn path(&self, matches: &ArgMatches, console: &Console<'_>) -> anyhow::Result<PathBuf> {
+        let given = value(matches, "socketPath").unwrap_or(self.default);
+        if given != self.default {
+            return Ok(given.into());
+        }
+        if let Some(instance) = value(matches, "instance") {
+            let template = (console.variable)(self.template)
+                .with_context(|| format!("-instance needs the variable {}", self.template))?;
+            anyhow::ensure!(
+                template.contains("%i"),
+                "{} lacks %i: {template:?}",
+                self.template
+            );
+            return Ok(template.replace("%i", instance).into());
+        }
+        let moved = (console.variable)(self.variable).filter(|path| !path.is_empty());
+        Ok(moved.unwrap_or_else(|| given.to_owned()).into())
+    }
+
+    /// A plaintext channel over the socket that the flags and variables name.
+    ///
+    /// # Errors
+    /// When nobody listens there; the text names the path.
+    pub async fn channel(&self, matches: &ArgMatches, console: &Console<'_>) -> anyhow::Result<Channel> {
+        unix_channel(self.path(matches, console)?).await
+    }
+}
+
+/// A plaintext channel over the Unix socket at `path`.
+///
+/// # Errors
+/// When nobody listens there; the text names the path.
+pub async fn unix_channel(path: PathBuf) -> anyhow::Result<Channel> {
+    let shown = path.display().to_string();
+    let connect = tower::service_fn(move |_: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(connect)
+        .await
+        .with_context(|| format!("connection error: is the program running, and is its socket at {shown}"))
+}
+
+/// What an operator reads of a failed call.
+pub fn status(what: &str, status: &tonic::Status) -> anyhow::Error {
+    anyhow::anyhow!(
+        "{what}: rpc error: code = {:?} desc = {}",
+        status.code(),
+        status.message()
+    )
+}

@@ -1,0 +1,22 @@
+//! What every process of ours stands on: time, tasks, files, sockets, logs.
+//!
+//! Nothing here knows SPIFFE. [`Clock`] is the only source of time, [`TaskSet`] the only owner of
+//! tasks, [`private_file`] the only way to write state, [`unix_listener`] the only way to open a
+//! local socket, [`AuthorityAdapter`] what makes such a socket serve gRPC clients of every language.
+
+pub mod authority;
+pub mod clock;
+mod header_block;
+pub mod limits;
+pub mod log;
+mod log_line;
+mod log_sink;
+pub mod private_file;
+pub mod sys;
+pub mod tasks;
+pub mod umask;
+pub mod unix_listener;
+
+pub use authority::AuthorityAdapter;
+pub use clock::Clock;
+pub use tasks::{Stop, TaskError, TaskSet};
