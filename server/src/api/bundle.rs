@@ -1,0 +1,433 @@
+//! `spire.api.server.bundle.v1.Bundle`: the own bundle and those of federated trust domains.
+
+use std::sync::Arc;
+
+use finial_identity::bundle::{Bundle, JwtAuthority, X509Authority};
+use finial_identity::spiffe_id::TrustDomain;
+use finial_identity::wire;
+use finial_proto::spire::api::server::bundle::v1 as pb;
+use finial_proto::spire::api::server::bundle::v1::batch_delete_federated_bundle_request::Mode;
+use finial_proto::spire::api::server::bundle::v1::bundle_server::Bundle as BundleApi;
+use finial_proto::spire::api::types;
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use super::call::{Call, field};
+use super::entry_filter::{page_size, parse_page_token};
+use super::status::{OrRefuse, Refusal, ok};
+use crate::store::{BundleDeleteMode, BundleDeleted};
+
+const SCAN: u32 = 100;
+
+/// Answers the Bundle service.
+#[derive(Debug)]
+pub struct BundleService(Arc<Services>);
+
+impl BundleService {
+    /// Works with these parts.
+    pub fn new(services: Arc<Services>) -> Self {
+        Self(services)
+    }
+}
+
+#[tonic::async_trait]
+impl BundleApi for BundleService {
+    async fn count_bundles(
+        &self,
+        request: Request<pb::CountBundlesRequest>,
+    ) -> Result<Response<pb::CountBundlesResponse>, Status> {
+        let call = Call::of(&request)?;
+        let count = self
+            .0
+            .count_bundles()
+            .await
+            .map_err(|refusal| call.refuse(refusal))?;
+        Ok(Response::new(pb::CountBundlesResponse { count }))
+    }
+
+    async fn get_bundle(
+        &self,
+        request: Request<pb::GetBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let call = Call::of(&request)?;
+        let bundle = self
+            .0
+            .own_bundle()
+            .await
+            .map_err(|refusal| call.refuse(refusal))?;
+        Ok(Response::new(masked(&bundle, &request.get_ref().output_mask)))
+    }
+
+    async fn append_bundle(
+        &self,
+        request: Request<pb::AppendBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let call = Call::of(&request)?;
+        let appended = self.append(&call, request.into_inner()).await;
+        appended
+            .map(Response::new)
+            .map_err(|refusal| call.refuse(refusal))
+    }
+
+    async fn publish_jwt_authority(
+        &self,
+        request: Request<pb::PublishJwtAuthorityRequest>,
+    ) -> Result<Response<pb::PublishJwtAuthorityResponse>, Status> {
+        let call = Call::of(&request)?;
+        let published = async {
+            let key = request
+                .into_inner()
+                .jwt_authority
+                .ok_or_else(|| Refusal::invalid("missing JWT authority"))?;
+            call.note(field::JWT_KEY_ID, &key.key_id);
+            let authority = JwtAuthority {
+                // Only this server's own operations taint.
+                tainted: false,
+                ..wire::jwt_authority_from_wire(&key).or_refuse("invalid JWT authority")?
+            };
+            let bundle = self.append_own(Vec::new(), vec![authority]).await?;
+            Ok(pb::PublishJwtAuthorityResponse {
+                jwt_authorities: wire::bundle_to_wire(&bundle).jwt_authorities,
+            })
+        };
+        published
+            .await
+            .map(Response::new)
+            .map_err(|refusal| call.refuse(refusal))
+    }
+
+    async fn publish_wit_authority(
+        &self,
+        _: Request<pb::PublishWitAuthorityRequest>,
+    ) -> Result<Response<pb::PublishWitAuthorityResponse>, Status> {
+        Err(Status::unimplemented(
+            "publishing WIT authorities is not supported",
+        ))
+    }
+
+    async fn list_federated_bundles(
+        &self,
+        request: Request<pb::ListFederatedBundlesRequest>,
+    ) -> Result<Response<pb::ListFederatedBundlesResponse>, Status> {
+        let call = Call::of(&request)?;
+        let listed = self.list(request.into_inner()).await;
+        listed.map(Response::new).map_err(|refusal| call.refuse(refusal))
+    }
+
+    async fn get_federated_bundle(
+        &self,
+        request: Request<pb::GetFederatedBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let call = Call::of(&request)?;
+        let request = request.into_inner();
+        call.note(field::TRUST_DOMAIN_ID, &request.trust_domain);
+        let found = async {
+            let trust_domain = self.foreign(&request.trust_domain, "getting a federated bundle")?;
+            let stored = self
+                .0
+                .store
+                .bundle(&trust_domain)
+                .await
+                .or_refuse("failed to fetch bundle")?;
+            let stored = stored.ok_or_else(|| Refusal::not_found("bundle not found"))?;
+            Ok(masked(&stored.bundle, &request.output_mask))
+        };
+        found
+            .await
+            .map(Response::new)
+            .map_err(|refusal| call.refuse(refusal))
+    }
+
+    async fn batch_create_federated_bundle(
+        &self,
+        request: Request<pb::BatchCreateFederatedBundleRequest>,
+    ) -> Result<Response<pb::BatchCreateFederatedBundleResponse>, Status> {
+        use pb::batch_create_federated_bundle_response::Result as Item;
+        let call = Call::of(&request)?;
+        let request = request.into_inner();
+        let mut results = Vec::with_capacity(request.bundle.len());
+        for bundle in request.bundle {
+            let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
+            let created = self.create(bundle).await;
+            call.note_item(fields, created.as_ref());
+            let (status, bundle) = answer(&call, created, &request.output_mask);
+            results.push(Item { status, bundle });
+        }
+        Ok(Response::new(pb::BatchCreateFederatedBundleResponse { results }))
+    }
+
+    async fn batch_update_federated_bundle(
+        &self,
+        request: Request<pb::BatchUpdateFederatedBundleRequest>,
+    ) -> Result<Response<pb::BatchUpdateFederatedBundleResponse>, Status> {
+        use pb::batch_update_federated_bundle_response::Result as Item;
+        let call = Call::of(&request)?;
+        let request = request.into_inner();
+        let mut results = Vec::with_capacity(request.bundle.len());
+        for bundle in request.bundle {
+            let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
+            let updated = self.update(bundle, &request.input_mask).await;
+            call.note_item(fields, updated.as_ref());
+            let (status, bundle) = answer(&call, updated, &request.output_mask);
+            results.push(Item { status, bundle });
+        }
+        Ok(Response::new(pb::BatchUpdateFederatedBundleResponse { results }))
+    }
+
+    async fn batch_set_federated_bundle(
+        &self,
+        request: Request<pb::BatchSetFederatedBundleRequest>,
+    ) -> Result<Response<pb::BatchSetFederatedBundleResponse>, Status> {
+        use pb::batch_set_federated_bundle_response::Result as Item;
+        let call = Call::of(&request)?;
+        let request = request.into_inner();
+        let mut results = Vec::with_capacity(request.bundle.len());
+        for bundle in request.bundle {
+            let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
+            let set = self.set(bundle).await;
+            call.note_item(fields, set.as_ref());
+            let (status, bundle) = answer(&call, set, &request.output_mask);
+            results.push(Item { status, bundle });
+        }
+        Ok(Response::new(pb::BatchSetFederatedBundleResponse { results }))
+    }
+
+    async fn batch_delete_federated_bundle(
+        &self,
+        request: Request<pb::BatchDeleteFederatedBundleRequest>,
+    ) -> Result<Response<pb::BatchDeleteFederatedBundleResponse>, Status> {
+        use pb::batch_delete_federated_bundle_response::Result as Item;
+        let call = Call::of(&request)?;
+        let request = request.into_inner();
+        let mode = match Mode::try_from(request.mode) {
+            Ok(Mode::Restrict) => BundleDeleteMode::Restrict,
+            Ok(Mode::Delete) => BundleDeleteMode::Delete,
+            Ok(Mode::Dissociate) => BundleDeleteMode::Dissociate,
+            Err(_) => {
+                let refusal = Refusal::invalid(format!("unhandled delete mode {}", request.mode));
+                return Err(call.refuse(refusal));
+            }
+        };
+        call.note(field::MODE, format!("{mode:?}").to_lowercase());
+        let mut results = Vec::with_capacity(request.trust_domains.len());
+        for trust_domain in request.trust_domains {
+            let deleted = self.delete(&trust_domain, mode).await;
+            call.note_item(
+                vec![(field::TRUST_DOMAIN_ID, trust_domain.clone())],
+                deleted.as_ref(),
+            );
+            let status = match deleted {
+                Ok(()) => ok(),
+                Err(refusal) => call.refuse_item(&refusal),
+            };
+            results.push(Item {
+                status: Some(status),
+                trust_domain,
+            });
+        }
+        Ok(Response::new(pb::BatchDeleteFederatedBundleResponse { results }))
+    }
+}
+
+impl BundleService {
+    async fn append(&self, call: &Call, request: pb::AppendBundleRequest) -> Result<types::Bundle, Refusal> {
+        if request.x509_authorities.is_empty() && request.jwt_authorities.is_empty() {
+            return Err(Refusal::invalid("no authorities to append"));
+        }
+        call.note(field::TRUST_DOMAIN_ID, self.0.trust_domain.id());
+        let appended = types::Bundle {
+            trust_domain: self.0.trust_domain.to_string(),
+            x509_authorities: request.x509_authorities,
+            jwt_authorities: request.jwt_authorities,
+            ..types::Bundle::default()
+        };
+        let appended =
+            untainted(wire::bundle_from_wire(appended).or_refuse("failed to convert authorities")?);
+        let bundle = self
+            .append_own(appended.x509_authorities, appended.jwt_authorities)
+            .await?;
+        Ok(masked(&bundle, &request.output_mask))
+    }
+
+    async fn append_own(
+        &self,
+        x509: Vec<X509Authority>,
+        jwt: Vec<JwtAuthority>,
+    ) -> Result<Arc<Bundle>, Refusal> {
+        let what = "failed to append bundle";
+        let edit = Box::new(move |bundle: &mut Bundle| {
+            bundle.append(x509, jwt);
+        });
+        let stored = self
+            .0
+            .store
+            .edit_bundle(&self.0.trust_domain, edit)
+            .await
+            .or_refuse(what)?;
+        stored
+            .map(|stored| stored.bundle)
+            .ok_or_else(|| Refusal::not_found("bundle not found"))
+    }
+
+    async fn list(
+        &self,
+        request: pb::ListFederatedBundlesRequest,
+    ) -> Result<pb::ListFederatedBundlesResponse, Refusal> {
+        let what = "failed to list bundles";
+        let size = page_size(request.page_size);
+        let mut after = match size {
+            None => 0,
+            Some(_) => parse_page_token(&request.page_token, what)?,
+        };
+        let mut bundles = Vec::new();
+        let mut next_page_token = String::new();
+        let mut left = size;
+        loop {
+            let limit = left.map_or(SCAN, |left| SCAN.min(u32::try_from(left).unwrap_or(SCAN)));
+            let rows = self.0.store.list_bundles(after, limit).await.or_refuse(what)?;
+            let Some(last) = rows.last() else { break };
+            after = last.row;
+            if let Some(left) = &mut left {
+                next_page_token = after.to_string();
+                *left = left.saturating_sub(rows.len());
+            }
+            let foreign = rows
+                .iter()
+                .filter(|stored| stored.bundle.trust_domain != self.0.trust_domain);
+            bundles.extend(foreign.map(|stored| masked(&stored.bundle, &request.output_mask)));
+            if left == Some(0) {
+                break;
+            }
+        }
+        Ok(pb::ListFederatedBundlesResponse {
+            bundles,
+            next_page_token,
+        })
+    }
+
+    async fn create(&self, bundle: types::Bundle) -> Result<Arc<Bundle>, Refusal> {
+        let bundle = self.convert(bundle, "creating a federated bundle")?;
+        let stored = self
+            .0
+            .store
+            .create_bundle(bundle)
+            .await
+            .or_refuse("unable to create bundle")?;
+        stored
+            .map(|stored| stored.bundle)
+            .ok_or_else(|| Refusal::exists("bundle already exists"))
+    }
+
+    async fn set(&self, bundle: types::Bundle) -> Result<Arc<Bundle>, Refusal> {
+        let bundle = self.convert(bundle, "setting a federated bundle")?;
+        let stored = self
+            .0
+            .store
+            .put_bundle(bundle)
+            .await
+            .or_refuse("failed to set bundle")?;
+        Ok(stored.bundle)
+    }
+
+    async fn update(
+        &self,
+        bundle: types::Bundle,
+        mask: &Option<types::BundleMask>,
+    ) -> Result<Arc<Bundle>, Refusal> {
+        let bundle = self.convert(bundle, "updating a federated bundle")?;
+        let trust_domain = bundle.trust_domain.clone();
+        let mask = *mask;
+        let edit = Box::new(move |stored: &mut Bundle| match mask {
+            None => *stored = bundle,
+            Some(mask) => {
+                if mask.x509_authorities {
+                    stored.x509_authorities = bundle.x509_authorities;
+                }
+                if mask.jwt_authorities {
+                    stored.jwt_authorities = bundle.jwt_authorities;
+                }
+                if mask.refresh_hint {
+                    stored.refresh_hint = bundle.refresh_hint;
+                }
+                if mask.sequence_number {
+                    stored.sequence_number = bundle.sequence_number;
+                }
+            }
+        });
+        let stored = self
+            .0
+            .store
+            .edit_bundle(&trust_domain, edit)
+            .await
+            .or_refuse("failed to update bundle")?;
+        stored
+            .map(|stored| stored.bundle)
+            .ok_or_else(|| Refusal::not_found("bundle not found"))
+    }
+
+    async fn delete(&self, name: &str, mode: BundleDeleteMode) -> Result<(), Refusal> {
+        let trust_domain = self.foreign(name, "deleting a federated bundle")?;
+        match self
+            .0
+            .store
+            .delete_bundle(&trust_domain, mode)
+            .await
+            .or_refuse("failed to delete federated bundle")?
+        {
+            BundleDeleted::Deleted(_) => Ok(()),
+            BundleDeleted::NotFound => Err(Refusal::not_found("bundle not found")),
+            BundleDeleted::InUse(entries) => Err(Refusal::precondition(format!(
+                "failed to delete federated bundle: cannot delete bundle; federated with {entries} registration entries"
+            ))),
+        }
+    }
+
+    fn convert(&self, bundle: types::Bundle, doing: &str) -> Result<Bundle, Refusal> {
+        self.foreign(&bundle.trust_domain, doing)?;
+        let bundle = types::Bundle {
+            wit_authorities: Vec::new(),
+            ..bundle
+        };
+        wire::bundle_from_wire(bundle)
+            .map(untainted)
+            .or_refuse("failed to convert bundle")
+    }
+
+    fn foreign(&self, name: &str, doing: &str) -> Result<TrustDomain, Refusal> {
+        let trust_domain =
+            TrustDomain::parse_name_or_id(name).or_refuse("trust domain argument is not valid")?;
+        if trust_domain == self.0.trust_domain {
+            return Err(Refusal::invalid(format!(
+                "{doing} for the server's own trust domain is not allowed"
+            )));
+        }
+        Ok(trust_domain)
+    }
+}
+
+/// Only this server's own operations taint.
+fn untainted(bundle: Bundle) -> Bundle {
+    let mut bundle = bundle;
+    for authority in &mut bundle.x509_authorities {
+        authority.tainted = false;
+    }
+    for authority in &mut bundle.jwt_authorities {
+        authority.tainted = false;
+    }
+    bundle
+}
+
+fn answer(
+    call: &Call,
+    outcome: Result<Arc<Bundle>, Refusal>,
+    mask: &Option<types::BundleMask>,
+) -> (Option<types::Status>, Option<types::Bundle>) {
+    match outcome {
+        Ok(bundle) => (Some(ok()), Some(masked(&bundle, mask))),
+        Err(refusal) => (Some(call.refuse_item(&refusal)), None),
+    }
+}
+
+fn masked(bundle: &Bundle, mask: &Option<types::BundleMask>) -> types::Bundle {
+    wire::apply_bundle_mask(wire::bundle_to_wire(bundle), mask)
+}

@@ -1,0 +1,115 @@
+//! `spire.api.server.debug.v1.Debug`: a look at the running server.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use finial_identity::wire;
+use finial_proto::spire::api::server::debug::v1 as pb;
+use finial_proto::spire::api::server::debug::v1::debug_server::Debug as DebugApi;
+use time::{Duration, OffsetDateTime};
+use tonic::{Request, Response, Status};
+
+use super::Services;
+use super::call::Call;
+use super::status::{OrRefuse, Refusal};
+
+/// How long an answer is given again.
+const CACHED_FOR: Duration = Duration::seconds(5);
+const SCAN: u32 = 1000;
+
+/// Answers the Debug service.
+#[derive(Debug)]
+pub struct DebugService {
+    services: Arc<Services>,
+    cached: Mutex<Option<(OffsetDateTime, pb::GetInfoResponse)>>,
+}
+
+impl DebugService {
+    /// Looks at these parts.
+    pub fn new(services: Arc<Services>) -> Self {
+        Self {
+            services,
+            cached: Mutex::new(None),
+        }
+    }
+
+    async fn info(&self) -> Result<pb::GetInfoResponse, Refusal> {
+        let now = self.services.clock.now();
+        if let Some((at, info)) = &*self.cached.lock().unwrap_or_else(PoisonError::into_inner)
+            && (Duration::ZERO..CACHED_FOR).contains(&(now - *at))
+        {
+            return Ok(info.clone());
+        }
+        let info = self.look(now).await?;
+        *self.cached.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, info.clone()));
+        Ok(info)
+    }
+
+    async fn look(&self, now: OffsetDateTime) -> Result<pb::GetInfoResponse, Refusal> {
+        let services = &self.services;
+        Ok(pb::GetInfoResponse {
+            svid_chain: self.svid_chain().await?,
+            uptime: i32::try_from((now - services.started_at).whole_seconds()).unwrap_or(i32::MAX),
+            agents_count: self.count_agents().await?,
+            federated_bundles_count: services.count_bundles().await?,
+            entries_count: i32::try_from(services.registry.entry_count()).unwrap_or(i32::MAX),
+        })
+    }
+
+    /// The server's SVID up to and including the root.
+    async fn svid_chain(&self) -> Result<Vec<pb::get_info_response::Cert>, Refusal> {
+        let svid = self.services.authority.server_svid().borrow().clone();
+        let Some(svid) = svid else {
+            return Ok(Vec::new());
+        };
+        let mut chain = svid.chain().to_vec();
+        let bundle = self.services.own_bundle().await?;
+        let last = chain
+            .last()
+            .and_then(|cert| cert.authority_key_id().map(<[u8]>::to_vec));
+        let root = bundle
+            .x509_authorities
+            .iter()
+            .map(|authority| &authority.certificate)
+            .find(|root| last.is_some() && root.subject_key_id() == last.as_deref());
+        chain.extend(root.cloned());
+        Ok(chain
+            .iter()
+            .map(|cert| pb::get_info_response::Cert {
+                id: cert.spiffe_id().ok().map(|id| wire::spiffe_id_to_wire(&id)),
+                expires_at: cert.not_after().unix_timestamp(),
+                subject: cert.subject_text(),
+            })
+            .collect())
+    }
+
+    async fn count_agents(&self) -> Result<i32, Refusal> {
+        let (mut count, mut after) = (0_usize, 0);
+        loop {
+            let rows = self
+                .services
+                .store
+                .list_agents(after, SCAN)
+                .await
+                .or_refuse("failed to count agents")?;
+            let Some(last) = rows.last() else {
+                return Ok(i32::try_from(count).unwrap_or(i32::MAX));
+            };
+            after = last.row;
+            count += rows.len();
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl DebugApi for DebugService {
+    async fn get_info(
+        &self,
+        request: Request<pb::GetInfoRequest>,
+    ) -> Result<Response<pb::GetInfoResponse>, Status> {
+        let call = Call::of(&request)?;
+        self.info()
+            .await
+            .map(Response::new)
+            .map_err(|refusal| call.refuse(refusal))
+    }
+}

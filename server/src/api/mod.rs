@@ -1,0 +1,195 @@
+//! The services, one file each: wire messages in, checked types to the parts below, wire messages out.
+//! `SPIRE`'s TrustDomain service is not served; its rows stand in the table of callers, and calls are
+//! answered with `UNIMPLEMENTED`.
+
+pub mod agent;
+pub mod agent_attest;
+pub mod agent_filter;
+pub mod bundle;
+pub mod call;
+pub mod debug;
+pub mod entry;
+pub mod entry_filter;
+pub mod entry_sync;
+pub mod local_authority;
+pub mod logger;
+pub mod standing;
+pub mod status;
+pub mod streaming;
+pub mod svid;
+pub mod sync;
+
+mod refusals;
+
+use std::sync::Arc;
+
+use finial_identity::bundle::Bundle;
+use finial_identity::key::PublicKey;
+use finial_identity::process::{Clock, Stop};
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::x509::Certificate;
+use time::OffsetDateTime;
+
+use crate::attestation::Attestors;
+use crate::authority::{AuthorityKind, AuthorityManager, X509Request, X509Subject};
+use crate::registry::Registry;
+use crate::store::Store;
+use crate::telemetry::LogControl;
+use status::{OrRefuse, Refusal};
+
+/// What the services work with.
+#[derive(Debug)]
+pub struct Services {
+    /// The own trust domain.
+    pub trust_domain: TrustDomain,
+    /// What is remembered.
+    pub store: Arc<dyn Store>,
+    /// Who may have which identity.
+    pub registry: Arc<Registry>,
+    /// Who signs.
+    pub authority: Arc<AuthorityManager>,
+    /// How nodes are attested.
+    pub attestors: Attestors,
+    /// The time.
+    pub clock: Clock,
+    /// The log level.
+    pub log: LogControl,
+    /// When the server was built.
+    pub started_at: OffsetDateTime,
+    /// Ends open streams.
+    pub stop: Stop,
+    /// Choices of the configuration.
+    pub settings: ApiSettings,
+}
+
+/// Choices of the configuration that change answers.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ApiSettings {
+    /// `experimental.agent_spiffe_id_as_selector`.
+    pub agent_spiffe_id_as_selector: bool,
+    /// `disable_jwt_svids`.
+    pub disable_jwt_svids: bool,
+}
+
+impl Services {
+    /// Where callers are looked up.
+    pub fn standing(&self) -> standing::Standing {
+        standing::Standing::new(
+            self.trust_domain.clone(),
+            Arc::clone(&self.registry),
+            Arc::clone(&self.store),
+            self.clock.clone(),
+        )
+    }
+
+    /// Makes what a call has just written count for every later call, so that a change is in force
+    /// when its caller is told of it. What was written stays so if this fails; the registry says why.
+    pub async fn take_in_writes(&self) {
+        if let Err(error) = self.registry.catch_up().await {
+            tracing::debug!(%error, "registry did not take in what was written");
+        }
+    }
+
+    /// The own trust domain's bundle.
+    ///
+    /// # Errors
+    /// `NOT_FOUND` before the first authority was made; `INTERNAL` when the store fails.
+    pub async fn own_bundle(&self) -> Result<Arc<Bundle>, Refusal> {
+        let stored = self
+            .store
+            .bundle(&self.trust_domain)
+            .await
+            .or_refuse("failed to fetch bundle")?;
+        stored
+            .map(|stored| stored.bundle)
+            .ok_or_else(|| Refusal::not_found("bundle not found"))
+    }
+
+    /// How many bundles are stored, the own one included.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the store fails.
+    pub async fn count_bundles(&self) -> Result<i32, Refusal> {
+        let mut count = 0_usize;
+        let mut after = 0;
+        loop {
+            let rows = self
+                .store
+                .list_bundles(after, 1000)
+                .await
+                .or_refuse("failed to count bundles")?;
+            let Some(last) = rows.last() else {
+                return Ok(i32::try_from(count).unwrap_or(i32::MAX));
+            };
+            after = last.row;
+            count += rows.len();
+        }
+    }
+
+    /// Signs an agent's SVID.
+    ///
+    /// # Errors
+    /// As the authority's.
+    pub async fn sign_agent(
+        &self,
+        id: &SpiffeId,
+        public_key: &PublicKey,
+    ) -> Result<Vec<Certificate>, Refusal> {
+        let request = X509Request {
+            subject: X509Subject::Agent(id.clone()),
+            public_key: public_key.clone(),
+            ttl: None,
+        };
+        self.authority
+            .sign_x509_off_thread(request)
+            .await
+            .or_refuse("failed to sign X509 SVID")
+    }
+
+    /// Refuses when JWT-SVIDs are switched off.
+    ///
+    /// # Errors
+    /// `UNIMPLEMENTED`.
+    pub fn require_jwt(&self) -> Result<(), Refusal> {
+        if self.settings.disable_jwt_svids {
+            return Err(Refusal::unimplemented("JWT functionality is disabled"));
+        }
+        Ok(())
+    }
+
+    /// Whether the own bundle can be read and the registry follows the store.
+    pub async fn is_healthy(&self) -> bool {
+        self.registry.held().is_none() && self.own_bundle().await.is_ok()
+    }
+
+    /// Why callers had better ask another server, although this one lives.
+    pub fn unready(&self) -> Option<String> {
+        self.registry
+            .held()
+            .map(|reason| format!("store's content is held back until a restart: {reason}"))
+    }
+
+    /// The trouble of each subsystem, for the HTTP health checks.
+    pub async fn health(&self) -> Vec<(&'static str, Option<String>)> {
+        let store = self
+            .own_bundle()
+            .await
+            .err()
+            .map(|refusal| refusal.message().to_owned());
+        let authority = self
+            .authority
+            .state(AuthorityKind::X509)
+            .err()
+            .map(|error| error.to_string());
+        let own_svid = match &*self.authority.server_svid().borrow() {
+            Some(svid) if svid.leaf().not_after() > self.clock.now() => None,
+            Some(_) => Some("server SVID has expired".to_owned()),
+            None => Some("server has no SVID".to_owned()),
+        };
+        vec![
+            ("catalog.datastore", store),
+            ("server.ca", authority),
+            ("server.ca.rotator", own_svid),
+        ]
+    }
+}

@@ -1,0 +1,403 @@
+//! Puts the parts of the server together: the one place that knows concrete types.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
+use finial_identity::key::{KeyError, KeyManager};
+use finial_identity::peer::{self, BundleSource, PeerPolicy};
+use finial_identity::process::private_file::{FileError, FileMode, create_private_dir};
+use finial_identity::process::unix_listener::{self, ListenError, UnixListenerOptions};
+use finial_identity::process::{Clock, Stop, TaskError, TaskSet, limits};
+use finial_identity::spiffe_id::TrustDomain;
+use finial_identity::x509::Certificate;
+use finial_proto::finial::server::sync::v1::sync_server::SyncServer;
+use finial_proto::grpc::health::v1::health_server::HealthServer;
+use finial_proto::spire::api::server::agent::v1::agent_server::AgentServer;
+use finial_proto::spire::api::server::bundle::v1::bundle_server::BundleServer;
+use finial_proto::spire::api::server::debug::v1::debug_server::DebugServer;
+use finial_proto::spire::api::server::entry::v1::entry_server::EntryServer;
+use finial_proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
+use finial_proto::spire::api::server::logger::v1::logger_server::LoggerServer;
+use finial_proto::spire::api::server::svid::v1::svid_server::SvidServer;
+use thiserror::Error;
+use tokio::net::TcpListener;
+use tonic::service::{Routes, RoutesBuilder};
+
+use crate::api::agent::AgentService;
+use crate::api::bundle::BundleService;
+use crate::api::debug::DebugService;
+use crate::api::entry::EntryService;
+use crate::api::local_authority::LocalAuthorityService;
+use crate::api::logger::LoggerService;
+use crate::api::svid::SvidService;
+use crate::api::sync::SyncService;
+use crate::api::{ApiSettings, Services};
+use crate::attestation::Attestors;
+use crate::attestation::join_token::JoinTokenAttestor;
+use crate::authority::{AuthorityError, AuthorityManager};
+use crate::config::{Config, Keys, PruneAgents};
+use crate::endpoints::audit::Audit;
+use crate::endpoints::caller::Callers;
+use crate::endpoints::gate::Rules;
+use crate::endpoints::health::HealthService;
+use crate::endpoints::http::HttpEndpoint;
+use crate::endpoints::limits::{LimitSettings, Limits};
+use crate::endpoints::tcp::TcpEndpoint;
+use crate::endpoints::uds::UdsEndpoint;
+use crate::registry::{Registry, RegistryError};
+use crate::store::{OpenError, SqliteStore, Store, StoreError};
+use crate::telemetry::LogControl;
+
+/// How long everything may take to end once the server is told to stop, as SPIRE's.
+pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The largest message that a caller may send: gRPC's usual limit, as SPIRE has it.
+pub const MAX_MESSAGE: usize = 4 * 1024 * 1024;
+
+/// Why a server cannot start.
+#[derive(Debug, Error)]
+pub enum BuildError {
+    /// The data directory cannot be made.
+    #[error("data directory: {0}")]
+    DataDir(#[source] FileError),
+    /// The store cannot be opened.
+    #[error("{0}")]
+    Store(#[from] OpenError),
+    /// The keys cannot be read.
+    #[error("key manager: {0}")]
+    Keys(#[from] KeyError),
+    /// There is no authority to sign with.
+    #[error("authority: {0}")]
+    Authority(#[source] AuthorityError),
+    /// What is registered cannot be read.
+    #[error("registry: {0}")]
+    Registry(#[from] RegistryError),
+    /// The private socket cannot be opened.
+    #[error("{0}")]
+    Socket(#[from] ListenError),
+    /// An address cannot be listened on.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A server that listens but does not work yet.
+#[derive(Debug)]
+pub struct Bound {
+    tcp_addr: SocketAddr,
+    socket_path: PathBuf,
+    health_addr: Option<SocketAddr>,
+    trust_domain: TrustDomain,
+    store: Arc<SqliteStore>,
+    tasks: TaskSet,
+}
+
+/// Opens the store, finds or makes the authorities, and binds all sockets.
+///
+/// # Errors
+/// [`BuildError`]; then nothing is left bound.
+pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Bound, BuildError> {
+    limits::raise_open_files();
+    create_private_dir(config.data_dir(), FileMode::PUBLIC_DIR).map_err(BuildError::DataDir)?;
+    let trust_domain = config.trust_domain().clone();
+    let sqlite = Arc::new(SqliteStore::open(config.database(), &trust_domain, clock.clone()).await?);
+    let store: Arc<dyn Store> = sqlite.clone();
+    let keys: Arc<dyn KeyManager> = match config.keys() {
+        Keys::Memory => Arc::new(MemoryKeyManager::new()),
+        Keys::Disk(path) => Arc::new(DiskKeyManager::open(path)?),
+    };
+    let authority = AuthorityManager::start(
+        config.authority().clone(),
+        keys,
+        Arc::clone(&store),
+        clock.clone(),
+    )
+    .await
+    .map_err(BuildError::Authority)?;
+    let registry = Registry::load(Arc::clone(&store), &trust_domain, clock.clone()).await?;
+
+    let mut tasks = TaskSet::with_deadline(STOP_DEADLINE);
+    let stop = tasks.stop_signal();
+    let services = Arc::new(Services {
+        trust_domain: trust_domain.clone(),
+        store: Arc::clone(&store),
+        registry: Arc::clone(&registry),
+        authority: Arc::clone(&authority),
+        attestors: attestors(&config, &store, &clock),
+        clock: clock.clone(),
+        log,
+        started_at: clock.now(),
+        stop: stop.clone(),
+        settings: ApiSettings {
+            agent_spiffe_id_as_selector: config.agent_spiffe_id_as_selector(),
+            disable_jwt_svids: config.authority().disable_jwt_svids,
+        },
+    });
+    let rules = Arc::new(Rules {
+        callers: Callers::new(config.admin_ids().iter().cloned(), services.standing()),
+        limits: Limits::new(LimitSettings {
+            attestation: config.limits().attestation,
+            signing: config.limits().signing,
+        }),
+        audit: Audit::new(config.audit_log()),
+    });
+
+    let tcp = listen(config.bind()).await?;
+    let tcp_addr = local_addr(&tcp, config.bind())?;
+    let bundles: Arc<dyn BundleSource> = Arc::new(RegisteredBundles(Arc::clone(&registry)));
+    let tls = peer::server_config(
+        authority.server_svid(),
+        Some(peer::client_verifier(
+            bundles,
+            client_policy(&config),
+            clock.clone(),
+            false,
+        )),
+        clock.clone(),
+    );
+    let tcp = TcpEndpoint::new(tcp, Arc::new(tls), Arc::clone(&rules), public_routes(&services));
+
+    let (listener, socket) = unix_listener::bind(
+        config.socket_path(),
+        UnixListenerOptions {
+            socket_mode: FileMode::new(0o770),
+            dir_mode: FileMode::GROUP_DIR,
+        },
+    )?;
+    let uds = UdsEndpoint::new(listener, socket, Arc::clone(&rules), private_routes(&services));
+
+    let (http, health_addr) = match config.health_checks() {
+        None => (None, None),
+        Some(checks) => {
+            let address = (checks.address.as_str(), checks.port);
+            let listener = TcpListener::bind(address)
+                .await
+                .map_err(|source| BuildError::Listen {
+                    address: format!("{}:{}", address.0, address.1),
+                    source,
+                })?;
+            let bound = listener.local_addr().ok();
+            let endpoint = HttpEndpoint::new(
+                listener,
+                &checks.live_path,
+                &checks.ready_path,
+                Arc::clone(&services),
+            );
+            (Some(endpoint), bound)
+        }
+    };
+
+    tasks.spawn("store", watch_store(Arc::clone(&sqlite), stop.clone()));
+    tasks.spawn("authority", {
+        let stop = stop.clone();
+        async move { authority.run(stop).await }
+    });
+    tasks.spawn("registry", {
+        let stop = stop.clone();
+        async move { registry.run(stop).await }
+    });
+    tasks.spawn("prune", prune(store, clock, config.prune_agents(), stop.clone()));
+    tasks.spawn("tcp", tcp.run(stop.clone()));
+    tasks.spawn("uds", uds.run(stop.clone()));
+    if let Some(http) = http {
+        tasks.spawn("health", http.run(stop));
+    }
+    Ok(Bound {
+        tcp_addr,
+        socket_path: config.socket_path().to_owned(),
+        health_addr,
+        trust_domain,
+        store: sqlite,
+        tasks,
+    })
+}
+
+impl Bound {
+    /// Where agents connect.
+    pub fn tcp_addr(&self) -> SocketAddr {
+        self.tcp_addr
+    }
+
+    /// Where local callers connect.
+    pub fn socket_path(&self) -> &Path {
+        &self.socket_path
+    }
+
+    /// Where the HTTP health checks are, when they are on.
+    pub fn health_addr(&self) -> Option<SocketAddr> {
+        self.health_addr
+    }
+
+    /// Whose authority this is.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    /// Serves until `shutdown` completes or a part fails. Then no new connection is accepted,
+    /// streams are told to go elsewhere, and what still runs after ten seconds is cut off.
+    ///
+    /// # Errors
+    /// The first part that failed.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), TaskError> {
+        tracing::info!(
+            trust_domain = %self.trust_domain,
+            address = %self.tcp_addr,
+            socket = %self.socket_path.display(),
+            "server started"
+        );
+        let ended = self.tasks.run_until_first_exit(shutdown).await;
+        // Nobody writes any more.
+        self.store.close().await;
+        tracing::info!("server stopped");
+        ended
+    }
+}
+
+/// Join tokens need no block in the configuration, as in SPIRE.
+fn attestors(config: &Config, store: &Arc<dyn Store>, clock: &Clock) -> Attestors {
+    Attestors::default().with(Arc::new(JoinTokenAttestor::new(
+        config.trust_domain().clone(),
+        Arc::clone(store),
+        clock.clone(),
+    )))
+}
+
+/// Services of the TLS listener.
+fn public_routes(services: &Arc<Services>) -> Routes {
+    shared_routes(services).routes()
+}
+
+/// Services of the private socket: all of the other's, and what is for the machine's own operator.
+fn private_routes(services: &Arc<Services>) -> Routes {
+    let mut routes = shared_routes(services);
+    let of = || Arc::clone(services);
+    routes
+        .add_service(LoggerServer::new(LoggerService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(DebugServer::new(DebugService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(HealthServer::new(HealthService::new(of())).max_decoding_message_size(MAX_MESSAGE));
+    routes.routes()
+}
+
+fn shared_routes(services: &Arc<Services>) -> RoutesBuilder {
+    let mut routes = Routes::builder();
+    let of = || Arc::clone(services);
+    routes
+        .add_service(EntryServer::new(EntryService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(AgentServer::new(AgentService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(SvidServer::new(SvidService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(BundleServer::new(BundleService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(
+            LocalAuthorityServer::new(LocalAuthorityService::new(of()))
+                .max_decoding_message_size(MAX_MESSAGE),
+        )
+        .add_service(SyncServer::new(SyncService::new(of())).max_decoding_message_size(MAX_MESSAGE));
+    routes
+}
+
+/// Members of the own trust domain, and the admins of others whose bundles are stored.
+fn client_policy(config: &Config) -> PeerPolicy {
+    let trust_domain = config.trust_domain().clone();
+    let admin_ids = config.admin_ids().to_vec();
+    PeerPolicy::Custom(Arc::new(move |id| {
+        if id.is_member_of(&trust_domain) || admin_ids.contains(id) {
+            return Ok(());
+        }
+        Err(format!("{id} is neither a member of {trust_domain} nor an admin"))
+    }))
+}
+
+/// Bundles as the registry has them now, for TLS.
+#[derive(Debug)]
+struct RegisteredBundles(Arc<Registry>);
+
+impl BundleSource for RegisteredBundles {
+    fn x509_authorities(&self, trust_domain: &TrustDomain) -> Option<Arc<[Certificate]>> {
+        let bundle = self.0.bundle(trust_domain)?;
+        Some(bundle.x509_certificates().into())
+    }
+}
+
+/// Fails when the store takes no writes any more: a server that can only refuse had better end, so
+/// that it is seen and started anew.
+async fn watch_store(store: Arc<SqliteStore>, stop: Stop) -> Result<(), StoreError> {
+    tokio::select! {
+        biased;
+        () = stop.stopped() => Ok(()),
+        () = store.closed() => Err(StoreError::Closed),
+    }
+}
+
+/// Forgets nodes that have expired, every hour when asked to, and join tokens that nobody can use
+/// any more. Entries are the registry's business.
+async fn prune(
+    store: Arc<dyn Store>,
+    clock: Clock,
+    agents: Option<PruneAgents>,
+    stop: Stop,
+) -> io::Result<()> {
+    let mut round = 0_u32;
+    loop {
+        tokio::select! {
+            () = stop.stopped() => return Ok(()),
+            () = tokio::time::sleep(PRUNE_EVERY) => {}
+        }
+        let now = clock.now();
+        report(
+            "join tokens",
+            store.prune_join_tokens(now - PRUNE_TOKENS_AFTER).await,
+        );
+        round = round.wrapping_add(1);
+        if let Some(prune) = agents.filter(|_| round.is_multiple_of(PRUNE_AGENTS_EACH)) {
+            let before = time::Duration::try_from(prune.expired_for)
+                .ok()
+                .and_then(|expired_for| now.checked_sub(expired_for));
+            if let Some(before) = before {
+                report(
+                    "agents",
+                    store.prune_agents(before, prune.tofu, prune.batch_size).await,
+                );
+            }
+        }
+    }
+}
+
+fn report(what: &'static str, pruned: Result<usize, StoreError>) {
+    match pruned {
+        Ok(0) => {}
+        Ok(count) => tracing::info!(what, count, "pruned what had expired"),
+        Err(error) => tracing::warn!(what, %error, "failed to prune what has expired"),
+    }
+}
+
+async fn listen(address: SocketAddr) -> Result<TcpListener, BuildError> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|source| BuildError::Listen {
+            address: address.to_string(),
+            source,
+        })
+}
+
+fn local_addr(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, BuildError> {
+    listener.local_addr().map_err(|source| BuildError::Listen {
+        address: wanted.to_string(),
+        source,
+    })
+}
+
+const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
+const PRUNE_AGENTS_EACH: u32 = 12;
+const PRUNE_TOKENS_AFTER: time::Duration = time::Duration::days(1);
+
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;

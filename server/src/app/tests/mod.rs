@@ -1,0 +1,11 @@
+//! The server as its callers see it: each test runs a real one.
+#![allow(clippy::disallowed_methods)] // Tests run clients beside each other.
+
+mod agents;
+mod authorities;
+mod bundles;
+mod callers;
+mod entries;
+mod stopping;
+mod svids;
+mod watching;

@@ -1,0 +1,230 @@
+//! What an administrator does by hand: prepare, activate, taint, revoke, in this order.
+
+use std::sync::Arc;
+
+use super::journal::AuthorityKind;
+use super::lifecycle::Status;
+use super::records::BundleChange;
+use super::{AuthorityError, AuthorityManager, Working};
+
+/// One authority as it is shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorityState {
+    /// The subject key identifier of a CA in lowercase hex, or the key id of a JWT authority.
+    pub authority_id: String,
+    /// Unix seconds; 0 where it is not known.
+    pub expires_at: i64,
+    /// The authority key identifier of a CA that somebody else signed, else empty.
+    pub upstream_authority_subject_key_id: String,
+}
+
+/// The authorities of one kind. At most one of `prepared` and `old` is there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthorityStates {
+    pub active: AuthorityState,
+    pub prepared: Option<AuthorityState>,
+    pub old: Option<AuthorityState>,
+}
+
+impl AuthorityManager {
+    /// The X.509 authorities.
+    pub fn x509_state(&self) -> Result<AuthorityStates, AuthorityError> {
+        self.state(AuthorityKind::X509)
+    }
+
+    /// The JWT authorities.
+    pub fn jwt_state(&self) -> Result<AuthorityStates, AuthorityError> {
+        self.state(AuthorityKind::Jwt)
+    }
+
+    /// The authorities of a kind.
+    ///
+    /// # Errors
+    /// `JwtDisabled`, or `NotReady` while none is active.
+    pub fn state(&self, kind: AuthorityKind) -> Result<AuthorityStates, AuthorityError> {
+        self.enabled(kind)?;
+        let published = self.published();
+        let states = match kind {
+            AuthorityKind::X509 => &published.x509_states,
+            AuthorityKind::Jwt => &published.jwt_states,
+        };
+        states.clone().ok_or(AuthorityError::NotReady)
+    }
+
+    /// Makes a new authority in the slot beside the active one, in place of whatever was there.
+    pub async fn prepare(&self, kind: AuthorityKind) -> Result<AuthorityState, AuthorityError> {
+        self.enabled(kind)?;
+        let mut working = self.working.lock().await;
+        if working.slots(kind).current.is_none() {
+            return Err(AuthorityError::NotReady);
+        }
+        self.prepare_authority(&mut working, kind).await?;
+        self.state(kind)?.prepared.ok_or(AuthorityError::NotReady)
+    }
+
+    /// Lets the prepared authority sign from now on.
+    pub async fn activate(
+        &self,
+        kind: AuthorityKind,
+        authority_id: &str,
+    ) -> Result<AuthorityState, AuthorityError> {
+        self.enabled(kind)?;
+        let mut working = self.working.lock().await;
+        let (id, status) = next_slot(&working, kind);
+        if authority_id.is_empty() {
+            return Err(invalid("no authority ID provided"));
+        }
+        if id != Some(authority_id) {
+            return Err(invalid("unexpected authority ID"));
+        }
+        if status != Some(Status::Prepared) {
+            return Err(AuthorityError::internal(
+                "only Prepared authorities can be activated",
+                format!("unsupported local authority status: {status:?}"),
+            ));
+        }
+        self.activate_authority(&mut working, kind).await?;
+        Ok(self.state(kind)?.active)
+    }
+
+    /// Marks the old authority as no longer to be trusted. Agents replace what it signed; this server does so at once.
+    pub async fn taint(
+        self: &Arc<Self>,
+        kind: AuthorityKind,
+        authority_id: &str,
+    ) -> Result<AuthorityState, AuthorityError> {
+        self.enabled(kind)?;
+        let working = self.working.lock().await;
+        let (id, status) = next_slot(&working, kind);
+        if authority_id.is_empty() {
+            return Err(invalid("no authority ID provided"));
+        }
+        if current_id(&working, kind) == Some(authority_id) {
+            return Err(invalid("unable to taint current local authority"));
+        }
+        if id != Some(authority_id) {
+            return Err(invalid("unexpected authority ID"));
+        }
+        if status != Some(Status::Old) {
+            return Err(invalid("only Old local authorities can be tainted"));
+        }
+        let what = match kind {
+            AuthorityKind::X509 => "failed to taint X.509 authority",
+            AuthorityKind::Jwt => "failed to taint JWT authority",
+        };
+        // First, so that a call that is cut off leaves no SVID of a tainted authority in use.
+        if kind == AuthorityKind::X509 {
+            self.leave_authority(authority_id).await?;
+        }
+        self.records
+            .change_bundle(BundleChange::Taint(kind, authority_id.to_owned()))
+            .await
+            .map_err(|error| AuthorityError::internal(what, error))?;
+        Ok(shown(&working, kind, authority_id))
+    }
+
+    /// Removes a tainted authority from the bundle: what it signed is worthless from now on.
+    pub async fn revoke(
+        &self,
+        kind: AuthorityKind,
+        authority_id: &str,
+    ) -> Result<AuthorityState, AuthorityError> {
+        self.enabled(kind)?;
+        let working = self.working.lock().await;
+        self.check_revocable(&working, kind, authority_id)
+            .await
+            .map_err(|reason| AuthorityError::InvalidArgument(format!("invalid authority ID: {reason}")))?;
+        let what = match kind {
+            AuthorityKind::X509 => "failed to revoke X.509 authority",
+            AuthorityKind::Jwt => "failed to revoke JWT authority",
+        };
+        self.records
+            .change_bundle(BundleChange::Revoke(kind, authority_id.to_owned()))
+            .await
+            .map_err(|error| AuthorityError::internal(what, error))?;
+        Ok(shown(&working, kind, authority_id))
+    }
+
+    /// The answer to tainting or revoking a root of an upstream authority: there is none.
+    pub fn no_upstream_authority() -> AuthorityError {
+        AuthorityError::FailedPrecondition("upstream authority is not configured")
+    }
+
+    fn enabled(&self, kind: AuthorityKind) -> Result<(), AuthorityError> {
+        if kind == AuthorityKind::Jwt && self.config.disable_jwt_svids {
+            return Err(AuthorityError::JwtDisabled);
+        }
+        Ok(())
+    }
+
+    async fn check_revocable(
+        &self,
+        working: &Working,
+        kind: AuthorityKind,
+        authority_id: &str,
+    ) -> Result<(), String> {
+        let (id, status) = next_slot(working, kind);
+        let is_next = id == Some(authority_id);
+        if authority_id.is_empty() {
+            return Err("no authority ID provided".to_owned());
+        }
+        if current_id(working, kind) == Some(authority_id) {
+            return Err("unable to use current authority".to_owned());
+        }
+        match kind {
+            AuthorityKind::X509 if is_next && status == Some(Status::Old) => Ok(()),
+            AuthorityKind::X509 => Err("only Old local authority can be revoked".to_owned()),
+            AuthorityKind::Jwt if is_next && status == Some(Status::Prepared) => {
+                Err("unable to use a prepared key".to_owned())
+            }
+            AuthorityKind::Jwt if is_next => Ok(()),
+            // Also a key that another server made, or one that left its slot.
+            AuthorityKind::Jwt => {
+                let bundle = self.records.bundle().await.map_err(|error| error.to_string())?;
+                let known = bundle.is_some_and(|bundle| {
+                    bundle
+                        .jwt_authorities
+                        .iter()
+                        .any(|authority| authority.key_id == authority_id)
+                });
+                if known {
+                    Ok(())
+                } else {
+                    Err("no JWT authority found with provided authority ID".to_owned())
+                }
+            }
+        }
+    }
+}
+
+fn next_slot(working: &Working, kind: AuthorityKind) -> (Option<&str>, Option<Status>) {
+    match &working.slots(kind).next {
+        Some((authority, status)) => (Some(&authority.id), Some(*status)),
+        None => (None, None),
+    }
+}
+
+fn current_id(working: &Working, kind: AuthorityKind) -> Option<&str> {
+    working
+        .slots(kind)
+        .current
+        .as_ref()
+        .map(|authority| authority.id.as_str())
+}
+
+/// The state of what was in the next slot. JWT authorities are answered with their id alone, as SPIRE does.
+fn shown(working: &Working, kind: AuthorityKind, authority_id: &str) -> AuthorityState {
+    let old = match kind {
+        AuthorityKind::X509 => working.slots(kind).states().and_then(|states| states.old),
+        AuthorityKind::Jwt => None,
+    };
+    old.unwrap_or_else(|| AuthorityState {
+        authority_id: authority_id.to_owned(),
+        expires_at: 0,
+        upstream_authority_subject_key_id: String::new(),
+    })
+}
+
+fn invalid(text: &str) -> AuthorityError {
+    AuthorityError::InvalidArgument(text.to_owned())
+}

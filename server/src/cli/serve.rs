@@ -1,0 +1,132 @@
+//! `server run` and `server validate`.
+
+use std::future::Future;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{ArgMatches, Command};
+use finial_identity::process::Clock;
+use finial_identity::process::umask::raise_umask_floor;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::app;
+use crate::config::{Config, DEFAULT_CONFIG_PATH, Flags};
+use crate::telemetry::LogControl;
+use finial_identity::command::Console;
+use finial_identity::command::flags::{switch, text, tristate, value};
+
+/// `run`
+pub fn run_command() -> Command {
+    run_flags(Command::new("run").about("Runs the server"))
+}
+
+/// `validate`
+pub fn validate_command() -> Command {
+    run_flags(Command::new("validate").about("Checks a configuration file of the server"))
+}
+
+/// Adds the flags that `run` and `validate` share.
+pub fn run_flags(command: Command) -> Command {
+    command.args([
+        text("config", "Path of the configuration file").default_value(DEFAULT_CONFIG_PATH),
+        text("bindAddress", "IP address of the server"),
+        text("serverPort", "Port of the server").value_parser(clap::value_parser!(u16)),
+        text("dataDir", "Directory for what the server keeps"),
+        text("logFile", "File to write logs to"),
+        text("logFormat", "Format of logs, text or json"),
+        text("logLevel", "Level of logs: debug, info, warn or error"),
+        switch(
+            "logSourceLocation",
+            "Whether log lines tell their place in the source",
+        ),
+        text(
+            "trustDomain",
+            "The trust domain that the server is the authority of",
+        ),
+        text("socketPath", "Path of the private socket"),
+        switch(
+            "expandEnv",
+            "Replaces $NAME and ${NAME} in the file by environment variables",
+        ),
+    ])
+}
+
+/// Runs the server in the foreground until SIGINT or SIGTERM.
+///
+/// # Errors
+/// One sentence for the operator.
+pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
+    raise_umask_floor(UMASK_FLOOR);
+    let config = Config::load(&flags(matches), console.variable)?;
+    let clock = Clock::system();
+    let log = config.log().start(clock.clone())?;
+    for warning in config.warnings() {
+        tracing::warn!(configuration = %warning, "configuration has a part that deserves attention");
+    }
+    let stopped = signals(log.clone())?;
+    let bound = app::build(config, clock, log).await.context("start the server")?;
+    bound.run(stopped).await?;
+    Ok(())
+}
+
+/// Checks the configuration without starting anything.
+///
+/// # Errors
+/// All mistakes, one a line.
+pub fn validate(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
+    let config = Config::load(&flags(matches), console.variable)
+        .context("SPIRE server configuration file is invalid")?;
+    for warning in config.warnings() {
+        console.warn(format!("Warning: {warning}"))?;
+    }
+    console.line("SPIRE server configuration file is valid.")
+}
+
+fn flags(matches: &ArgMatches) -> Flags {
+    let text = |name| value(matches, name).map(str::to_owned);
+    Flags {
+        config: text("config").map(PathBuf::from),
+        bind_address: text("bindAddress"),
+        server_port: matches.get_one::<u16>("serverPort").copied(),
+        data_dir: text("dataDir"),
+        log_file: text("logFile"),
+        log_format: text("logFormat"),
+        log_level: text("logLevel"),
+        log_source_location: tristate(matches, "logSourceLocation"),
+        trust_domain: text("trustDomain"),
+        socket_path: text("socketPath"),
+        expand_env: tristate(matches, "expandEnv").unwrap_or_default(),
+    }
+}
+
+/// Completes with the first SIGINT or SIGTERM. Until then SIGUSR2 opens the log file anew, and
+/// SIGUSR1, which has plugins read their files again in SPIRE, is taken without effect.
+fn signals(log: LogControl) -> anyhow::Result<impl Future<Output = ()>> {
+    let listen = |kind| signal(kind).context("listen for signals");
+    let mut interrupt = listen(SignalKind::interrupt())?;
+    let mut terminate = listen(SignalKind::terminate())?;
+    let mut reload = listen(SignalKind::user_defined1())?;
+    let mut reopen = listen(SignalKind::user_defined2())?;
+    Ok(async move {
+        loop {
+            tokio::select! {
+                () = received(&mut interrupt) => return,
+                () = received(&mut terminate) => return,
+                () = received(&mut reload) => tracing::info!("no plugin reads its data from a file"),
+                () = received(&mut reopen) => match log.reopen() {
+                    Ok(_has_file) => tracing::info!("log file reopened"),
+                    Err(error) => tracing::error!(%error, "failed to reopen log file"),
+                },
+            }
+        }
+    })
+}
+
+async fn received(signal: &mut Signal) {
+    if signal.recv().await.is_none() {
+        std::future::pending::<()>().await;
+    }
+}
+
+/// Nothing that the server makes is for everybody to read, nor for the group to write.
+const UMASK_FLOOR: u32 = 0o027;

@@ -1,0 +1,22 @@
+//! What is signed, and whether what was signed is right.
+//!
+//! A profile is built from checked parts ([`profile`], [`jwt`]), encoded here ([`der`], [`name`], [`serial`]), signed by
+//! the authority and then read back by a parser that shares no code with the encoder ([`check`]). Nothing that differs
+//! from its profile leaves the process.
+
+mod check;
+mod der;
+#[cfg(test)]
+mod golden;
+mod issuer;
+mod jwt;
+mod name;
+mod profile;
+mod serial;
+
+pub use check::{CheckError, check_certificate};
+pub use issuer::{SignedBy, X509Issuer};
+pub use jwt::{JwtProfile, MintedJwt, check_token, draw_key_id};
+pub use name::DistinguishedName;
+pub use profile::{Basis, ProfileError, Subject, Validity, X509Kind, X509Profile};
+pub use serial::Serial;

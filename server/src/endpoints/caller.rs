@@ -1,0 +1,104 @@
+//! Which class of caller a call has, in SPIRE's order: anybody, local, `admin_ids`, admin entry,
+//! downstream entry, agent. The first that the method's row admits wins.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use finial_identity::spiffe_id::SpiffeId;
+use finial_identity::x509::Certificate;
+
+use super::authorization::Row;
+use crate::api::call::{Caller, CallerClass, Peer, Via};
+use crate::api::standing::Standing;
+use crate::api::status::Refusal;
+
+/// Tells callers apart.
+#[derive(Debug)]
+pub struct Callers {
+    admin_ids: HashSet<SpiffeId>,
+    standing: Standing,
+}
+
+impl Callers {
+    /// `admin_ids` come from the configuration, the rest from what is registered.
+    pub fn new(admin_ids: impl IntoIterator<Item = SpiffeId>, standing: Standing) -> Self {
+        Self {
+            admin_ids: admin_ids.into_iter().collect(),
+            standing,
+        }
+    }
+
+    /// The class in which the peer may call the method.
+    ///
+    /// # Errors
+    /// `PERMISSION_DENIED` when none admits it, with the reason if agents may call;
+    /// `INTERNAL` when the store could not be asked.
+    pub async fn identify(&self, row: &Row, peer: &Arc<Peer>) -> Result<Caller, Refusal> {
+        let caller = |class, via| Caller {
+            class,
+            via,
+            peer: Arc::clone(peer),
+        };
+        let allowed = row.allowed;
+        if allowed.anybody() {
+            return Ok(caller(CallerClass::Nobody, Via::Nothing));
+        }
+        let svid = match &**peer {
+            Peer::Local { .. } if allowed.admits(CallerClass::Local) => {
+                return Ok(caller(CallerClass::Local, Via::Transport));
+            }
+            Peer::Local { .. } => return Err(denied(row)),
+            Peer::Remote { svid, .. } => svid.as_ref(),
+        };
+        let Some((id, certificate)) = svid else {
+            return Err(denied(row));
+        };
+        if allowed.admits(CallerClass::Admin) {
+            if self.admin_ids.contains(id) {
+                return Ok(caller(CallerClass::Admin, Via::Config));
+            }
+            if self.standing.is_admin(id).await? {
+                return Ok(caller(CallerClass::Admin, Via::Entries));
+            }
+        }
+        if allowed.admits(CallerClass::Downstream) && self.standing.is_downstream(id).await? {
+            return Ok(caller(CallerClass::Downstream, Via::Entries));
+        }
+        if allowed.admits(CallerClass::Agent) {
+            self.identify_agent(row, id, certificate).await?;
+            return Ok(caller(CallerClass::Agent, Via::Datastore));
+        }
+        Err(denied(row))
+    }
+
+    async fn identify_agent(
+        &self,
+        row: &Row,
+        id: &SpiffeId,
+        certificate: &Certificate,
+    ) -> Result<(), Refusal> {
+        match self.standing.check_agent(id, certificate).await? {
+            Ok(()) => Ok(()),
+            Err(reason) => Err(Refusal::denied_agent(denial_text(row), reason)),
+        }
+    }
+}
+
+/// The refusal of a method that has no row.
+pub fn denied_method(method: &str) -> Refusal {
+    // The name is the caller's: what is longer than any of ours is not sent back.
+    let shown = if method.len() <= 256 {
+        method
+    } else {
+        "with a name too long"
+    };
+    Refusal::denied(format!("authorization denied for method {shown}"))
+}
+
+fn denied(row: &Row) -> Refusal {
+    Refusal::denied(denial_text(row))
+}
+
+fn denial_text(row: &Row) -> String {
+    format!("authorization denied for method {}", row.method)
+}

@@ -1,0 +1,367 @@
+//! What every call of both listeners passes before a service sees it, and what its answer passes on
+//! the way back.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use http::HeaderMap;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+use tonic::body::Body;
+use tonic::service::Routes;
+use tonic::{Code, Status};
+use tower_service::Service;
+
+use super::audit::{Audit, Outcome};
+use super::authorization::{self, Bucket, Row};
+use super::caller::{Callers, denied_method};
+use super::connection::{Connection, HeldOpen};
+use super::limits::Limits;
+use super::strangers::{LimitedBody, max_request};
+use crate::api::call::{Call, Peer, Tokens};
+use crate::api::status::Refusal;
+
+/// What the gates of all connections share.
+#[derive(Debug)]
+pub struct Rules {
+    /// Tells callers apart.
+    pub callers: Callers,
+    /// Rate limits by address.
+    pub limits: Arc<Limits>,
+    /// Keeps what was done.
+    pub audit: Audit,
+}
+
+/// The gate of one connection.
+#[derive(Clone, Debug)]
+pub struct Gate {
+    rules: Arc<Rules>,
+    connection: Arc<Connection>,
+    routes: Routes,
+}
+
+impl Gate {
+    /// A gate before these services.
+    pub fn new(rules: Arc<Rules>, connection: Arc<Connection>, routes: Routes) -> Self {
+        Self {
+            rules,
+            connection,
+            routes,
+        }
+    }
+
+    async fn admit(&self, method: &str, deadline: Option<Instant>) -> Result<(&'static Row, Call), Refusal> {
+        let row = authorization::row(method).ok_or_else(|| denied_method(method))?;
+        let peer = self.connection.peer();
+        let caller = self.rules.callers.identify(row, peer).await?;
+        let tokens = self.pay(row, peer, deadline).await?;
+        Ok((row, Call::new(caller, tokens)))
+    }
+
+    /// Pays for the call, or hands over the means to pay for its items.
+    async fn pay(
+        &self,
+        row: &Row,
+        peer: &Peer,
+        deadline: Option<Instant>,
+    ) -> Result<Option<Tokens>, Refusal> {
+        let Peer::Remote { addr, .. } = peer else {
+            return Ok(None);
+        };
+        let (limits, address, bucket) = (&self.rules.limits, addr.ip(), row.bucket);
+        match bucket {
+            Bucket::X509SigningPerItem | Bucket::WitSigningPerItem => {
+                let limits = Arc::clone(limits);
+                Ok(Some(Tokens::new(move |count| {
+                    let limits = Arc::clone(&limits);
+                    async move { limits.take(bucket, address, count, deadline).await }.boxed()
+                })))
+            }
+            _ => {
+                limits.take(bucket, address, 1, deadline).await?;
+                Ok(None)
+            }
+        }
+    }
+}
+
+impl<B> Service<http::Request<B>> for Gate
+where
+    B: HttpBody<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: http::Request<B>) -> Self::Future {
+        let mut gate = self.clone();
+        async move {
+            let method = request.uri().path().to_owned();
+            let deadline = earlier(deadline(request.headers()), own_deadline(&method));
+            let (row, call) = match gate.admit(&method, deadline).await {
+                Ok(admitted) => admitted,
+                Err(refusal) => {
+                    gate.rules
+                        .audit
+                        .refused(&method, gate.connection.peer(), &refusal);
+                    return Ok(refusal.into_status(uuid::Uuid::new_v4()).into_http());
+                }
+            };
+            let held = (row.method == WATCH).then(|| gate.connection.hold_open());
+            request.extensions_mut().insert(call.clone());
+            let limit = max_request(gate.connection.peer(), row.method);
+            let request = request.map(|body| LimitedBody::new(body, limit));
+            let answer = gate.routes.call(request);
+            let response = match deadline {
+                None => answer.await,
+                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
+                    Ok(answer) => answer,
+                    Err(_elapsed) => Ok(Status::deadline_exceeded(OVERDUE).into_http()),
+                },
+            };
+            let Ok(response) = response;
+            let (parts, body) = response.into_parts();
+            let mut body = ObservedBody {
+                body,
+                // A unary call's answer is there by now.
+                overdue: deadline
+                    .filter(|_| row.method == ATTEST)
+                    .map(|deadline| Box::pin(sleep_until(deadline))),
+                end: Some(End {
+                    rules: Arc::clone(&gate.rules),
+                    row,
+                    call,
+                    _held: held,
+                }),
+            };
+            // Refusals come without a body, with the status among the headers.
+            if let Some(outcome) = outcome(&parts.headers) {
+                body.finish(outcome);
+            }
+            Ok(http::Response::from_parts(parts, Body::new(body)))
+        }
+        .boxed()
+    }
+}
+
+/// An answer's body, that tells the audit log how the call ended.
+struct ObservedBody {
+    body: Body,
+    /// Completes when the call has taken too long.
+    overdue: Option<Pin<Box<Sleep>>>,
+    end: Option<End>,
+}
+
+struct End {
+    rules: Arc<Rules>,
+    row: &'static Row,
+    call: Call,
+    _held: Option<HeldOpen>,
+}
+
+impl ObservedBody {
+    /// Ends the answer, whatever is still to come.
+    fn give_up(&mut self, status: &Status) -> Option<Result<Frame<Bytes>, Status>> {
+        self.overdue = None;
+        self.body = Body::empty();
+        self.finish(Outcome {
+            code: status.code(),
+            message: status.message().to_owned(),
+        });
+        let mut trailers = HeaderMap::new();
+        Some(
+            status
+                .add_header(&mut trailers)
+                .map(|()| Frame::trailers(trailers)),
+        )
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        if let Some(end) = self.end.take() {
+            end.rules.audit.done(end.row, &end.call, &outcome);
+        }
+    }
+}
+
+impl HttpBody for ObservedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Some(overdue) = &mut self.overdue
+            && overdue.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(self.give_up(&Status::deadline_exceeded(OVERDUE)));
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(outcome) = frame.trailers_ref().and_then(outcome) {
+                    self.finish(outcome);
+                }
+            }
+            Poll::Ready(Some(Err(status))) => {
+                let outcome = Outcome {
+                    code: status.code(),
+                    message: status.message().to_owned(),
+                };
+                self.finish(outcome);
+            }
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for ObservedBody {
+    fn drop(&mut self) {
+        self.finish(Outcome {
+            code: Code::Cancelled,
+            message: "caller left".to_owned(),
+        });
+    }
+}
+
+fn outcome(headers: &HeaderMap) -> Option<Outcome> {
+    let status = Status::from_header_map(headers)?;
+    Some(Outcome {
+        code: status.code(),
+        message: status.message().to_owned(),
+    })
+}
+
+/// When the caller gives up, from the `grpc-timeout` header: up to eight digits and a unit.
+fn deadline(headers: &HeaderMap) -> Option<Instant> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    let duration = match unit {
+        "H" => Duration::from_secs(amount * 3600),
+        "M" => Duration::from_secs(amount * 60),
+        "S" => Duration::from_secs(amount),
+        "m" => Duration::from_millis(amount),
+        "u" => Duration::from_micros(amount),
+        "n" => Duration::from_nanos(amount),
+        _ => return None,
+    };
+    Instant::now().checked_add(duration)
+}
+
+/// When we give up: no call but those that stream entries may take longer than a minute.
+fn own_deadline(method: &str) -> Option<Instant> {
+    match method {
+        WATCH | SYNC => None,
+        _ => Instant::now().checked_add(LONGEST),
+    }
+}
+
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    one.into_iter().chain(other).min()
+}
+
+const WATCH: &str = "/finial.server.sync.v1.Sync/Watch";
+const SYNC: &str = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries";
+/// The method by which strangers become agents.
+pub const ATTEST: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
+
+const LONGEST: Duration = Duration::from_secs(60);
+const OVERDUE: &str = "deadline exceeded";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(value: &str) -> Option<u64> {
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-timeout", value.parse().unwrap());
+        deadline(&headers).map(|deadline| deadline.duration_since(Instant::now()).as_secs())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn reads_every_unit_of_a_deadline() {
+        assert_eq!(seconds("2H"), Some(7200));
+        assert_eq!(seconds("2M"), Some(120));
+        assert_eq!(seconds("30S"), Some(30));
+        assert_eq!(seconds("30000m"), Some(30));
+        assert_eq!(seconds("30000000u"), Some(30));
+        assert_eq!(seconds("99999999n"), Some(0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn every_call_but_those_that_stream_entries_ends_within_a_minute() {
+        let minute = Instant::now() + LONGEST;
+        let hour = Instant::now() + 60 * LONGEST;
+        assert_eq!(earlier(Some(hour), own_deadline(ATTEST)), Some(minute));
+        assert_eq!(earlier(None, own_deadline("/a.B/C")), Some(minute));
+        assert_eq!(earlier(None, own_deadline(WATCH)), None);
+        assert_eq!(earlier(Some(hour), own_deadline(SYNC)), Some(hour));
+    }
+
+    /// A body of which nothing comes.
+    struct Silent;
+
+    impl HttpBody for Silent {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Pending
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stream_that_takes_too_long_ends_with_a_status() {
+        let start = Instant::now();
+        let mut body = ObservedBody {
+            body: Body::new(Silent),
+            overdue: Some(Box::pin(sleep_until(start + LONGEST))),
+            end: None,
+        };
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert_eq!(start.elapsed(), LONGEST);
+        let trailers = frame.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(outcome(&trailers).unwrap().code, Code::DeadlineExceeded);
+        let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert!(next.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn ignores_what_is_not_a_deadline() {
+        for text in ["", "S", "30", "-1S", "1.5S", "123456789S", "30s", "1é"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(
+                "grpc-timeout",
+                http::HeaderValue::from_bytes(text.as_bytes()).unwrap(),
+            );
+            assert_eq!(deadline(&headers), None, "{text}");
+        }
+    }
+}

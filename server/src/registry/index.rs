@@ -1,0 +1,563 @@
+//! The entries in memory and the ways to find them: by id, by row, by parent, by SPIFFE ID, and node
+//! aliases by selector. Pure: it knows neither store nor time.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+
+use finial_identity::entry::{Entry, EntryParts};
+use finial_identity::selector::Selector;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use hashbrown::HashTable;
+
+use super::intern::Interner;
+use super::record::{NONE, Record};
+use super::rows::Rows;
+
+/// Where a record lies. A slot that is freed is given again only after [`Index::recycle`].
+pub(super) type Slot = u32;
+/// A SPIFFE ID of the trust domain, by its path.
+pub(super) type IdNumber = u32;
+
+/// All entries of one trust domain.
+#[derive(Debug)]
+pub(super) struct Index {
+    trust_domain: TrustDomain,
+    /// The parent of node aliases.
+    server: IdNumber,
+    records: Vec<Option<Record>>,
+    free: Vec<Slot>,
+    freed: Vec<Slot>,
+    by_id: HashTable<Slot>,
+    by_row: Rows,
+    ids: Interner,
+    /// For each number of an ID, the first entry in its lists.
+    places: Vec<Place>,
+    selectors: Interner,
+    /// Each alias stands under one of its selectors, the one with the fewest aliases at that time.
+    aliases: HashMap<u32, Vec<Slot>>,
+    hasher: RandomState,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    first_child: Slot,
+    first_holder: Slot,
+}
+
+const NOWHERE: Place = Place {
+    first_child: NONE,
+    first_holder: NONE,
+};
+
+impl Index {
+    /// An index without entries.
+    pub(super) fn new(trust_domain: &TrustDomain) -> Self {
+        let mut index = Self {
+            trust_domain: trust_domain.clone(),
+            server: NONE,
+            records: Vec::new(),
+            free: Vec::new(),
+            freed: Vec::new(),
+            by_id: HashTable::new(),
+            by_row: Rows::default(),
+            ids: Interner::default(),
+            places: Vec::new(),
+            selectors: Interner::default(),
+            aliases: HashMap::new(),
+            hasher: RandomState::new(),
+        };
+        index.server = index.acquire_id(trust_domain.server_id().path());
+        index
+    }
+
+    pub(super) fn trust_domain(&self) -> &TrustDomain {
+        &self.trust_domain
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.by_row.len()
+    }
+
+    /// The slot of the entry with this id.
+    pub(super) fn slot(&self, id: &str) -> Option<Slot> {
+        self.by_id
+            .find(self.hasher.hash_one(id), |slot| {
+                self.record(*slot).with_id(|found| found == id)
+            })
+            .copied()
+    }
+
+    /// Puts an entry in place of the one with its id, whose slot it keeps. `None` for an entry of
+    /// another trust domain, which is ignored.
+    pub(super) fn put(&mut self, row: u64, entry: &Entry) -> Option<Slot> {
+        if !entry.spiffe_id.is_member_of(&self.trust_domain)
+            || !entry.parent_id.is_member_of(&self.trust_domain)
+        {
+            return None;
+        }
+        // The new numbers come first, so that texts in use by both stay where they are.
+        let spiffe = self.acquire_id(entry.spiffe_id.path());
+        let parent = self.acquire_id(entry.parent_id.path());
+        let selectors: Vec<u32> = entry
+            .selectors
+            .iter()
+            .map(|selector| self.selectors.acquire(selector.as_str()))
+            .collect();
+        let record = Record::new(row, entry, spiffe, parent, &selectors);
+        let slot = match self.slot(&entry.id) {
+            Some(slot) => {
+                self.unlink(slot);
+                self.records[slot as usize] = Some(record);
+                slot
+            }
+            None => self.add(record),
+        };
+        self.link(slot);
+        Some(slot)
+    }
+
+    /// Takes out the entry in a slot.
+    pub(super) fn remove(&mut self, slot: Slot) {
+        self.unlink(slot);
+        let hash = self.record(slot).with_id(|id| self.hasher.hash_one(id));
+        if let Ok(found) = self.by_id.find_entry(hash, |candidate| *candidate == slot) {
+            found.remove();
+        }
+        self.records[slot as usize] = None;
+        self.freed.push(slot);
+    }
+
+    /// Lets freed slots be given again. Until then a slot means the same entry to everybody.
+    pub(super) fn recycle(&mut self) {
+        self.free.append(&mut self.freed);
+    }
+
+    /// The entry in a slot, built anew.
+    pub(super) fn entry(&self, slot: Slot) -> Arc<Entry> {
+        let record = self.record(slot);
+        let fields = record.fields();
+        let parts = EntryParts {
+            id: record.with_id(str::to_owned),
+            spiffe_id: self.spiffe_id(record.spiffe),
+            parent_id: self.spiffe_id(record.parent),
+            selectors: record
+                .selectors()
+                .iter()
+                .map(|number| self.selector(*number))
+                .collect(),
+            x509_svid_ttl: fields.x509_svid_ttl,
+            jwt_svid_ttl: fields.jwt_svid_ttl,
+            federates_with: fields.federates_with.to_vec(),
+            admin: fields.admin,
+            downstream: fields.downstream,
+            expires_at: fields.expires_at,
+            dns_names: fields.dns_names.to_vec(),
+            revision_number: fields.revision_number,
+            store_svid: fields.store_svid,
+            hint: fields.hint.to_owned(),
+            created_at: fields.created_at,
+            disable_x509_svid_prefetch: fields.disable_x509_svid_prefetch,
+            jwt_svid_include_jti: fields.jwt_svid_include_jti,
+        };
+        Arc::new(Entry::check(parts, &self.trust_domain).expect("the record was made from a checked entry"))
+    }
+
+    /// Slots with rows above `after_row`, in the order of rows.
+    pub(super) fn after(&self, after_row: u64) -> impl Iterator<Item = (u64, Slot)> {
+        self.by_row.after(after_row)
+    }
+
+    pub(super) fn row(&self, slot: Slot) -> u64 {
+        self.record(slot).row
+    }
+
+    /// The entry's id.
+    pub(super) fn id(&self, slot: Slot) -> String {
+        self.record(slot).with_id(str::to_owned)
+    }
+
+    pub(super) fn federates_with(&self, slot: Slot) -> &[TrustDomain] {
+        self.record(slot).federates_with()
+    }
+
+    pub(super) fn is_admin(&self, slot: Slot) -> bool {
+        self.record(slot).is_admin()
+    }
+
+    pub(super) fn is_downstream(&self, slot: Slot) -> bool {
+        self.record(slot).is_downstream()
+    }
+
+    /// The number of the entry's SPIFFE ID.
+    pub(super) fn holds(&self, slot: Slot) -> IdNumber {
+        self.record(slot).spiffe
+    }
+
+    /// The number of the entry's parent.
+    pub(super) fn parent(&self, slot: Slot) -> IdNumber {
+        self.record(slot).parent
+    }
+
+    /// Whether the entry is a node alias: its parent is the server.
+    pub(super) fn is_alias(&self, slot: Slot) -> bool {
+        self.record(slot).parent == self.server
+    }
+
+    /// Whether other entries' authorization rests on this one: it is an alias or somebody's parent.
+    pub(super) fn is_structural(&self, slot: Slot) -> bool {
+        self.is_alias(slot) || self.places[self.record(slot).spiffe as usize].first_child != NONE
+    }
+
+    /// Whether the entry in the slot authorizes in the same way as `entry` would.
+    pub(super) fn is_same_place(&self, slot: Slot, entry: &Entry) -> bool {
+        let record = self.record(slot);
+        self.ids.text(record.spiffe) == entry.spiffe_id.path()
+            && self.ids.text(record.parent) == entry.parent_id.path()
+            && (record.parent != self.server
+                || record
+                    .selectors()
+                    .iter()
+                    .map(|number| self.selectors.text(*number))
+                    .eq(entry.selectors.iter().map(Selector::as_str)))
+    }
+
+    /// The number of an ID that some entry names.
+    pub(super) fn id_number(&self, id: &SpiffeId) -> Option<IdNumber> {
+        if !id.is_member_of(&self.trust_domain) {
+            return None;
+        }
+        self.ids.find(id.path())
+    }
+
+    pub(super) fn spiffe_id(&self, number: IdNumber) -> SpiffeId {
+        SpiffeId::new(&self.trust_domain, self.ids.text(number)).expect("the path was that of a checked ID")
+    }
+
+    /// Entries whose parent is this ID.
+    pub(super) fn children(&self, parent: IdNumber) -> impl Iterator<Item = Slot> {
+        chain(self.places[parent as usize].first_child, |slot| {
+            self.record(slot).next_child
+        })
+    }
+
+    /// Entries that give this ID.
+    pub(super) fn holders(&self, id: IdNumber) -> impl Iterator<Item = Slot> {
+        chain(self.places[id as usize].first_holder, |slot| {
+            self.record(slot).next_holder
+        })
+    }
+
+    /// Node aliases whose selectors are all among these.
+    pub(super) fn aliases_within(&self, selectors: &[Selector]) -> Vec<Slot> {
+        let mut numbers: Vec<u32> = selectors
+            .iter()
+            .filter_map(|selector| self.selectors.find(selector.as_str()))
+            .collect();
+        numbers.sort_unstable();
+        let is_among = |number: &u32| numbers.binary_search(number).is_ok();
+        numbers
+            .iter()
+            .filter_map(|number| self.aliases.get(number))
+            .flatten()
+            .copied()
+            .filter(|slot| self.record(*slot).selectors().iter().all(is_among))
+            .collect()
+    }
+
+    /// The selectors of an entry.
+    pub(super) fn selectors(&self, slot: Slot) -> Vec<Selector> {
+        let numbers = self.record(slot).selectors();
+        numbers.iter().map(|number| self.selector(*number)).collect()
+    }
+
+    fn selector(&self, number: u32) -> Selector {
+        Selector::parse(self.selectors.text(number)).expect("the text was that of a checked selector")
+    }
+
+    fn record(&self, slot: Slot) -> &Record {
+        self.records[slot as usize]
+            .as_ref()
+            .expect("slots in the tables and lists hold records")
+    }
+
+    fn record_mut(&mut self, slot: Slot) -> &mut Record {
+        self.records[slot as usize]
+            .as_mut()
+            .expect("slots in the tables and lists hold records")
+    }
+
+    fn add(&mut self, record: Record) -> Slot {
+        let hash = record.with_id(|id| self.hasher.hash_one(id));
+        let slot = match self.free.pop() {
+            Some(slot) => {
+                self.records[slot as usize] = Some(record);
+                slot
+            }
+            None => {
+                let slot =
+                    Slot::try_from(self.records.len()).expect("memory ends before four billion entries");
+                self.records.push(Some(record));
+                slot
+            }
+        };
+        let Self {
+            by_id,
+            records,
+            hasher,
+            ..
+        } = self;
+        by_id.insert_unique(hash, slot, |slot| {
+            records[*slot as usize]
+                .as_ref()
+                .map_or(0, |record| record.with_id(|id| hasher.hash_one(id)))
+        });
+        slot
+    }
+
+    fn acquire_id(&mut self, path: &str) -> IdNumber {
+        let number = self.ids.acquire(path);
+        if self.places.len() <= number as usize {
+            self.places.resize(number as usize + 1, NOWHERE);
+        }
+        number
+    }
+
+    fn link(&mut self, slot: Slot) {
+        let (row, spiffe, parent) = {
+            let record = self.record(slot);
+            (record.row, record.spiffe, record.parent)
+        };
+        self.by_row.insert(row, slot);
+        let first_child = std::mem::replace(&mut self.places[parent as usize].first_child, slot);
+        let first_holder = std::mem::replace(&mut self.places[spiffe as usize].first_holder, slot);
+        let record = self.record_mut(slot);
+        record.next_child = first_child;
+        record.next_holder = first_holder;
+        if first_child != NONE {
+            self.record_mut(first_child).previous_child = slot;
+        }
+        if first_holder != NONE {
+            self.record_mut(first_holder).previous_holder = slot;
+        }
+        if parent == self.server {
+            self.link_alias(slot);
+        }
+    }
+
+    fn link_alias(&mut self, slot: Slot) {
+        let count = |number: &u32| self.aliases.get(number).map_or(0, Vec::len);
+        let rarest = self.record(slot).selectors().iter().copied().min_by_key(count);
+        if let Some(rarest) = rarest {
+            self.aliases.entry(rarest).or_default().push(slot);
+        }
+    }
+
+    /// Takes a record out of all lists but that of ids, and gives its numbers back.
+    fn unlink(&mut self, slot: Slot) {
+        if self.is_alias(slot) {
+            self.unlink_alias(slot);
+        }
+        let record = self.record(slot);
+        let (row, spiffe, parent) = (record.row, record.spiffe, record.parent);
+        let (previous_child, next_child) = (record.previous_child, record.next_child);
+        let (previous_holder, next_holder) = (record.previous_holder, record.next_holder);
+        let selectors = record.selectors().to_vec();
+        self.by_row.remove(row);
+        match previous_child {
+            NONE => self.places[parent as usize].first_child = next_child,
+            previous => self.record_mut(previous).next_child = next_child,
+        }
+        if next_child != NONE {
+            self.record_mut(next_child).previous_child = previous_child;
+        }
+        match previous_holder {
+            NONE => self.places[spiffe as usize].first_holder = next_holder,
+            previous => self.record_mut(previous).next_holder = next_holder,
+        }
+        if next_holder != NONE {
+            self.record_mut(next_holder).previous_holder = previous_holder;
+        }
+        self.ids.release(spiffe);
+        self.ids.release(parent);
+        for number in selectors {
+            self.selectors.release(number);
+        }
+    }
+
+    fn unlink_alias(&mut self, slot: Slot) {
+        let numbers = self.record(slot).selectors().to_vec();
+        for number in numbers {
+            let Some(slots) = self.aliases.get_mut(&number) else {
+                continue;
+            };
+            if let Some(position) = slots.iter().position(|candidate| *candidate == slot) {
+                slots.swap_remove(position);
+                if slots.is_empty() {
+                    self.aliases.remove(&number);
+                }
+                return;
+            }
+        }
+    }
+}
+
+/// Follows a list from its first slot.
+fn chain(first: Slot, next: impl Fn(Slot) -> Slot) -> impl Iterator<Item = Slot> {
+    let start = (first != NONE).then_some(first);
+    std::iter::successors(start, move |slot| match next(*slot) {
+        NONE => None,
+        slot => Some(slot),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::testing::{domain, entry};
+
+    fn index(entries: &[Entry]) -> Index {
+        let mut index = Index::new(&domain());
+        for (row, entry) in (1..).zip(entries) {
+            index.put(row, entry).unwrap();
+        }
+        index
+    }
+
+    fn ids(index: &Index, slots: impl IntoIterator<Item = Slot>) -> Vec<String> {
+        let mut ids: Vec<String> = slots.into_iter().map(|slot| index.id(slot)).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    #[test]
+    fn gives_back_every_field_of_an_entry() {
+        let mut parts = entry(
+            "67e55044-10b1-426f-9247-bb680e5fe0c8",
+            "/db",
+            "/spire/agent/a",
+            &["unix:uid:1"],
+        )
+        .into_parts();
+        parts
+            .selectors
+            .extend((2..9).map(|n| Selector::new("unix", &format!("gid:{n}")).unwrap()));
+        parts.x509_svid_ttl = 60;
+        parts.jwt_svid_ttl = 61;
+        parts.federates_with = vec![
+            TrustDomain::parse("z.test").unwrap(),
+            TrustDomain::parse("a.test").unwrap(),
+        ];
+        parts.admin = true;
+        parts.downstream = true;
+        parts.expires_at = 1_900_000_000;
+        parts.dns_names = vec!["b.test".into(), "a.test".into()];
+        parts.revision_number = i64::from(u32::MAX) + 5;
+        parts.hint = "internal".into();
+        parts.created_at = 1_700_000_000;
+        parts.disable_x509_svid_prefetch = true;
+        parts.jwt_svid_include_jti = true;
+        let full = Entry::check(parts, &domain()).unwrap();
+        let plain = entry("plain.id", "/db", "/spire/agent/b", &["unix:uid:1", "unix:gid:2"]);
+        let index = index(&[full.clone(), plain.clone()]);
+        assert_eq!(*index.entry(index.slot(&full.id).unwrap()), full);
+        assert_eq!(*index.entry(index.slot("plain.id").unwrap()), plain);
+    }
+
+    #[test]
+    fn lists_children_and_holders() {
+        let index = index(&[
+            entry("a", "/w1", "/p", &["u:1"]),
+            entry("b", "/w2", "/p", &["u:2"]),
+            entry("c", "/w1", "/q", &["u:3"]),
+        ]);
+        let number = |path: &str| index.ids.find(path).unwrap();
+        assert_eq!(ids(&index, index.children(number("/p"))), ["a", "b"]);
+        assert_eq!(ids(&index, index.holders(number("/w1"))), ["a", "c"]);
+        assert_eq!(ids(&index, index.holders(number("/p"))), [] as [&str; 0]);
+    }
+
+    #[test]
+    fn removal_from_the_middle_of_a_list_keeps_the_others() {
+        let mut index = index(&[
+            entry("a", "/w", "/p", &["u:1"]),
+            entry("b", "/w", "/p", &["u:2"]),
+            entry("c", "/w", "/p", &["u:3"]),
+        ]);
+        index.remove(index.slot("b").unwrap());
+        let number = |path: &str| index.ids.find(path).unwrap();
+        assert_eq!(ids(&index, index.children(number("/p"))), ["a", "c"]);
+        assert_eq!(ids(&index, index.holders(number("/w"))), ["a", "c"]);
+        assert_eq!(index.slot("b"), None);
+        assert_eq!(index.len(), 2);
+    }
+
+    #[test]
+    fn a_removed_entry_leaves_no_text_behind() {
+        let mut index = index(&[entry("a", "/w", "/p", &["u:1"])]);
+        index.remove(index.slot("a").unwrap());
+        assert_eq!(index.ids.find("/w"), None);
+        assert_eq!(index.ids.find("/p"), None);
+        assert_eq!(index.selectors.find("u:1"), None);
+    }
+
+    #[test]
+    fn a_freed_slot_is_given_again_only_after_recycling() {
+        let mut index = index(&[entry("a", "/w", "/p", &["u:1"])]);
+        let freed = index.slot("a").unwrap();
+        index.remove(freed);
+        assert_ne!(index.put(2, &entry("b", "/w", "/p", &["u:1"])), Some(freed));
+        index.recycle();
+        assert_eq!(index.put(3, &entry("c", "/w", "/p", &["u:1"])), Some(freed));
+    }
+
+    #[test]
+    fn finds_aliases_whose_selectors_are_all_given() {
+        let server = "/spire/server";
+        let mut index = index(&[
+            entry("x", "/n1", server, &["k8s:a", "k8s:b"]),
+            entry("y", "/n2", server, &["k8s:b"]),
+            entry("z", "/n3", server, &["k8s:a", "k8s:c"]),
+            entry("w", "/n4", "/p", &["k8s:a"]),
+        ]);
+        let given = |texts: &[&str]| -> Vec<Selector> {
+            texts.iter().map(|text| Selector::parse(text).unwrap()).collect()
+        };
+        assert_eq!(
+            ids(&index, index.aliases_within(&given(&["k8s:a", "k8s:b"]))),
+            ["x", "y"]
+        );
+        assert_eq!(
+            ids(&index, index.aliases_within(&given(&["k8s:a"]))),
+            [] as [&str; 0]
+        );
+        index.remove(index.slot("x").unwrap());
+        assert_eq!(
+            ids(&index, index.aliases_within(&given(&["k8s:a", "k8s:b", "k8s:c"]))),
+            ["y", "z"]
+        );
+    }
+
+    #[test]
+    fn ignores_entries_of_other_trust_domains() {
+        let other = TrustDomain::parse("other.test").unwrap();
+        let mut parts = entry("a", "/w", "/p", &["u:1"]).into_parts();
+        parts.spiffe_id = SpiffeId::new(&other, "/w").unwrap();
+        parts.parent_id = SpiffeId::new(&other, "/p").unwrap();
+        let foreign = Entry::check(parts, &other).unwrap();
+        assert_eq!(Index::new(&domain()).put(1, &foreign), None);
+    }
+
+    #[test]
+    fn pages_follow_rows_also_behind_a_row_that_is_gone() {
+        let mut index = index(&[
+            entry("a", "/w1", "/p", &["u:1"]),
+            entry("b", "/w2", "/p", &["u:1"]),
+            entry("c", "/w3", "/p", &["u:1"]),
+        ]);
+        index.remove(index.slot("b").unwrap());
+        let rows: Vec<u64> = index.after(2).map(|(row, _)| row).collect();
+        assert_eq!(rows, [3]);
+        assert_eq!(index.after(0).count(), 2);
+    }
+}
