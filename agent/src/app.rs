@@ -1,0 +1,424 @@
+//! Puts the parts of the agent together: the one place that knows concrete types.
+//!
+//! `build` reads what an earlier run saved and binds the sockets; `run` attests, syncs and serves until stopped.
+//! When it stops, open streams end with `Unavailable` first, then the tasks that fed them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use finial_identity::key::KeyError;
+use finial_identity::key::PrivateKeyManager;
+use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
+use finial_identity::process::private_file::{self, FileError, FileMode};
+use finial_identity::process::unix_listener::ListenError;
+use finial_identity::process::{Clock, TaskError, TaskSet, limits};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+
+use crate::config::{Config, Essentials, JoinToken, Keys};
+use crate::endpoints::health::{HealthPaths, Probe, serve_http};
+use crate::endpoints::limits::Admission;
+use crate::endpoints::listener::PublicSocket;
+use crate::endpoints::workload_api::{SyncMode, WorkloadApi, WorkloadApiParts, WorkloadPolicy};
+use crate::endpoints::{self, RoutesError};
+use crate::node::{Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState};
+use crate::svids::jwt::JwtCacheSettings;
+use crate::svids::sync::{SyncSettings, Synchronizer};
+use crate::svids::{JwtCache, SvidCache};
+use crate::workload::{DEFAULT_DEADLINE, ProcFs, UnixAttestor, WorkloadAttestation, WorkloadAttestor};
+
+/// What the agent tells the server about itself.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// Join tokens are UUIDs, or what an operator chose.
+const MAX_TOKEN_FILE: usize = 64 * 1024;
+/// File of `KeyManager "disk"` in its directory, as SPIRE's agents have it.
+const KEYS_FILE: &str = "keys.json";
+
+/// Why an agent cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The join token cannot be read.
+    #[error("join_token_file: {0}")]
+    JoinToken(#[source] FileError),
+    /// The directory of the keys cannot be made.
+    #[error("key manager: {0}")]
+    KeyDirectory(#[source] FileError),
+    /// The keys cannot be read.
+    #[error("key manager: {0}")]
+    Keys(#[from] KeyError),
+    /// What an earlier run saved cannot be taken up.
+    #[error("{0}")]
+    Node(#[from] NodeError),
+    /// The Workload API's socket cannot be opened.
+    #[error("{0}")]
+    Socket(#[from] ListenError),
+    /// The health checks' address cannot be listened on.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The schema for reflection is broken.
+    #[error("{0}")]
+    Routes(#[from] RoutesError),
+}
+
+/// An agent whose sockets are open and not yet served.
+#[derive(Debug)]
+pub struct Bound {
+    socket_path: PathBuf,
+    health_addr: Option<SocketAddr>,
+    state: watch::Receiver<NodeState>,
+    tasks: TaskSet,
+}
+
+/// Reads what an earlier run saved and binds all sockets. Must be called on the runtime that runs the agent; one
+/// with a single thread serves best.
+///
+/// # Errors
+/// [`BuildError`]; then nothing is left bound.
+pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
+    limits::raise_open_files();
+    let essentials = config.essentials();
+    let jitter = Jitter::random();
+    // First, for its directory is for everybody to enter, and may contain or be the data directory.
+    let socket = PublicSocket::bind(&essentials.socket_path)?;
+    let node = open_node(essentials, &clock, &jitter)?;
+    let handle = node.handle();
+    let state = handle.state();
+
+    let jwt_defaults = JwtCacheSettings::default();
+    let jwt = JwtCache::new(
+        Arc::new(handle.upstream().clone()),
+        JwtCacheSettings {
+            max_size: config.jwt_svid_cache_max_size(),
+            hit_timeout: config
+                .jwt_svid_cache_hit_timeout()
+                .unwrap_or(jwt_defaults.hit_timeout),
+        },
+        clock.clone(),
+        jitter.clone(),
+    );
+    let svids = SvidCache::new(handle.own_bundle(), jwt);
+    let synchronizer = Synchronizer::new(
+        svids.clone(),
+        handle,
+        SyncSettings {
+            sync_interval: config.sync_interval(),
+            x509_svid_cache_max_size: config.x509_svid_cache_max_size(),
+            workload_key_type: config.workload_key_type(),
+            agent_version: VERSION.to_owned(),
+        },
+        clock.clone(),
+        jitter,
+    );
+
+    let counters = synchronizer.counters();
+    let health = listen_health(&config).await?;
+    let health_addr = health
+        .as_ref()
+        .and_then(|(listener, _paths)| listener.local_addr().ok());
+
+    let mut tasks = TaskSet::new();
+    let stop = tasks.stop_signal();
+    let parts = WorkloadApiParts {
+        attestation: attestation(&config),
+        svids,
+        sync: SyncMode::new(move || counters.snapshots() > 0 && counters.polls() == 0),
+        node: state.clone(),
+        clock,
+        stop: stop.clone(),
+        own_pid: std::process::id(),
+        policy: WorkloadPolicy {
+            allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers(),
+            allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims().to_vec(),
+            sync_interval: config.sync_interval(),
+        },
+    };
+    let workload_api = (!config.disable_workload_api()).then(|| WorkloadApi::new(parts));
+    let probed = workload_api.as_ref().map(|_| essentials.socket_path.clone());
+    let probe = Probe::new(probed, state.clone());
+    let routes = endpoints::routes(workload_api, probe.clone())?;
+
+    tasks.spawn("node", node.run(stop.clone()));
+    tasks.spawn("svids", synchronizer.run(stop.clone()));
+    let admission = Admission::for_open_files(limits::open_files());
+    tasks.spawn(
+        "workload-api",
+        socket.serve(routes, admission, ProcFs::default(), stop.clone()),
+    );
+    if let Some((listener, paths)) = health {
+        tasks.spawn("health", serve_http(listener, paths, probe, stop));
+    }
+    Ok(Bound {
+        socket_path: essentials.socket_path.clone(),
+        health_addr,
+        state,
+        tasks,
+    })
+}
+
+impl Bound {
+    /// The socket of the Workload API.
+    pub fn socket_path(&self) -> &Path {
+        &self.socket_path
+    }
+
+    /// Where the HTTP health checks listen, when they do.
+    pub fn health_addr(&self) -> Option<SocketAddr> {
+        self.health_addr
+    }
+
+    /// Follows the agent's state.
+    pub fn state(&self) -> watch::Receiver<NodeState> {
+        self.state.clone()
+    }
+
+    /// Works until `shutdown` completes, or the agent is banned, or attesting for the first time can never succeed.
+    ///
+    /// # Errors
+    /// What ended it, other than `shutdown`.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), TaskError> {
+        tracing::info!(socket = %self.socket_path.display(), version = VERSION, "agent started");
+        let outcome = self.tasks.run_until_first_exit(shutdown).await;
+        tracing::info!("agent stopped");
+        outcome
+    }
+}
+
+fn open_node(essentials: &Essentials, clock: &Clock, jitter: &Jitter) -> Result<Node, BuildError> {
+    let keys: Arc<dyn PrivateKeyManager> = match &essentials.keys {
+        Keys::Memory => Arc::new(MemoryKeyManager::new()),
+        Keys::Disk(directory) => {
+            private_file::create_private_dir(directory, FileMode::PRIVATE_DIR)
+                .map_err(BuildError::KeyDirectory)?;
+            Arc::new(DiskKeyManager::open(&directory.join(KEYS_FILE))?)
+        }
+    };
+    let settings = NodeSettings {
+        trust_domain: essentials.trust_domain.clone(),
+        server_address: essentials.server_address.clone(),
+        server_port: essentials.server_port,
+        bootstrap: essentials.bootstrap.clone(),
+        data_dir: essentials.data_dir.clone(),
+        agent_version: VERSION.to_owned(),
+    };
+    let attestor = join_token_attestor(essentials)?;
+    Ok(Node::open(
+        settings,
+        keys,
+        attestor,
+        clock.clone(),
+        jitter.clone(),
+    )?)
+}
+
+/// Without a token only an SVID that an earlier run saved helps.
+fn join_token_attestor(essentials: &Essentials) -> Result<Option<Arc<dyn NodeAttestor>>, BuildError> {
+    Ok(match &essentials.join_token {
+        None => None,
+        Some(JoinToken::Given(token)) => Some(Arc::new(JoinTokenAttestor::new(token))),
+        Some(JoinToken::File(path)) => {
+            let token = private_file::read_secret(path, MAX_TOKEN_FILE).map_err(BuildError::JoinToken)?;
+            let token = String::from_utf8_lossy(token.as_bytes());
+            Some(Arc::new(JoinTokenAttestor::new(&token)))
+        }
+    })
+}
+
+fn attestation(config: &Config) -> WorkloadAttestation {
+    let unix = config
+        .unix()
+        .map(|settings| Arc::new(UnixAttestor::new(settings, Path::new("/"))) as Arc<dyn WorkloadAttestor>);
+    WorkloadAttestation::new(unix.into_iter().collect(), DEFAULT_DEADLINE)
+}
+
+async fn listen_health(config: &Config) -> Result<Option<(TcpListener, HealthPaths)>, BuildError> {
+    let Some(checks) = config.health_checks() else {
+        return Ok(None);
+    };
+    let address = (checks.address.as_str(), checks.port);
+    let listener = TcpListener::bind(address)
+        .await
+        .map_err(|source| BuildError::Listen {
+            address: format!("{}:{}", checks.address, checks.port),
+            source,
+        })?;
+    let paths = HealthPaths {
+        live: checks.live_path.clone(),
+        ready: checks.ready_path.clone(),
+    };
+    Ok(Some((listener, paths)))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods)] // Tests lay out files by hand.
+    use std::time::Duration;
+
+    use finial_identity::spiffe_id::TrustDomain;
+    use finial_proto::spire::api::types::permission_denied_details::Reason;
+    use finial_proto::workload::{X509svidRequest, X509svidResponse};
+    use tonic::{Code, Status, Streaming};
+
+    use super::*;
+    use crate::config::{BootstrapSource, BundleFormat};
+    use crate::endpoints::client;
+    use crate::test_server::{TestServer, entry};
+
+    struct Setup {
+        server: TestServer,
+        dir: tempfile::TempDir,
+    }
+
+    impl Setup {
+        fn new() -> Self {
+            let (server, dir) = (TestServer::start(), tempfile::tempdir().unwrap());
+            let bundle = server.state().bundle.to_pem();
+            std::fs::write(dir.path().join("bundle.pem"), bundle).unwrap();
+            std::fs::write(dir.path().join("token"), "token\n").unwrap();
+            Self { server, dir }
+        }
+
+        fn essentials(&self) -> Essentials {
+            let path = |name: &str| self.dir.path().join(name);
+            Essentials {
+                trust_domain: TrustDomain::parse("example.org").unwrap(),
+                server_address: self.server.address.ip().to_string(),
+                server_port: self.server.address.port(),
+                bootstrap: BootstrapSource::File {
+                    path: path("bundle.pem"),
+                    format: BundleFormat::Pem,
+                },
+                data_dir: path("agent"),
+                socket_path: path("agent/public/api.sock"),
+                keys: Keys::Disk(path("agent")),
+                join_token: Some(JoinToken::File(path("token"))),
+            }
+        }
+
+        async fn build(&self) -> Bound {
+            build(Config::embedded(self.essentials()), Clock::system())
+                .await
+                .unwrap()
+        }
+    }
+
+    fn uid() -> u32 {
+        rustix::process::geteuid().as_raw()
+    }
+
+    /// The agent's own process is never made to wait, so the first sync is waited for here.
+    async fn open(client: &mut client::WorkloadClient) -> Streaming<X509svidResponse> {
+        loop {
+            match client.fetch_x509svid(X509svidRequest {}).await {
+                Ok(stream) => return stream.into_inner(),
+                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status}"),
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn next(stream: &mut Streaming<X509svidResponse>) -> Result<Vec<String>, Status> {
+        let message = tokio::time::timeout(Duration::from_secs(20), stream.message())
+            .await
+            .unwrap()?;
+        let svids = message.expect("streams never end with OK").svids;
+        Ok(svids.into_iter().map(|svid| svid.spiffe_id).collect())
+    }
+
+    #[tokio::test]
+    async fn a_whole_agent_serves_a_process_by_its_user_and_follows_the_server() {
+        let setup = Setup::new();
+        setup.server.put(entry("a", uid()));
+        setup.server.put(entry("other", uid() + 1));
+        let agent = setup.build().await;
+        let (path, mut state) = (agent.socket_path().to_owned(), agent.state());
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let workload = async {
+            state.wait_for(NodeState::is_serving).await.unwrap();
+            let mut client = client::workload(&path).await.unwrap();
+            let mut stream = open(&mut client).await;
+            assert_eq!(next(&mut stream).await.unwrap(), ["spiffe://example.org/a"]);
+            setup.server.change(vec![entry("b", uid())], Vec::new());
+            let both = ["spiffe://example.org/a", "spiffe://example.org/b"];
+            assert_eq!(next(&mut stream).await.unwrap(), both);
+            setup
+                .server
+                .change(Vec::new(), vec!["a".to_owned(), "b".to_owned()]);
+            assert_eq!(
+                next(&mut stream).await.unwrap_err().code(),
+                Code::PermissionDenied
+            );
+            stop.send(()).unwrap();
+        };
+        let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), workload);
+        outcome.unwrap();
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_ban_denies_open_streams_and_ends_the_agent() {
+        let setup = Setup::new();
+        setup.server.put(entry("a", uid()));
+        let agent = setup.build().await;
+        let (path, mut state) = (agent.socket_path().to_owned(), agent.state());
+        let workload = async {
+            state.wait_for(NodeState::is_serving).await.unwrap();
+            let mut client = client::workload(&path).await.unwrap();
+            let mut stream = open(&mut client).await;
+            next(&mut stream).await.unwrap();
+            setup.server.state().denied = Some(Reason::AgentBanned);
+            setup.server.end_streams();
+            assert_eq!(
+                next(&mut stream).await.unwrap_err().code(),
+                Code::PermissionDenied
+            );
+        };
+        let (outcome, ()) = tokio::join!(agent.run(std::future::pending()), workload);
+        let error = outcome.unwrap_err().to_string();
+        assert!(error.contains("banned"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn the_sockets_directory_is_open_to_all_and_secrets_are_not() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let setup = Setup::new();
+        let agent = setup.build().await;
+        let mode = |name: &str| {
+            let metadata = std::fs::metadata(setup.dir.path().join(name)).unwrap();
+            metadata.permissions().mode() & 0o777
+        };
+        assert_eq!(
+            (mode("agent"), mode("agent/public"), mode("agent/public/api.sock")),
+            (0o755, 0o755, 0o777)
+        );
+        let (state, (stop, stopped)) = (agent.state(), tokio::sync::oneshot::channel::<()>());
+        let serve = async {
+            let mut state = state;
+            state.wait_for(NodeState::is_serving).await.unwrap();
+            drop(stop);
+        };
+        let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), serve);
+        outcome.unwrap();
+        assert_eq!(
+            (mode("agent/agent-data.json"), mode("agent/keys.json")),
+            (0o600, 0o600)
+        );
+    }
+
+    #[tokio::test]
+    async fn a_missing_token_file_is_told_before_anything_starts() {
+        let setup = Setup::new();
+        std::fs::remove_file(setup.dir.path().join("token")).unwrap();
+        let error = build(Config::embedded(setup.essentials()), Clock::system())
+            .await
+            .unwrap_err();
+        assert!(matches!(error, BuildError::JoinToken(_)), "{error}");
+        assert!(!setup.dir.path().join("agent/public/api.sock").exists());
+    }
+}

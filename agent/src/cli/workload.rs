@@ -1,0 +1,92 @@
+//! The client side of the Workload API.
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context;
+use clap::{ArgMatches, Command};
+use finial_identity::command::Console;
+use finial_identity::command::dial::{self, LARGEST_ANSWER};
+use finial_identity::command::flags::{self, text, value};
+use finial_identity::settings::parse_duration;
+use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
+use tokio::time::Instant;
+use tonic::metadata::MetadataValue;
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status};
+
+/// Metadata that every call carries (SPIFFE Workload Endpoint §3).
+const SECURITY_HEADER: &str = "workload.spiffe.io";
+
+/// Adds the flags that all commands on the Workload API share.
+pub fn flags(command: Command) -> Command {
+    let local = flags::query("api", "", dial::AGENT);
+    let shared = local.get_arguments().cloned().collect::<Vec<_>>();
+    command
+        .args(shared)
+        .arg(text("timeout", "How long to wait for an answer").default_value("1s"))
+}
+
+/// A client over the socket that the flags name.
+pub async fn client(
+    matches: &ArgMatches,
+    console: &Console<'_>,
+) -> anyhow::Result<SpiffeWorkloadApiClient<Channel>> {
+    let channel = dial::AGENT.channel(matches, console).await?;
+    Ok(SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(LARGEST_ANSWER))
+}
+
+/// A request with the security header.
+pub fn request<T>(message: T) -> Request<T> {
+    let mut request = Request::new(message);
+    request
+        .metadata_mut()
+        .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
+    request
+}
+
+/// A request that also tells the agent how long `-timeout` is, so that it can answer in time.
+pub fn timed_request<T>(matches: &ArgMatches, message: T) -> anyhow::Result<Request<T>> {
+    let mut request = request(message);
+    request.set_timeout(timeout(matches)?);
+    Ok(request)
+}
+
+/// Waits for an answer as long as `-timeout` says.
+pub async fn within<T>(
+    matches: &ArgMatches,
+    what: &str,
+    call: impl Future<Output = Result<T, Status>>,
+) -> anyhow::Result<T> {
+    let limit = timeout(matches)?;
+    let start = Instant::now();
+    let overdue = || anyhow::anyhow!("{what}: no answer within {limit:?}");
+    tokio::time::timeout(limit, call)
+        .await
+        .map_err(|_elapsed| overdue())?
+        .map_err(|status| match status.code() {
+            // The transport keeps the same time, and may be the first to notice.
+            Code::Cancelled | Code::DeadlineExceeded if start.elapsed() >= limit * 9 / 10 => overdue(),
+            _ => dial::status(what, &status),
+        })
+}
+
+/// The first message of a stream.
+pub async fn first<T>(
+    matches: &ArgMatches,
+    what: &str,
+    open: impl Future<Output = Result<Response<tonic::Streaming<T>>, Status>>,
+) -> anyhow::Result<T> {
+    let answer = async {
+        let mut stream = open.await?.into_inner();
+        stream
+            .message()
+            .await?
+            .ok_or_else(|| Status::unavailable("the stream ended without an answer"))
+    };
+    within(matches, what, answer).await
+}
+
+fn timeout(matches: &ArgMatches) -> anyhow::Result<Duration> {
+    parse_duration(value(matches, "timeout").unwrap_or("1s")).context("invalid -timeout")
+}

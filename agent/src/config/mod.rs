@@ -1,0 +1,324 @@
+//! The agent's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags over the file,
+//! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
+
+mod bootstrap;
+mod health_checks;
+mod plugins;
+mod read;
+mod unserved;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use finial_identity::key::KeyType;
+use finial_identity::process::private_file::{self, FileError};
+use finial_identity::settings::{Document, Format, MAX_TEXT, ParseError, SettingsError, expand_env};
+use finial_identity::spiffe_id::TrustDomain;
+use zeroize::Zeroizing;
+
+use crate::telemetry::LogSettings;
+
+/// Where the configuration stands unless `-config` says otherwise.
+pub const DEFAULT_CONFIG_PATH: &str = "conf/agent/agent.conf";
+/// Where workloads connect unless the configuration says otherwise.
+pub const DEFAULT_SOCKET_PATH: &str = "/tmp/spire-agent/public/api.sock";
+/// Between polls of a server that cannot push, unless the configuration says otherwise.
+pub const DEFAULT_SYNC_INTERVAL: Duration = Duration::from_secs(5);
+/// How many SVIDs of each kind are kept, unless the configuration says otherwise.
+pub const DEFAULT_CACHE_SIZE: usize = 1000;
+
+/// The flags of `run` and `validate`, which override the file. Empty and 0 count as not given.
+#[derive(Clone, Debug, Default)]
+pub struct Flags {
+    /// The configuration file.
+    pub config: Option<PathBuf>,
+    /// `data_dir`
+    pub data_dir: Option<String>,
+    /// `join_token`
+    pub join_token: Option<JoinToken>,
+    /// `log_file`
+    pub log_file: Option<String>,
+    /// `log_format`
+    pub log_format: Option<String>,
+    /// `log_level`
+    pub log_level: Option<String>,
+    /// `log_source_location`
+    pub log_source_location: Option<bool>,
+    /// `server_address`
+    pub server_address: Option<String>,
+    /// `server_port`
+    pub server_port: Option<u16>,
+    /// `socket_path`
+    pub socket_path: Option<String>,
+    /// `trust_domain`
+    pub trust_domain: Option<String>,
+    /// `disable_workload_api`
+    pub disable_workload_api: Option<bool>,
+    /// `disable_sds_api`
+    pub disable_sds_api: Option<bool>,
+    /// `trust_bundle_path`
+    pub trust_bundle: Option<String>,
+    /// `trust_bundle_url`
+    pub trust_bundle_url: Option<String>,
+    /// `trust_bundle_format`
+    pub trust_bundle_format: Option<String>,
+    /// `allow_unauthenticated_verifiers`
+    pub allow_unauthenticated_verifiers: Option<bool>,
+    /// `insecure_bootstrap`
+    pub insecure_bootstrap: Option<bool>,
+    /// `rebootstrap_mode`
+    pub rebootstrap_mode: Option<String>,
+    /// `rebootstrap_delay`
+    pub rebootstrap_delay: Option<String>,
+    /// Whether `$NAME` and `${NAME}` in the file are replaced by variables.
+    pub expand_env: bool,
+}
+
+/// A join token, or where it stands.
+#[derive(Clone, PartialEq, Eq)]
+pub enum JoinToken {
+    /// `join_token`
+    Given(Zeroizing<String>),
+    /// `join_token_file`
+    File(PathBuf),
+}
+
+/// Where private keys are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Keys {
+    /// `KeyManager "memory"`: the agent attests anew with each start.
+    Memory,
+    /// `KeyManager "disk"`: in `keys.json` in this directory.
+    Disk(PathBuf),
+}
+
+/// The HTTP health listener.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthChecks {
+    /// Host name or address.
+    pub address: String,
+    /// Port.
+    pub port: u16,
+    /// Path of the liveness check.
+    pub live_path: String,
+    /// Path of the readiness check.
+    pub ready_path: String,
+}
+
+/// How the configured trust bundle is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BundleFormat {
+    /// Certificates in PEM, one after the other.
+    #[default]
+    Pem,
+    /// A SPIFFE bundle document; only its X.509 authorities count.
+    Spiffe,
+}
+
+/// Where the first trust bundle comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BootstrapSource {
+    /// A file, read at each attempt, so that it may arrive late.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// How it is written.
+        format: BundleFormat,
+    },
+    /// None: the server at the first contact is believed to be the right one.
+    Insecure,
+}
+
+/// What `WorkloadAttestor "unix"` finds out.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct UnixSettings {
+    /// `discover_workload_path`: find out `path` and `sha256` too.
+    pub discover_workload_path: bool,
+    /// `workload_size_limit` in bytes: a larger program fails the attestation; 0 means any size, a negative
+    /// number no hash.
+    pub workload_size_limit: i64,
+}
+
+/// What an agent cannot do without; everything else has a default.
+#[derive(Clone, Debug)]
+pub struct Essentials {
+    /// The agent's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Host name or address of the server.
+    pub server_address: String,
+    /// The server's port.
+    pub server_port: u16,
+    /// Whom to trust at first contact.
+    pub bootstrap: BootstrapSource,
+    /// What the agent keeps across restarts.
+    pub data_dir: PathBuf,
+    /// The socket of the Workload API.
+    pub socket_path: PathBuf,
+    /// Where private keys are kept.
+    pub keys: Keys,
+    /// Proves to the server that this agent may join.
+    pub join_token: Option<JoinToken>,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug)]
+pub struct Config {
+    essentials: Essentials,
+    log: LogSettings,
+    workload_key_type: KeyType,
+    x509_svid_cache_max_size: usize,
+    jwt_svid_cache_max_size: usize,
+    jwt_svid_cache_hit_timeout: Option<Duration>,
+    sync_interval: Duration,
+    allow_unauthenticated_verifiers: bool,
+    allowed_foreign_jwt_claims: Vec<String>,
+    disable_workload_api: bool,
+    unix: Option<UnixSettings>,
+    health_checks: Option<HealthChecks>,
+    warnings: Vec<String>,
+}
+
+/// Why there is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("failed to read configuration: {0}")]
+    File(#[from] FileError),
+    /// It is not HCL, JSON or YAML.
+    #[error("failed to parse configuration: {}: {source}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: ParseError,
+    },
+    /// What it says is wrong.
+    #[error("{0}")]
+    Settings(#[from] SettingsError),
+}
+
+impl Config {
+    /// Reads the file that the flags name and applies the flags. `env` looks variables up.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG_PATH));
+        let text = private_file::read_text(path, MAX_TEXT)?;
+        let text = if flags.expand_env {
+            expand_env(&text, env)
+        } else {
+            text
+        };
+        Self::parse(&text, path, flags)
+    }
+
+    /// Checks a text as if it were the file at `path`, whose ending tells the format.
+    ///
+    /// # Errors
+    /// All mistakes at once.
+    pub fn parse(text: &str, path: &Path, flags: &Flags) -> Result<Self, ConfigError> {
+        let document =
+            Document::parse(text, Format::from_path(path)).map_err(|source| ConfigError::Parse {
+                path: path.to_owned(),
+                source,
+            })?;
+        Ok(read::read(&document, flags)?)
+    }
+
+    /// An agent with all defaults and the workload attestor `unix`, for a process that embeds one.
+    pub fn embedded(essentials: Essentials) -> Self {
+        Self {
+            essentials,
+            log: LogSettings::default(),
+            workload_key_type: KeyType::EcP256,
+            x509_svid_cache_max_size: DEFAULT_CACHE_SIZE,
+            jwt_svid_cache_max_size: DEFAULT_CACHE_SIZE,
+            jwt_svid_cache_hit_timeout: None,
+            sync_interval: DEFAULT_SYNC_INTERVAL,
+            allow_unauthenticated_verifiers: false,
+            allowed_foreign_jwt_claims: Vec::new(),
+            disable_workload_api: false,
+            unix: Some(UnixSettings::default()),
+            health_checks: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// What the agent cannot do without.
+    pub fn essentials(&self) -> &Essentials {
+        &self.essentials
+    }
+
+    /// How and where to log.
+    pub fn log(&self) -> &LogSettings {
+        &self.log
+    }
+
+    /// `workload_x509_svid_key_type`
+    pub fn workload_key_type(&self) -> KeyType {
+        self.workload_key_type
+    }
+
+    /// `x509_svid_cache_max_size`
+    pub fn x509_svid_cache_max_size(&self) -> usize {
+        self.x509_svid_cache_max_size
+    }
+
+    /// `jwt_svid_cache_max_size`
+    pub fn jwt_svid_cache_max_size(&self) -> usize {
+        self.jwt_svid_cache_max_size
+    }
+
+    /// `experimental.jwt_svid_cache_hit_timeout`
+    pub fn jwt_svid_cache_hit_timeout(&self) -> Option<Duration> {
+        self.jwt_svid_cache_hit_timeout
+    }
+
+    /// `experimental.sync_interval`
+    pub fn sync_interval(&self) -> Duration {
+        self.sync_interval
+    }
+
+    /// `allow_unauthenticated_verifiers`
+    pub fn allow_unauthenticated_verifiers(&self) -> bool {
+        self.allow_unauthenticated_verifiers
+    }
+
+    /// `allowed_foreign_jwt_claims`
+    pub fn allowed_foreign_jwt_claims(&self) -> &[String] {
+        &self.allowed_foreign_jwt_claims
+    }
+
+    /// `disable_workload_api`
+    pub fn disable_workload_api(&self) -> bool {
+        self.disable_workload_api
+    }
+
+    /// `WorkloadAttestor "unix"`, when it is on.
+    pub fn unix(&self) -> Option<UnixSettings> {
+        self.unix
+    }
+
+    /// The HTTP health listener, when it is on.
+    pub fn health_checks(&self) -> Option<&HealthChecks> {
+        self.health_checks.as_ref()
+    }
+
+    /// Parts that have no effect, and choices that deserve attention; one sentence each.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+}
+
+impl std::fmt::Debug for JoinToken {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Given(_) => f.write_str("Given"),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}

@@ -1,0 +1,279 @@
+//! From the document to [`Config`].
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use finial_identity::key::KeyType;
+use finial_identity::settings::{Document, Problems, Section, SettingsError};
+use finial_identity::spiffe_id::TrustDomain;
+use zeroize::Zeroizing;
+
+use super::bootstrap;
+use super::plugins::{self, Plugins};
+use super::unserved;
+use super::{
+    BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL, Essentials,
+    Flags, HealthChecks, JoinToken, health_checks,
+};
+use crate::telemetry::{LogFormat, LogLevel, LogSettings};
+
+/// Reads everything; what is wrong is reported together.
+pub(super) fn read(document: &Document, flags: &Flags) -> Result<Config, SettingsError> {
+    let problems = Problems::new();
+    let root = document.section(&problems);
+    let mut warnings = Vec::new();
+    let agent = root
+        .required_section("agent")
+        .map(|agent| Agent::read(agent, flags, &problems, &mut warnings));
+    let plugins = root.required_section("plugins").and_then(plugins::read);
+    let health_checks = root.section("health_checks").and_then(health_checks::read);
+    if root.ignore("telemetry") {
+        warnings
+            .push("telemetry: metrics are not served by this version; the block has no effect".to_owned());
+    }
+    root.finish();
+    let config = agent
+        .zip(plugins)
+        .and_then(|(agent, plugins)| agent.into_config(plugins, health_checks, warnings));
+    match config {
+        Some(config) => problems.into_result().map(|()| config),
+        None => Err(reported(problems)),
+    }
+}
+
+/// The `agent` block. What is `None` although it is required was reported.
+struct Agent {
+    trust_domain: Option<TrustDomain>,
+    server_address: Option<String>,
+    server_port: Option<u16>,
+    bootstrap: Option<BootstrapSource>,
+    data_dir: PathBuf,
+    socket_path: PathBuf,
+    join_token: Option<JoinToken>,
+    log: LogSettings,
+    workload_key_type: KeyType,
+    x509_svid_cache_max_size: usize,
+    jwt_svid_cache_max_size: usize,
+    allow_unauthenticated_verifiers: bool,
+    allowed_foreign_jwt_claims: Vec<String>,
+    disable_workload_api: bool,
+    experimental: Experimental,
+}
+
+/// The `experimental` block, as far as it has an effect.
+#[derive(Default)]
+struct Experimental {
+    sync_interval: Option<Duration>,
+    jwt_svid_cache_hit_timeout: Option<Duration>,
+}
+
+impl Agent {
+    fn read(agent: Section<'_>, flags: &Flags, problems: &Problems, warnings: &mut Vec<String>) -> Self {
+        let cache_size = |key: &str| {
+            let size = agent.usize(key).filter(|size| *size > 0);
+            size.unwrap_or(DEFAULT_CACHE_SIZE)
+        };
+        let socket_path = agent.string("socket_path");
+        let data_dir = agent.string("data_dir");
+        let allow_unauthenticated_verifiers = agent.bool("allow_unauthenticated_verifiers");
+        let disable_workload_api = agent.bool("disable_workload_api");
+        let read = Self {
+            trust_domain: read_trust_domain(&agent, flags, problems),
+            server_address: flag_or(&flags.server_address, &agent, "server_address"),
+            server_port: read_server_port(&agent, flags),
+            bootstrap: bootstrap::read(&agent, flags, problems, warnings),
+            data_dir: given(&flags.data_dir)
+                .or(data_dir)
+                .unwrap_or_else(|| ".".to_owned())
+                .into(),
+            socket_path: given(&flags.socket_path)
+                .or(socket_path)
+                .unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned())
+                .into(),
+            join_token: read_join_token(&agent, flags),
+            log: read_log(&agent, flags, problems),
+            workload_key_type: read_key_type(&agent),
+            x509_svid_cache_max_size: cache_size("x509_svid_cache_max_size"),
+            jwt_svid_cache_max_size: cache_size("jwt_svid_cache_max_size"),
+            allow_unauthenticated_verifiers: flags
+                .allow_unauthenticated_verifiers
+                .or(allow_unauthenticated_verifiers)
+                .unwrap_or_default(),
+            allowed_foreign_jwt_claims: agent.strings("allowed_foreign_jwt_claims"),
+            disable_workload_api: flags
+                .disable_workload_api
+                .or(disable_workload_api)
+                .unwrap_or_default(),
+            experimental: agent
+                .section("experimental")
+                .map(|section| read_experimental(section, warnings))
+                .unwrap_or_default(),
+        };
+        unserved::agent(&agent, warnings);
+        agent.finish();
+        read
+    }
+
+    fn into_config(
+        self,
+        plugins: Plugins,
+        health_checks: Option<HealthChecks>,
+        warnings: Vec<String>,
+    ) -> Option<Config> {
+        Some(Config {
+            essentials: Essentials {
+                trust_domain: self.trust_domain?,
+                server_address: self.server_address?,
+                server_port: self.server_port?,
+                bootstrap: self.bootstrap?,
+                data_dir: self.data_dir,
+                socket_path: self.socket_path,
+                keys: plugins.keys,
+                join_token: self.join_token,
+            },
+            log: self.log,
+            workload_key_type: self.workload_key_type,
+            x509_svid_cache_max_size: self.x509_svid_cache_max_size,
+            jwt_svid_cache_max_size: self.jwt_svid_cache_max_size,
+            jwt_svid_cache_hit_timeout: self.experimental.jwt_svid_cache_hit_timeout,
+            sync_interval: self.experimental.sync_interval.unwrap_or(DEFAULT_SYNC_INTERVAL),
+            allow_unauthenticated_verifiers: self.allow_unauthenticated_verifiers,
+            allowed_foreign_jwt_claims: self.allowed_foreign_jwt_claims,
+            disable_workload_api: self.disable_workload_api,
+            unix: plugins.unix,
+            health_checks,
+            warnings,
+        })
+    }
+}
+
+/// A text flag that is given and not empty.
+pub(super) fn given(flag: &Option<String>) -> Option<String> {
+    flag.clone().filter(|value| !value.is_empty())
+}
+
+/// A required text; a flag supplies what the file lacks.
+fn flag_or(flag: &Option<String>, agent: &Section<'_>, key: &str) -> Option<String> {
+    match given(flag) {
+        Some(value) => {
+            agent.string(key);
+            Some(value)
+        }
+        None => agent.required_string(key),
+    }
+}
+
+fn read_trust_domain(agent: &Section<'_>, flags: &Flags, problems: &Problems) -> Option<TrustDomain> {
+    match given(&flags.trust_domain) {
+        None => agent.required_parse("trust_domain", TrustDomain::parse_name_or_id),
+        Some(name) => {
+            agent.string("trust_domain");
+            let parsed = TrustDomain::parse_name_or_id(&name);
+            parsed
+                .map_err(|error| problems.add("-trustDomain", None, error.to_string()))
+                .ok()
+        }
+    }
+}
+
+fn read_server_port(agent: &Section<'_>, flags: &Flags) -> Option<u16> {
+    let has_key = agent.has("server_port");
+    let port = agent.u16("server_port");
+    if let Some(port) = flags.server_port.filter(|port| *port != 0) {
+        return Some(port);
+    }
+    match port.filter(|port| *port != 0) {
+        None if !has_key || port == Some(0) => {
+            agent.problem("server_port", "is required");
+            None
+        }
+        port => port,
+    }
+}
+
+/// A flag replaces whichever of the two keys the file has.
+fn read_join_token(agent: &Section<'_>, flags: &Flags) -> Option<JoinToken> {
+    let token = agent.string("join_token").map(Zeroizing::new);
+    let file = agent.string("join_token_file").map(PathBuf::from);
+    if let Some(token) = &flags.join_token {
+        return Some(token.clone());
+    }
+    match (token, file) {
+        (Some(_), Some(_)) => {
+            agent.problem(
+                "join_token_file",
+                "only one of join_token and join_token_file can be set",
+            );
+            None
+        }
+        (Some(token), None) => Some(JoinToken::Given(token)),
+        (None, file) => file.map(JoinToken::File),
+    }
+}
+
+fn read_key_type(agent: &Section<'_>) -> KeyType {
+    let read = agent.parse("workload_x509_svid_key_type", |text| match text {
+        "rsa-2048" | "ec-p256" | "ec-p384" => text.parse::<KeyType>().map_err(|error| error.to_string()),
+        other => Err(format!("must be rsa-2048, ec-p256 or ec-p384: {other}")),
+    });
+    read.unwrap_or(KeyType::EcP256)
+}
+
+fn read_log(agent: &Section<'_>, flags: &Flags, problems: &Problems) -> LogSettings {
+    let defaults = LogSettings::default();
+    let file = agent.string("log_file");
+    let level = agent.parse("log_level", str::parse::<LogLevel>);
+    let format = agent.parse("log_format", str::parse::<LogFormat>);
+    let source_location = agent.bool("log_source_location");
+    let flag_level = given(&flags.log_level).and_then(|text| {
+        let parsed = text.parse::<LogLevel>();
+        parsed
+            .map_err(|error| problems.add("-logLevel", None, error.to_string()))
+            .ok()
+    });
+    let flag_format = given(&flags.log_format).and_then(|text| {
+        let parsed = text.parse::<LogFormat>();
+        parsed
+            .map_err(|error| problems.add("-logFormat", None, error.to_string()))
+            .ok()
+    });
+    LogSettings {
+        file: given(&flags.log_file).or(file).map(PathBuf::from),
+        level: flag_level.or(level).unwrap_or(defaults.level),
+        format: flag_format.or(format).unwrap_or(defaults.format),
+        source_location: flags.log_source_location.or(source_location).unwrap_or_default(),
+    }
+}
+
+fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> Experimental {
+    let sync_interval = section
+        .duration("sync_interval")
+        .filter(|interval| !interval.is_zero());
+    let hit_timeout = section
+        .duration("jwt_svid_cache_hit_timeout")
+        .filter(|timeout| !timeout.is_zero());
+    let bounds = Duration::from_secs(5)..Duration::from_secs(30);
+    if hit_timeout.is_some_and(|timeout| timeout == bounds.start || !bounds.contains(&timeout)) {
+        section.problem(
+            "jwt_svid_cache_hit_timeout",
+            "must be more than 5s and less than 30s",
+        );
+    }
+    unserved::experimental(&section, warnings);
+    section.finish();
+    Experimental {
+        sync_interval,
+        jwt_svid_cache_hit_timeout: hit_timeout,
+    }
+}
+
+/// The problems that kept the configuration from being put together.
+fn reported(problems: Problems) -> SettingsError {
+    if problems.is_empty() {
+        // Cannot be: whatever is missing was reported. A wrong sentence is better than a crash.
+        problems.add("agent", None, "cannot be read");
+    }
+    problems
+        .into_result()
+        .expect_err("there is a problem, if only the one above")
+}

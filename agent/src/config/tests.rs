@@ -1,0 +1,325 @@
+use super::*;
+
+const MINIMAL: &str = r#"
+    agent {
+        trust_domain = "example.org"
+        server_address = "spire-server"
+        server_port = "8081"
+        trust_bundle_path = "/conf/bundle.pem"
+    }
+    plugins {
+        KeyManager "memory" { plugin_data {} }
+        NodeAttestor "join_token" {}
+        WorkloadAttestor "unix" {}
+    }
+"#;
+
+fn parse(text: &str) -> Result<Config, String> {
+    parse_with(text, &Flags::default())
+}
+
+fn parse_with(text: &str, flags: &Flags) -> Result<Config, String> {
+    Config::parse(text, Path::new("agent.conf"), flags).map_err(|error| error.to_string())
+}
+
+/// The minimal file with more in its `agent` block.
+fn with(more: &str) -> String {
+    MINIMAL.replacen("agent {", &format!("agent {{\n{more}\n"), 1)
+}
+
+#[test]
+fn a_minimal_file_gives_spires_defaults() {
+    let config = parse(MINIMAL).unwrap();
+    let essentials = config.essentials();
+    assert_eq!(essentials.trust_domain.as_str(), "example.org");
+    assert_eq!(
+        (essentials.server_address.as_str(), essentials.server_port),
+        ("spire-server", 8081)
+    );
+    let expected = BootstrapSource::File {
+        path: "/conf/bundle.pem".into(),
+        format: BundleFormat::Pem,
+    };
+    assert_eq!(essentials.bootstrap, expected);
+    assert_eq!(essentials.data_dir, Path::new("."));
+    assert_eq!(essentials.socket_path, Path::new(DEFAULT_SOCKET_PATH));
+    assert_eq!((&essentials.keys, &essentials.join_token), (&Keys::Memory, &None));
+    assert_eq!(config.log(), &LogSettings::default());
+    assert_eq!(config.workload_key_type(), KeyType::EcP256);
+    assert_eq!(
+        (
+            config.x509_svid_cache_max_size(),
+            config.jwt_svid_cache_max_size()
+        ),
+        (1000, 1000)
+    );
+    assert_eq!(
+        (config.sync_interval(), config.jwt_svid_cache_hit_timeout()),
+        (Duration::from_secs(5), None)
+    );
+    assert!(!config.allow_unauthenticated_verifiers() && !config.disable_workload_api());
+    assert_eq!(config.unix(), Some(UnixSettings::default()));
+    assert!(config.health_checks().is_none() && config.allowed_foreign_jwt_claims().is_empty());
+    assert_eq!(config.warnings(), [""; 0]);
+}
+
+#[test]
+fn every_served_key_has_its_effect() {
+    let text = r#"
+        agent {
+            trust_domain = "spiffe://example.org" server_address = "a" server_port = 1
+            data_dir = "/d" socket_path = "/s" insecure_bootstrap = true join_token = "secret-token"
+            log_file = "/l" log_level = "DEBUG" log_format = "json" log_source_location = true
+            workload_x509_svid_key_type = "rsa-2048" x509_svid_cache_max_size = 5 jwt_svid_cache_max_size = 6
+            allow_unauthenticated_verifiers = true allowed_foreign_jwt_claims = ["a", "b"] disable_workload_api = true
+            experimental { sync_interval = "30s" jwt_svid_cache_hit_timeout = "6s" }
+        }
+        plugins {
+            KeyManager "disk" { plugin_data { directory = "/k" } }
+            NodeAttestor "join_token" { plugin_data {} }
+            WorkloadAttestor "unix" { plugin_data { discover_workload_path = true workload_size_limit = -1 } }
+        }
+        health_checks { listener_enabled = true bind_address = "0.0.0.0" bind_port = "8080" live_path = "/l" ready_path = "/r" }
+    "#;
+    let config = parse(text).unwrap();
+    let essentials = config.essentials();
+    assert_eq!(essentials.bootstrap, BootstrapSource::Insecure);
+    assert_eq!(
+        (essentials.data_dir.as_path(), essentials.socket_path.as_path()),
+        (Path::new("/d"), Path::new("/s"))
+    );
+    assert_eq!(essentials.keys, Keys::Disk("/k".into()));
+    assert_eq!(
+        essentials.join_token,
+        Some(JoinToken::Given("secret-token".to_owned().into()))
+    );
+    assert!(!format!("{config:?}").contains("secret-token"));
+    assert_eq!(config.log().file.as_deref(), Some(Path::new("/l")));
+    assert_eq!(config.log().level, crate::telemetry::LogLevel::Debug);
+    assert_eq!(config.log().format, crate::telemetry::LogFormat::Json);
+    assert_eq!(config.workload_key_type(), KeyType::Rsa2048);
+    assert_eq!(
+        (
+            config.x509_svid_cache_max_size(),
+            config.jwt_svid_cache_max_size()
+        ),
+        (5, 6)
+    );
+    assert_eq!(config.sync_interval(), Duration::from_secs(30));
+    assert_eq!(config.jwt_svid_cache_hit_timeout(), Some(Duration::from_secs(6)));
+    assert_eq!(config.allowed_foreign_jwt_claims(), ["a", "b"]);
+    assert!(config.allow_unauthenticated_verifiers() && config.disable_workload_api());
+    let unix = UnixSettings {
+        discover_workload_path: true,
+        workload_size_limit: -1,
+    };
+    assert_eq!(config.unix(), Some(unix));
+    let health = config.health_checks().unwrap();
+    assert_eq!((health.address.as_str(), health.port), ("0.0.0.0", 8080));
+    assert_eq!(
+        (health.live_path.as_str(), health.ready_path.as_str()),
+        ("/l", "/r")
+    );
+    assert!(
+        matches!(config.warnings(), [only] if only.contains("insecure_bootstrap")),
+        "{:?}",
+        config.warnings()
+    );
+}
+
+#[test]
+fn flags_override_the_file_and_supply_what_it_lacks() {
+    let text = MINIMAL.replace("trust_domain = \"example.org\"", "").replace(
+        "server_port = \"8081\"",
+        "join_token_file = \"/t\" log_level = \"ERROR\"",
+    );
+    let flags = Flags {
+        trust_domain: Some("other.org".to_owned()),
+        server_port: Some(9),
+        server_address: Some("host".to_owned()),
+        join_token: Some(JoinToken::Given("x".to_owned().into())),
+        log_level: Some("WARN".to_owned()),
+        socket_path: Some("/run/a.sock".to_owned()),
+        data_dir: Some(String::new()),
+        trust_bundle_format: Some("spiffe".to_owned()),
+        ..Flags::default()
+    };
+    let config = parse_with(&text, &flags).unwrap();
+    let essentials = config.essentials();
+    assert_eq!(essentials.trust_domain.as_str(), "other.org");
+    assert_eq!(
+        (essentials.server_address.as_str(), essentials.server_port),
+        ("host", 9)
+    );
+    assert_eq!(
+        essentials.join_token,
+        Some(JoinToken::Given("x".to_owned().into()))
+    );
+    assert_eq!(config.log().level, crate::telemetry::LogLevel::Warn);
+    assert_eq!(essentials.socket_path, Path::new("/run/a.sock"));
+    assert_eq!(essentials.data_dir, Path::new("."), "an empty flag is not given");
+    assert!(matches!(
+        essentials.bootstrap,
+        BootstrapSource::File {
+            format: BundleFormat::Spiffe,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn all_mistakes_are_told_at_once() {
+    let error = parse("agent { server_port = 0 log_level = \"loud\" sokcet_path = \"x\" }\nplugins { KeyManager \"memory\" {} KeyManager \"disk\" {} }").unwrap_err();
+    for part in [
+        "unknown configuration detected",
+        "trust_domain",
+        "server_address",
+        "server_port",
+        "trust_bundle_path",
+        "loud",
+        "did you mean `socket_path`?",
+        "exactly one KeyManager is required, found 2",
+        "exactly one NodeAttestor is required, found 0",
+        "at least one WorkloadAttestor",
+    ] {
+        assert!(error.contains(part), "{part} in {error}");
+    }
+    assert!(parse("server {}").unwrap_err().contains("agent"));
+}
+
+#[test]
+fn exactly_one_bootstrap_source_and_one_token() {
+    let error = parse(&with("insecure_bootstrap = true")).unwrap_err();
+    assert!(
+        error.contains("only one of trust_bundle_path and insecure_bootstrap"),
+        "{error}"
+    );
+    let error = parse(&with("join_token = \"a\"\njoin_token_file = \"/t\"")).unwrap_err();
+    assert!(
+        error.contains("only one of join_token and join_token_file"),
+        "{error}"
+    );
+    let config = parse(&with("join_token_file = \"/t\"")).unwrap();
+    assert_eq!(config.essentials().join_token, Some(JoinToken::File("/t".into())));
+}
+
+#[test]
+fn keys_that_would_change_what_is_served_are_refused_by_name() {
+    for (key, text) in [
+        ("admin_socket_path", "admin_socket_path = \"/a\""),
+        (
+            "authorized_delegates",
+            "authorized_delegates = [\"spiffe://example.org/a\"]",
+        ),
+        ("availability_target", "availability_target = \"24h\""),
+        ("trust_bundle_url", "trust_bundle_url = \"https://a\""),
+        (
+            "trust_bundle_spiffe_workload_api",
+            "trust_bundle_spiffe_workload_api = \"/a\"",
+        ),
+        ("rebootstrap_mode", "rebootstrap_mode = \"auto\""),
+        ("require_pq_kem", "experimental { require_pq_kem = true }"),
+        ("feature_flags", "experimental { feature_flags = [\"x\"] }"),
+        ("broker", "experimental { broker { socket_path = \"/a\" } }"),
+        (
+            "fetch_x509_svid",
+            "experimental { ratelimit { fetch_x509_svid = 5 } }",
+        ),
+        (
+            "workload_x509_svid_key_type",
+            "workload_x509_svid_key_type = \"rsa-4096\"",
+        ),
+        (
+            "jwt_svid_cache_hit_timeout",
+            "experimental { jwt_svid_cache_hit_timeout = \"5s\" }",
+        ),
+        (
+            "jwt_svid_cache_hit_timeout",
+            "experimental { jwt_svid_cache_hit_timeout = \"30s\" }",
+        ),
+    ] {
+        let error = parse(&with(text)).unwrap_err();
+        assert!(error.contains(key), "{key} in {error}");
+        assert_eq!(error.lines().count(), 1, "one sentence: {error}");
+    }
+}
+
+#[test]
+fn harmless_keys_are_accepted_with_a_warning() {
+    for (key, text) in [
+        ("sds", "sds { default_svid_name = \"a\" }"),
+        ("log_selectors", "log_selectors = [\"unix\"]"),
+        ("profiling", "profiling_enabled = true"),
+        (
+            "rebootstrap_delay",
+            "rebootstrap_mode = \"never\"\nrebootstrap_delay = \"1m\"",
+        ),
+        (
+            "use_sync_authorized_entries",
+            "experimental { use_sync_authorized_entries = false }",
+        ),
+        ("named_pipe_name", "experimental { named_pipe_name = \"a\" }"),
+    ] {
+        let config = parse(&with(text)).unwrap();
+        assert!(
+            matches!(config.warnings(), [only] if only.contains(key)),
+            "{key}: {:?}",
+            config.warnings()
+        );
+    }
+    let silent =
+        "disable_sds_api = true\nadmin_socket_path = \"\"\nexperimental { ratelimit { fetch_jwt_svid = 0 } }";
+    assert_eq!(parse(&with(silent)).unwrap().warnings(), [""; 0]);
+    let config = parse(&format!("{MINIMAL}\ntelemetry {{ Prometheus {{ port = 1 }} }}")).unwrap();
+    assert!(matches!(config.warnings(), [only] if only.contains("telemetry")));
+}
+
+#[test]
+fn plugins_that_are_not_served_are_refused_by_name() {
+    for (from, to) in [
+        ("KeyManager \"memory\"", "KeyManager \"aws_kms\""),
+        ("NodeAttestor \"join_token\"", "NodeAttestor \"k8s_psat\""),
+        (
+            "WorkloadAttestor \"unix\" {}",
+            "WorkloadAttestor \"unix\" {}\nWorkloadAttestor \"k8s\" {}",
+        ),
+        (
+            "WorkloadAttestor \"unix\" {}",
+            "WorkloadAttestor \"unix\" {}\nSVIDStore \"gcp_secretmanager\" {}",
+        ),
+        (
+            "WorkloadAttestor \"unix\" {}",
+            "WorkloadAttestor \"unix\" { plugin_cmd = \"/bin/x\" }",
+        ),
+        (
+            "KeyManager \"memory\" { plugin_data {} }",
+            "KeyManager \"disk\" {}",
+        ),
+        (
+            "KeyManager \"memory\" { plugin_data {} }",
+            "KeyManager \"memory\" { plugin_data_file = \"/f\" }",
+        ),
+    ] {
+        assert!(parse(&MINIMAL.replace(from, to)).is_err(), "{to}");
+    }
+    let off = MINIMAL.replace(
+        "NodeAttestor",
+        "KeyManager \"disk\" { enabled = false }\nNodeAttestor",
+    );
+    assert!(
+        parse(&off).is_ok(),
+        "a plugin that is switched off does not count"
+    );
+}
+
+#[test]
+fn json_and_yaml_say_the_same() {
+    let json = r#"{"agent": {"trust_domain": "example.org", "server_address": "a", "server_port": 1, "insecure_bootstrap": true},
+        "plugins": {"KeyManager": {"memory": {}}, "NodeAttestor": {"join_token": {}}, "WorkloadAttestor": {"unix": {"plugin_data": {"discover_workload_path": true}}}}}"#;
+    let yaml = "agent:\n  trust_domain: example.org\n  server_address: a\n  server_port: 1\n  insecure_bootstrap: true\n\
+        plugins:\n  KeyManager:\n    memory:\n  NodeAttestor:\n    join_token:\n  WorkloadAttestor:\n    unix:\n      plugin_data:\n        discover_workload_path: true\n";
+    for (text, path) in [(json, "a.json"), (yaml, "a.yaml")] {
+        let config = Config::parse(text, Path::new(path), &Flags::default()).unwrap();
+        assert!(config.unix().unwrap().discover_workload_path, "{path}");
+    }
+}

@@ -1,0 +1,96 @@
+//! Keys of SPIRE that this version does not serve: refused where ignoring them would change what the agent does
+//! or whom it serves, else accepted with a warning.
+
+use finial_identity::settings::Section;
+
+/// The keys of the `agent` block.
+pub(super) fn agent(agent: &Section<'_>, warnings: &mut Vec<String>) {
+    if agent.string("admin_socket_path").is_some() {
+        agent.problem(
+            "admin_socket_path",
+            "the admin APIs (debug, logger, delegated identity) are not served by this version",
+        );
+    }
+    if !agent.strings("authorized_delegates").is_empty() {
+        agent.problem(
+            "authorized_delegates",
+            "the delegated identity API is not served by this version",
+        );
+    }
+    if agent
+        .duration("availability_target")
+        .is_some_and(|target| !target.is_zero())
+    {
+        agent.problem(
+            "availability_target",
+            "is not served by this version: SVIDs are renewed at about half of their life",
+        );
+    }
+    // Nothing is switched off by this, for there is nothing to switch off.
+    agent.bool("disable_sds_api");
+    if agent.ignore("sds") {
+        warnings.push(
+            "agent.sds: Envoy's secret discovery is not served by this version; the block has no effect"
+                .to_owned(),
+        );
+    }
+    if !agent.strings("log_selectors").is_empty() {
+        warnings.push(
+            "agent.log_selectors: selectors are not logged by this version; the key has no effect".to_owned(),
+        );
+    }
+    let mut profiling = agent.bool("profiling_enabled").unwrap_or_default();
+    for key in ["profiling_port", "profiling_freq", "profiling_names"] {
+        profiling |= agent.ignore(key);
+    }
+    if profiling {
+        warnings.push("agent.profiling_*: profiling is not served; the keys have no effect".to_owned());
+    }
+}
+
+/// The keys of the `experimental` block.
+pub(super) fn experimental(section: &Section<'_>, warnings: &mut Vec<String>) {
+    if section.bool("use_sync_authorized_entries") == Some(false) {
+        warnings.push(
+            "agent.experimental.use_sync_authorized_entries: changes alone are always asked for; the key has no effect"
+                .to_owned(),
+        );
+    }
+    if section.bool("require_pq_kem").unwrap_or_default() {
+        section.problem(
+            "require_pq_kem",
+            "is not served: the TLS library that this build uses has no hybrid post-quantum key exchange",
+        );
+    }
+    for flag in section.strings("feature_flags") {
+        section.problem("feature_flags", format!("unknown feature flag: {flag}"));
+    }
+    for key in ["named_pipe_name", "admin_named_pipe_name"] {
+        if section.ignore(key) {
+            warnings.push(format!(
+                "agent.experimental.{key}: is for Windows; the key has no effect"
+            ));
+        }
+    }
+    if section.ignore("broker") {
+        section.problem("broker", "the SPIFFE Broker API is not served by this version");
+    }
+    if let Some(limits) = section.section("ratelimit") {
+        for key in [
+            "fetch_x509_svid",
+            "fetch_jwt_svid",
+            "fetch_x509_bundles",
+            "fetch_jwt_bundles",
+            "stream_secrets",
+            "fetch_secrets",
+        ] {
+            if limits.i64(key).is_some_and(|limit| limit != 0) {
+                limits.problem(
+                    key,
+                    "rate limits of the Workload API are not served by this version",
+                );
+            }
+        }
+        limits.finish();
+    }
+}

@@ -1,0 +1,131 @@
+//! Who is at the other end of a Unix socket: the process that connected, held by a descriptor.
+//!
+//! The descriptor comes from the socket itself (`SO_PEERPIDFD`, Linux 6.5). On older kernels it is opened by the
+//! pid that the socket tells, with the start time compared before and after; a process that ends, and whose pid
+//! is given to another, between `connect` and that moment is mistaken for the other.
+
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+
+use finial_identity::process::sys;
+use tokio::net::UnixStream;
+
+use crate::workload::{ConnectedAs, ProcFs, Process, ProcessError};
+
+/// The peer of a connection, as it was when it connected. Requests find it among their extensions.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    process: Result<Arc<Process>, Arc<ProcessError>>,
+}
+
+impl Peer {
+    /// Finds out who connected. A process that cannot be told apart is not refused here: health checks need
+    /// no caller. Must be called within a tokio runtime.
+    pub fn of(stream: &UnixStream, procfs: &ProcFs) -> Self {
+        Self {
+            process: identify(stream, procfs).map(Arc::new).map_err(Arc::new),
+        }
+    }
+
+    /// A peer that is this process.
+    #[cfg(test)]
+    pub(crate) fn of_process(process: Process) -> Self {
+        Self {
+            process: Ok(Arc::new(process)),
+        }
+    }
+
+    /// The process that connected.
+    ///
+    /// # Errors
+    /// Why it is not known.
+    pub fn process(&self) -> Result<&Arc<Process>, &ProcessError> {
+        self.process.as_ref().map_err(Arc::as_ref)
+    }
+}
+
+fn identify(stream: &UnixStream, procfs: &ProcFs) -> Result<Process, ProcessError> {
+    let failed = |action, pid: i64| {
+        move |source| ProcessError::Io {
+            action,
+            pid: u32::try_from(pid).unwrap_or_default(),
+            source,
+        }
+    };
+    let credentials = stream.peer_cred().map_err(failed("ask socket for its peer", 0))?;
+    let pid = credentials
+        .pid()
+        .map(i64::from)
+        .ok_or(ProcessError::NotVisible(0))?;
+    let process = match sys::peer_pidfd(stream.as_fd()) {
+        Ok(Some(pidfd)) => Process::of_pidfd(pid, pidfd, procfs)?,
+        Ok(None) => Process::open(pid, procfs)?,
+        Err(error) if is_gone(&error) => {
+            return Err(ProcessError::Gone(u32::try_from(pid).unwrap_or_default()));
+        }
+        Err(error) => return Err(failed("ask socket for its peer's pidfd", pid)(error)),
+    };
+    Ok(process.connected_as(ConnectedAs {
+        uid: credentials.uid(),
+        gid: credentials.gid(),
+    }))
+}
+
+/// Kernels say either when the peer was reaped.
+fn is_gone(error: &std::io::Error) -> bool {
+    let errno = rustix::io::Errno::from_io_error(error);
+    errno.is_some_and(|errno| errno == rustix::io::Errno::SRCH || errno == rustix::io::Errno::INVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use tokio::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn the_caller_is_the_process_that_connected() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("s")).unwrap();
+        let (_client, accepted) = tokio::join!(UnixStream::connect(dir.path().join("s")), listener.accept());
+        let peer = Peer::of(&accepted.unwrap().0, &ProcFs::default());
+        let process = peer.process().unwrap();
+        assert_eq!(process.pid(), std::process::id());
+        assert!(process.is_alive());
+        let ids = process.ids_at_connect().unwrap();
+        assert_eq!(ids.uid, rustix::process::geteuid().as_raw());
+        assert_eq!(ids.gid, rustix::process::getegid().as_raw());
+        assert!(process.program_at_connect().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_caller_that_ended_is_refused_although_its_connection_is_open() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let listener = UnixListener::bind(&path).unwrap();
+        // The connecting process hands its connection to a child of its own and ends.
+        let script = format!(
+            "import os,socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect({:?})\n\
+             if os.fork(): os._exit(0)\nsys.stdin.read()\n",
+            path.display().to_string()
+        );
+        let Ok(mut python) = Command::new("python3")
+            .args(["-c", &script])
+            .stdin(Stdio::piped())
+            .spawn()
+        else {
+            return; // No interpreter on this machine; `workload::process` has the same rule without one.
+        };
+        let (stream, _address) = listener.accept().await.unwrap();
+        let stdin = python.stdin.take();
+        python.wait().unwrap();
+        let peer = Peer::of(&stream, &ProcFs::default());
+        assert!(
+            matches!(peer.process(), Err(ProcessError::Gone(pid)) if *pid == python.id()),
+            "{peer:?}"
+        );
+        drop(stdin);
+    }
+}

@@ -1,0 +1,273 @@
+//! Whether the agent is well: gRPC health on the socket, `/live` and `/ready` over HTTP.
+//!
+//! Both ask the agent's own Workload API through its socket, as a workload would. An answer that has identities,
+//! or says that there are none for the agent itself, is a healthy one.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse as _, Response as HttpResponse};
+use axum::routing::get;
+use finial_identity::process::Stop;
+use finial_proto::grpc::health::v1::health_check_response::ServingStatus;
+use finial_proto::grpc::health::v1::health_server::Health;
+use finial_proto::grpc::health::v1::{
+    HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
+};
+use finial_proto::workload::X509svidRequest;
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tonic::{Code, Request, Response, Status};
+
+use super::client;
+use crate::node::NodeState;
+
+/// How long the agent's own Workload API may take to answer.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks the agent's own Workload API.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The agent's socket; `None` when the Workload API is switched off, which is healthy.
+    socket_path: Option<Arc<PathBuf>>,
+    node: watch::Receiver<NodeState>,
+}
+
+/// What the probe found.
+#[derive(Debug)]
+struct Finding {
+    state: NodeState,
+    /// The answer, or why there was none.
+    answer: Result<(), Trouble>,
+}
+
+/// What is wrong with the Workload API.
+#[derive(Debug, thiserror::Error)]
+enum Trouble {
+    /// Nobody answers at the socket.
+    #[error("workload API is unreachable: {0}")]
+    Unreachable(String),
+    /// It answers, and cannot serve.
+    #[error("workload API answers {code:?}: {message}", code = .0.code(), message = .0.message())]
+    CannotServe(Box<Status>),
+}
+
+impl Probe {
+    /// A probe of the Workload API at `socket_path`.
+    pub fn new(socket_path: Option<PathBuf>, node: watch::Receiver<NodeState>) -> Self {
+        Self {
+            socket_path: socket_path.map(Arc::new),
+            node,
+        }
+    }
+
+    async fn find(&self) -> Finding {
+        let answer = match self.socket_path.as_deref() {
+            None => Ok(()),
+            Some(path) => match tokio::time::timeout(PROBE_TIMEOUT, ask(path)).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => Err(Trouble::Unreachable("no answer in time".to_owned())),
+            },
+        };
+        Finding {
+            state: self.node.borrow().clone(),
+            answer,
+        }
+    }
+}
+
+async fn ask(path: &std::path::Path) -> Result<(), Trouble> {
+    let unreachable = |error: tonic::transport::Error| Trouble::Unreachable(error.to_string());
+    let mut client = client::workload(path).await.map_err(unreachable)?;
+    let outcome = match client.fetch_x509svid(X509svidRequest {}).await {
+        Ok(answer) => answer.into_inner().message().await.map(drop),
+        Err(status) => Err(status),
+    };
+    match outcome {
+        Ok(()) => Ok(()),
+        Err(status) if status.code() == Code::PermissionDenied => Ok(()),
+        Err(status) => Err(Trouble::CannotServe(Box::new(status))),
+    }
+}
+
+impl Finding {
+    /// The process works; it need not be restarted.
+    fn is_live(&self) -> bool {
+        !matches!(self.answer, Err(Trouble::Unreachable(_))) && self.state != NodeState::Banned
+    }
+
+    /// Workloads are served.
+    fn is_ready(&self) -> bool {
+        self.answer.is_ok() && self.state.may_serve()
+    }
+
+    fn details(&self) -> Value {
+        let workload_api = match &self.answer {
+            Ok(()) => "ok".to_owned(),
+            Err(trouble) => trouble.to_string(),
+        };
+        json!({"agent": {"state": self.state.to_string(), "workload_api": workload_api}})
+    }
+}
+
+/// The service `grpc.health.v1.Health`: `Check` of the whole process, as SPIRE has it.
+#[derive(Debug)]
+pub struct HealthService {
+    probe: Probe,
+}
+
+impl HealthService {
+    /// Answers with what `probe` finds.
+    pub fn new(probe: Probe) -> Self {
+        Self { probe }
+    }
+}
+
+#[tonic::async_trait]
+impl Health for HealthService {
+    async fn check(
+        &self,
+        request: Request<HealthCheckRequest>,
+    ) -> Result<Response<HealthCheckResponse>, Status> {
+        if !request.get_ref().service.is_empty() {
+            return Err(Status::invalid_argument("per-service health is not supported"));
+        }
+        let finding = self.probe.find().await;
+        let status = if finding.is_ready() {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
+        Ok(Response::new(HealthCheckResponse {
+            status: status.into(),
+        }))
+    }
+
+    async fn list(
+        &self,
+        _request: Request<HealthListRequest>,
+    ) -> Result<Response<HealthListResponse>, Status> {
+        Err(Status::unimplemented("health is checked, not listed"))
+    }
+
+    type WatchStream = tokio_stream::Empty<Result<HealthCheckResponse, Status>>;
+
+    async fn watch(
+        &self,
+        _request: Request<HealthCheckRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        Err(Status::unimplemented("health is checked, not watched"))
+    }
+}
+
+/// Paths of the HTTP health checks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthPaths {
+    /// `live_path`
+    pub live: String,
+    /// `ready_path`
+    pub ready: String,
+}
+
+/// Serves the HTTP health checks until `stop`: 200 when well, else 500, with the details as JSON.
+///
+/// # Errors
+/// When the listener fails.
+pub async fn serve_http(
+    listener: TcpListener,
+    paths: HealthPaths,
+    probe: Probe,
+    stop: Stop,
+) -> std::io::Result<()> {
+    let mut router = axum::Router::new().route(&paths.live, get(live));
+    if paths.ready != paths.live {
+        router = router.route(&paths.ready, get(ready));
+    }
+    axum::serve(listener, router.with_state(probe))
+        .with_graceful_shutdown(stop.stopped_owned())
+        .await
+}
+
+async fn live(State(probe): State<Probe>) -> HttpResponse {
+    let finding = probe.find().await;
+    answer(finding.is_live(), &finding)
+}
+
+async fn ready(State(probe): State<Probe>) -> HttpResponse {
+    let finding = probe.find().await;
+    answer(finding.is_ready(), &finding)
+}
+
+fn answer(well: bool, finding: &Finding) -> HttpResponse {
+    let code = if well {
+        StatusCode::OK
+    } else {
+        StatusCode::INTERNAL_SERVER_ERROR
+    };
+    let headers = [(CONTENT_TYPE, "application/json")];
+    (code, headers, finding.details().to_string()).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+
+    fn finding(state: NodeState, answer: Result<(), Trouble>) -> (bool, bool) {
+        let finding = Finding { state, answer };
+        (finding.is_live(), finding.is_ready())
+    }
+
+    #[test]
+    fn trouble_with_the_server_is_neither_dead_nor_unready() {
+        let degraded = NodeState::Degraded("server unreachable".to_owned());
+        assert_eq!(finding(degraded.clone(), Ok(())), (true, true));
+        let unsynced = || Err(Trouble::CannotServe(Box::new(Status::unavailable("not synced"))));
+        assert_eq!(finding(NodeState::Attesting, unsynced()), (true, false));
+        let silent = Err(Trouble::Unreachable("refused".to_owned()));
+        assert_eq!(finding(NodeState::Serving, silent), (false, false));
+        assert_eq!(finding(NodeState::Banned, Ok(())), (false, false));
+    }
+
+    #[tokio::test]
+    async fn http_tells_the_state_of_the_node() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (node, watcher) = watch::channel(NodeState::Degraded("no route".to_owned()));
+        let paths = HealthPaths {
+            live: "/live".to_owned(),
+            ready: "/ready".to_owned(),
+        };
+        let mut tasks = finial_identity::process::TaskSet::new();
+        let stop = tasks.stop_signal();
+        tasks.spawn(
+            "health",
+            serve_http(listener, paths, Probe::new(None, watcher), stop),
+        );
+        let ask = |path: &'static str| async move {
+            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let answer = ask("/ready").await;
+        assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+        assert!(answer.contains("content-type: application/json"), "{answer}");
+        assert!(
+            answer.ends_with(r#"{"agent":{"state":"degraded: no route","workload_api":"ok"}}"#),
+            "{answer}"
+        );
+        node.send_replace(NodeState::Banned);
+        assert!(ask("/live").await.starts_with("HTTP/1.1 500 "));
+        assert!(ask("/other").await.starts_with("HTTP/1.1 404 "));
+        tasks.run_until_first_exit(std::future::ready(())).await.unwrap();
+    }
+}

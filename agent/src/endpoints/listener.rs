@@ -1,0 +1,290 @@
+//! Serves gRPC on the agent's public Unix socket.
+//!
+//! Every connection passes the [`AuthorityAdapter`], without which clients in Python, C++ and Java are refused,
+//! carries its [`Peer`], and counts against the limits.
+
+use std::io;
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use finial_identity::process::private_file::FileMode;
+use finial_identity::process::unix_listener::{self, ListenError, SocketGuard, UnixListenerOptions};
+use finial_identity::process::{AuthorityAdapter, Stop};
+use futures_util::stream::{self, Stream};
+use rustix::io::Errno;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{UnixListener, UnixStream};
+use tonic::service::Routes;
+use tonic::transport::server::Connected;
+
+use super::caller::Peer;
+use super::limits::{self, Admission, Admitted};
+use crate::workload::{ProcFs, ProcessError};
+
+/// How long requests may take to end after the stop signal.
+const DRAIN: Duration = Duration::from_secs(3);
+/// How long to wait after the system refused to give a connection, as when no more files may be opened.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// A socket that is open and not yet served.
+#[derive(Debug)]
+pub struct PublicSocket {
+    listener: UnixListener,
+    guard: SocketGuard,
+}
+
+impl PublicSocket {
+    /// Opens the socket for everybody on this machine: mode 0777 in a directory of mode 0755.
+    ///
+    /// # Errors
+    /// [`ListenError`].
+    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+        let options = UnixListenerOptions {
+            socket_mode: FileMode::new(0o777),
+            dir_mode: FileMode::PUBLIC_DIR,
+        };
+        let (listener, guard) = unix_listener::bind(path, options)?;
+        Ok(Self { listener, guard })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        self.guard.path()
+    }
+
+    /// Serves `routes` until `stop`; then requests have a moment to end, and the socket is removed.
+    ///
+    /// # Errors
+    /// What the server says; a connection's trouble is not the server's.
+    pub async fn serve(
+        self,
+        routes: Routes,
+        admission: Admission,
+        procfs: ProcFs,
+        stop: Stop,
+    ) -> Result<(), tonic::transport::Error> {
+        let Self { listener, guard } = self;
+        let server = tonic::transport::Server::builder()
+            .max_concurrent_streams(limits::MAX_STREAMS_PER_CONNECTION)
+            .http2_max_header_list_size(limits::MAX_HEADER_BYTES)
+            .http2_max_pending_accept_reset_streams(Some(limits::MAX_PENDING_RESETS))
+            .initial_stream_window_size(limits::WINDOW_BYTES)
+            .initial_connection_window_size(limits::WINDOW_BYTES)
+            .max_frame_size(limits::FRAME_BYTES)
+            .add_routes(routes)
+            .serve_with_incoming_shutdown(
+                connections(listener, admission, procfs),
+                stop.clone().stopped_owned(),
+            );
+        let overdue = async {
+            stop.stopped().await;
+            tokio::time::sleep(DRAIN).await;
+        };
+        let outcome = tokio::select! {
+            outcome = server => outcome,
+            () = overdue => Ok(()),
+        };
+        drop(guard);
+        outcome
+    }
+}
+
+/// The connections of a socket as they come, without end and without errors.
+fn connections(
+    listener: UnixListener,
+    admission: Admission,
+    procfs: ProcFs,
+) -> impl Stream<Item = Result<Connection, io::Error>> {
+    let state = Accept {
+        listener,
+        admission,
+        procfs,
+        failing: false,
+    };
+    stream::unfold(state, |mut state| async move {
+        let connection = state.next().await;
+        Some((Ok(connection), state))
+    })
+}
+
+struct Accept {
+    listener: UnixListener,
+    admission: Admission,
+    procfs: ProcFs,
+    /// The last attempt failed and was logged.
+    failing: bool,
+}
+
+impl Accept {
+    async fn next(&mut self) -> Connection {
+        loop {
+            let stream = match self.listener.accept().await {
+                Ok((stream, _address)) => stream,
+                Err(error) => {
+                    self.report(&error.to_string());
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                    continue;
+                }
+            };
+            let Ok(credentials) = stream.peer_cred() else {
+                continue; // Gone already.
+            };
+            let Some(admitted) = self.admission.admit(credentials.uid()) else {
+                self.report("too many connections");
+                continue; // Closed; the client tries again later.
+            };
+            let peer = Peer::of(&stream, &self.procfs);
+            if let Err(error) = peer.process()
+                && is_passing(error)
+            {
+                // It would stick to the connection. Closed; the client tries again later.
+                self.report(&error.to_string());
+                drop(stream);
+                tokio::time::sleep(ACCEPT_RETRY).await;
+                continue;
+            }
+            if std::mem::take(&mut self.failing) {
+                tracing::info!("connections to the workload API are accepted again");
+            }
+            return Connection {
+                peer,
+                io: AuthorityAdapter::new(stream),
+                admitted: Arc::new(admitted),
+            };
+        }
+    }
+
+    fn report(&mut self, error: &str) {
+        if !std::mem::replace(&mut self.failing, true) {
+            tracing::warn!(error, "connections to the workload API cannot be accepted");
+        }
+    }
+}
+
+/// Whether the system lacked something that it may have for the next connection, as descriptors or memory.
+fn is_passing(error: &ProcessError) -> bool {
+    let ProcessError::Io { source, .. } = error else {
+        return false;
+    };
+    let errno = Errno::from_io_error(source);
+    errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN].contains(&errno))
+}
+
+/// A connection with its peer.
+#[derive(Debug)]
+struct Connection {
+    io: AuthorityAdapter<UnixStream>,
+    peer: Peer,
+    admitted: Arc<Admitted>,
+}
+
+/// What requests find among their extensions: whose connection it is, and its user's share.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who connected.
+    pub peer: Peer,
+    /// Counts the calls of its user.
+    pub admitted: Arc<Admitted>,
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        Caller {
+            peer: self.peer.clone(),
+            admitted: Arc::clone(&self.admitted),
+        }
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+
+    use super::*;
+
+    #[test]
+    fn want_of_descriptors_passes_and_a_process_that_ended_does_not() {
+        let failed = |errno: Errno| ProcessError::Io {
+            action: "open pidfd",
+            pid: 1,
+            source: errno.into(),
+        };
+        assert!(is_passing(&failed(Errno::MFILE)) && is_passing(&failed(Errno::NFILE)));
+        assert!(!is_passing(&failed(Errno::PERM)) && !is_passing(&ProcessError::Gone(1)));
+    }
+
+    #[tokio::test]
+    async fn a_connection_over_the_limit_is_closed_and_the_next_is_let_in_after_one_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api.sock");
+        let PublicSocket { listener, guard } = PublicSocket::bind(&path).unwrap();
+        let mut accept = Accept {
+            listener,
+            admission: Admission::new(1),
+            procfs: ProcFs::default(),
+            failing: false,
+        };
+        let _first = UnixStream::connect(&path).await.unwrap();
+        let admitted = if rustix::process::geteuid().is_root() {
+            Some(accept.next().await)
+        } else {
+            None // Half of one is none: every connection of a user is over the limit.
+        };
+        let mut second = UnixStream::connect(&path).await.unwrap();
+        let mut nothing = [0];
+        tokio::select! {
+            _connection = accept.next() => panic!("let in over the limit"),
+            closed = second.read(&mut nothing) => assert_eq!(closed.unwrap(), 0),
+        }
+        assert!(accept.failing);
+        if admitted.is_some() {
+            drop(admitted);
+            let _third = UnixStream::connect(&path).await.unwrap();
+            let connection = accept.next().await;
+            assert_eq!(connection.peer.process().unwrap().pid(), std::process::id());
+            assert!(!accept.failing);
+        }
+        drop(guard);
+    }
+}

@@ -1,0 +1,288 @@
+//! A served socket over a cache that the test fills, with a fake attestor and a fake signer of JWT-SVIDs.
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use finial_identity::bundle::{Bundle, JwtAuthority};
+use finial_identity::jwt;
+use finial_identity::key::{KeyType, PrivateKey};
+use finial_identity::process::{Clock, TaskSet};
+use finial_identity::selector::Selector;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use serde_json::json;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use super::client::{self, WorkloadClient};
+use super::health::Probe;
+use super::limits::Admission;
+use super::listener::PublicSocket;
+use super::workload_api::{SyncMode, WorkloadApi, WorkloadApiParts, WorkloadPolicy};
+use crate::node::{Jitter, NodeState};
+use crate::svids::jwt::{JwtCache, JwtCacheSettings, JwtSource};
+use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache};
+use crate::test_pki::Authority;
+use crate::upstream::UpstreamError;
+use crate::workload::{AttestorError, ProcFs, Process, WorkloadAttestation, WorkloadAttestor};
+
+pub(crate) const TRUST_DOMAIN: &str = "example.org";
+pub(crate) const KEY_ID: &str = "key-1";
+
+/// What the fake attestor answers: selectors, or a failure.
+pub(crate) type Facts = Arc<Mutex<Option<Vec<&'static str>>>>;
+
+/// What tests fill and stop.
+#[derive(Debug)]
+pub(crate) struct World {
+    pub authority: Authority,
+    pub svids: SvidCache,
+    pub node: watch::Sender<NodeState>,
+    pub facts: Facts,
+    pub clock: Clock,
+    pub tasks: TaskSet,
+    pub policy: WorkloadPolicy,
+    pub own_pid: u32,
+    pub is_pushed: bool,
+    next: Mutex<Snapshot>,
+}
+
+#[derive(Debug)]
+struct FakeAttestor(Facts);
+
+#[async_trait]
+impl WorkloadAttestor for FakeAttestor {
+    fn name(&self) -> &'static str {
+        "fake"
+    }
+
+    async fn attest(&self, _process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError> {
+        let facts = self.0.lock().unwrap().clone().ok_or(AttestorError::CutOff)?;
+        Ok(facts
+            .into_iter()
+            .map(|fact| Selector::parse(fact).unwrap())
+            .collect())
+    }
+}
+
+/// Signs as a server would.
+#[derive(Debug)]
+struct FakeServer {
+    key: Arc<PrivateKey>,
+    clock: Clock,
+}
+
+#[async_trait]
+impl JwtSource for FakeServer {
+    async fn sign_jwt(&self, entry_id: &str, audiences: &[String]) -> Result<SignedJwt, UpstreamError> {
+        if entry_id == "unsignable" {
+            return Err(UpstreamError::Malformed("no such entry".to_owned()));
+        }
+        let spiffe_id = format!("spiffe://{TRUST_DOMAIN}/{entry_id}");
+        let now = self.clock.now();
+        let claims = json!({
+            "sub": spiffe_id, "aud": audiences, "iat": now.unix_timestamp(),
+            "exp": now.unix_timestamp() + 300, "role": "db",
+        });
+        let token = jwt::sign(&*self.key, KEY_ID, claims.as_object().unwrap()).unwrap();
+        Ok(SignedJwt {
+            token: Arc::from(token),
+            spiffe_id: SpiffeId::parse(&spiffe_id).unwrap(),
+            issued_at: now,
+            expires_at: now + time::Duration::minutes(5),
+        })
+    }
+}
+
+impl World {
+    /// A synced agent with no entries, whose callers are all `unix:uid:1000`.
+    pub(crate) fn new() -> Self {
+        Self::at(Clock::system())
+    }
+
+    pub(crate) fn at(clock: Clock) -> Self {
+        let authority = Authority::new(TRUST_DOMAIN);
+        let jwt_key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
+        let mut bundle = authority.bundle();
+        bundle.jwt_authorities = vec![jwt_authority(&jwt_key)];
+        let source = FakeServer {
+            key: jwt_key,
+            clock: clock.clone(),
+        };
+        let jwt = JwtCache::new(
+            Arc::new(source),
+            JwtCacheSettings::default(),
+            clock.clone(),
+            Jitter::new(|| 0.5),
+        );
+        let svids = SvidCache::new(Arc::new(bundle), jwt);
+        let mut next = (*svids.snapshot()).clone();
+        next.synced_at = Some(clock.now());
+        svids.publish(next.clone());
+        Self {
+            authority,
+            svids,
+            node: watch::Sender::new(NodeState::Serving),
+            facts: Arc::new(Mutex::new(Some(vec!["unix:uid:1000"]))),
+            clock,
+            tasks: TaskSet::new(),
+            policy: WorkloadPolicy {
+                allow_unauthenticated_verifiers: false,
+                allowed_foreign_jwt_claims: vec!["team".to_owned()],
+                sync_interval: Duration::from_millis(50),
+            },
+            own_pid: 0,
+            is_pushed: false,
+            next: Mutex::new(next),
+        }
+    }
+
+    /// An entry with its SVID, for `unix:uid:1000`.
+    pub(crate) fn entry(&self, id: &str) -> CachedEntry {
+        CachedEntry {
+            svid: Some(self.issue(id)),
+            ..self.unissued(id)
+        }
+    }
+
+    /// An entry that has no SVID yet. Its SPIFFE ID ends in its id.
+    pub(crate) fn unissued(&self, id: &str) -> CachedEntry {
+        CachedEntry {
+            entry_id: id.to_owned(),
+            spiffe_id: SpiffeId::parse(&format!("spiffe://{TRUST_DOMAIN}/{id}")).unwrap(),
+            selectors: vec![Selector::parse("unix:uid:1000").unwrap()],
+            hint: String::new(),
+            created_at: 1,
+            federates_with: Vec::new(),
+            admin: false,
+            downstream: false,
+            store_svid: false,
+            jwt_svid_include_jti: false,
+            svid: None,
+        }
+    }
+
+    pub(crate) fn issue(&self, id: &str) -> Arc<IssuedSvid> {
+        Arc::new(IssuedSvid::new(self.authority.svid(&format!("/{id}"))))
+    }
+
+    /// Publishes what `change` makes of the last snapshot.
+    pub(crate) fn publish(&self, change: impl FnOnce(&mut Snapshot)) {
+        let mut next = self.next.lock().unwrap();
+        change(&mut next);
+        self.svids.publish(next.clone());
+    }
+
+    pub(crate) fn publish_entries(&self, entries: Vec<CachedEntry>) {
+        self.publish(|snapshot| snapshot.entries = entries.into_iter().map(Arc::new).collect());
+    }
+
+    pub(crate) fn own_bundle(&self) -> Bundle {
+        (*self.next.lock().unwrap().own_bundle).clone()
+    }
+
+    pub(crate) fn parts(&self) -> WorkloadApiParts {
+        let is_pushed = self.is_pushed;
+        let attestor = Arc::new(FakeAttestor(Arc::clone(&self.facts)));
+        WorkloadApiParts {
+            attestation: WorkloadAttestation::new(vec![attestor], Duration::from_secs(5)),
+            svids: self.svids.clone(),
+            sync: SyncMode::new(move || is_pushed),
+            node: self.node.subscribe(),
+            clock: self.clock.clone(),
+            stop: self.tasks.stop_signal(),
+            own_pid: self.own_pid,
+            policy: self.policy.clone(),
+        }
+    }
+
+    /// Serves all of it on a socket.
+    pub(crate) fn serve(mut self) -> Served {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("public/api.sock");
+        let socket = PublicSocket::bind(&path).unwrap();
+        let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o777, 0o755));
+        let probe = Probe::new(Some(path.clone()), self.node.subscribe());
+        let routes = super::routes(Some(WorkloadApi::new(self.parts())), probe).unwrap();
+        let stop = self.tasks.stop_signal();
+        let serve = socket.serve(routes, Admission::new(4096), ProcFs::default(), stop);
+        self.tasks.spawn("workload-api", serve);
+        Served {
+            world: self,
+            path,
+            _dir: dir,
+        }
+    }
+}
+
+/// A world behind a socket.
+#[derive(Debug)]
+pub(crate) struct Served {
+    pub world: World,
+    pub path: PathBuf,
+    _dir: tempfile::TempDir,
+}
+
+impl Served {
+    pub(crate) async fn client(&self) -> WorkloadClient {
+        client::workload(&self.path).await.unwrap()
+    }
+
+    /// Stops the tasks and waits for them.
+    pub(crate) async fn stop(self) {
+        let done = self.world.tasks.run_until_first_exit(std::future::ready(()));
+        done.await.unwrap();
+    }
+}
+
+pub(crate) fn jwt_authority(key: &PrivateKey) -> JwtAuthority {
+    JwtAuthority {
+        key_id: KEY_ID.to_owned(),
+        public_key: key.public_key().clone(),
+        expires_at: 0,
+        tainted: false,
+    }
+}
+
+/// A foreign trust domain with keys of its own.
+#[derive(Debug)]
+pub(crate) struct Foreign {
+    pub name: TrustDomain,
+    pub bundle: Bundle,
+    key: PrivateKey,
+}
+
+impl Foreign {
+    pub(crate) fn new(name: &str) -> Self {
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        let mut bundle = Authority::new(name).bundle();
+        bundle.jwt_authorities = vec![jwt_authority(&key)];
+        Self {
+            name: TrustDomain::parse(name).unwrap(),
+            bundle,
+            key,
+        }
+    }
+
+    /// A token of `/peer` in this trust domain.
+    pub(crate) fn token(&self, audience: &serde_json::Value, at: OffsetDateTime) -> String {
+        let claims = json!({
+            "sub": format!("spiffe://{}/peer", self.name), "aud": audience, "iat": at.unix_timestamp(),
+            "exp": at.unix_timestamp() + 300, "team": "blue", "role": "db", "iss": "https://foreign",
+        });
+        jwt::sign(&self.key, KEY_ID, claims.as_object().unwrap()).unwrap()
+    }
+
+    pub(crate) fn federated(&self) -> BTreeMap<TrustDomain, Arc<Bundle>> {
+        BTreeMap::from([(self.name.clone(), Arc::new(self.bundle.clone()))])
+    }
+}
+
+/// Selectors as a set.
+pub(crate) fn selectors(texts: &[&str]) -> HashSet<Selector> {
+    texts.iter().map(|text| Selector::parse(text).unwrap()).collect()
+}

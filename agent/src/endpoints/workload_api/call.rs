@@ -1,0 +1,356 @@
+//! One call of a workload: who calls, what that caller may have now, and when that changes.
+
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::{Either, select};
+use futures_util::stream::{self, Stream};
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
+
+use super::Shared;
+use super::view::{Selectors, View};
+use crate::endpoints::limits::AdmittedCall;
+use crate::endpoints::listener::Caller;
+use crate::node::NodeState;
+use crate::svids::{Snapshot, Subscription};
+use crate::workload::Process;
+
+/// How long a change takes at most from the server to here, when it is pushed.
+const PUSH_LAG: Duration = Duration::from_millis(500);
+/// How long an SVID that is being signed is waited for before a caller gets what there is.
+const ISSUE_WAIT: Duration = Duration::from_secs(10);
+
+/// What the caller asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// X509-SVIDs with their keys.
+    X509Svids,
+    /// X.509 bundles.
+    X509Bundles,
+    /// JWT bundles.
+    JwtBundles,
+    /// The identities, to obtain JWT-SVIDs for them.
+    Identities,
+    /// Bundles to validate with; no identity is needed.
+    Validation,
+}
+
+/// An attested call that lasts as long as its stream.
+#[derive(Debug)]
+pub(super) struct Call {
+    shared: Arc<Shared>,
+    wanted: Wanted,
+    process: Arc<Process>,
+    selectors: Arc<Selectors>,
+    snapshots: watch::Receiver<Arc<Snapshot>>,
+    node: watch::Receiver<NodeState>,
+    /// Marks the identities as wanted, so that they are issued and renewed.
+    subscription: Option<Subscription>,
+    opened: Instant,
+    /// How long the caller itself is going to wait.
+    patience: Option<Duration>,
+    /// Since when an identity has been waiting for its SVID.
+    incomplete_since: Option<Instant>,
+    /// What was sent last.
+    sent: Option<Bytes>,
+    _admitted: AdmittedCall,
+}
+
+/// What to do about the present snapshot.
+enum Verdict {
+    Ready(Arc<View>),
+    /// Look again when something changes, or at this time.
+    Wait(Option<Instant>),
+    End(Status),
+}
+
+impl Call {
+    /// Finds out who calls. The process is watched from then on, and attested again before it gets anything
+    /// new: it may have given up the user or the groups that the first answer was for.
+    ///
+    /// # Errors
+    /// `Unavailable` when it cannot be told who calls, or that user has too many calls open.
+    pub(super) async fn open<M>(
+        shared: Arc<Shared>,
+        request: &Request<M>,
+        wanted: Wanted,
+    ) -> Result<Self, Status> {
+        let Some(Caller { peer, admitted }) = request.extensions().get() else {
+            return Err(Status::internal("connection has no peer"));
+        };
+        let admitted = admitted
+            .call()
+            .ok_or_else(|| Status::unavailable("too many open calls of this user"))?;
+        let process = match peer.process() {
+            Ok(process) => Arc::clone(process),
+            Err(error) => {
+                tracing::warn!(%error, "caller of the workload API cannot be identified");
+                return Err(attestation_failed());
+            }
+        };
+        let selectors = attest(&shared, &process).await?;
+        let subscription = subscribe(&shared, wanted, &selectors);
+        Ok(Self {
+            snapshots: shared.svids.snapshots(),
+            node: shared.node.clone(),
+            shared,
+            wanted,
+            process,
+            selectors,
+            subscription,
+            opened: Instant::now(),
+            patience: deadline(request.metadata()),
+            incomplete_since: None,
+            sent: None,
+            _admitted: admitted,
+        })
+    }
+
+    /// What the caller may have, as soon as there is something.
+    ///
+    /// # Errors
+    /// `PermissionDenied` for a caller without identity, `Unavailable` for all other trouble.
+    pub(super) async fn view(&mut self) -> Result<Arc<View>, Status> {
+        loop {
+            let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+            let until = match self.judge(&snapshot) {
+                Verdict::Ready(view) => return Ok(view),
+                Verdict::End(status) => return Err(status),
+                Verdict::Wait(until) => until,
+            };
+            drop(snapshot);
+            self.changed(until).await?;
+        }
+    }
+
+    /// The next message of a stream: when the content for this caller is another than what was sent.
+    ///
+    /// # Errors
+    /// As [`Call::view`]; the stream ends with it. A stream never ends without an error.
+    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
+        loop {
+            let view = self.view().await?;
+            let content = match self.wanted {
+                Wanted::X509Bundles => view.x509_bundles(),
+                Wanted::JwtBundles => view.jwt_bundles(),
+                Wanted::X509Svids | Wanted::Identities | Wanted::Validation => view.x509_svids(),
+            };
+            let is_new = self.sent.as_ref() != Some(&content);
+            if is_new && (self.sent.is_none() || Box::pin(self.attest_again()).await?) {
+                self.sent = Some(content.clone());
+                return Ok(content);
+            }
+            drop((view, content));
+            if !is_new {
+                self.changed(None).await?;
+            }
+        }
+    }
+
+    /// Whether the same holds for the process as before. If not, what holds now is taken up.
+    async fn attest_again(&mut self) -> Result<bool, Status> {
+        let attested = attest(&self.shared, &self.process);
+        let selectors = match select(pin!(ended(&self.process, &self.shared)), pin!(attested)).await {
+            Either::Left((status, _)) => return Err(status),
+            Either::Right((selectors, _)) => selectors?,
+        };
+        if *selectors == *self.selectors {
+            return Ok(true);
+        }
+        tracing::info!(
+            pid = self.process.pid(),
+            "other facts hold for a workload than when it opened its stream"
+        );
+        // The new subscription comes before the old one goes: what both want is kept.
+        self.subscription = subscribe(&self.shared, self.wanted, &selectors);
+        self.selectors = selectors;
+        self.incomplete_since = None;
+        Ok(false)
+    }
+
+    /// The stream of messages, beginning with one that is at hand.
+    pub(super) fn into_stream(
+        self,
+        first: Bytes,
+    ) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
+        let rest = stream::unfold(Some(self), |call| async move {
+            let mut call = call?;
+            match call.next().await {
+                Ok(content) => Some((Ok(content), Some(call))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        let first = stream::once(std::future::ready(Ok(first)));
+        stream::StreamExt::chain(first, rest)
+    }
+
+    fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
+        if self.shared.stop.is_stopped() || !self.node.borrow().may_serve() {
+            return Verdict::End(ending(&self.node));
+        }
+        let now = Instant::now();
+        let synced = snapshot.synced_at.is_some();
+        let in_time_for_sync = now < self.opened + self.shared.policy.sync_interval;
+        let unsynced = || {
+            if in_time_for_sync && !self.is_own_process() {
+                Verdict::Wait(Some(self.opened + self.shared.policy.sync_interval))
+            } else {
+                Verdict::End(Status::unavailable(
+                    "agent has not been told its entries by the server yet",
+                ))
+            }
+        };
+        let view = self.shared.views.view(snapshot, &self.selectors);
+        if view.is_empty() {
+            let free = self.wanted == Wanted::Validation
+                || (matches!(self.wanted, Wanted::X509Bundles | Wanted::JwtBundles)
+                    && self.shared.policy.allow_unauthenticated_verifiers);
+            return match self.grace(snapshot) {
+                _ if !synced => unsynced(),
+                _ if free => Verdict::Ready(self.shared.views.nobody(snapshot)),
+                Some(until) if self.sent.is_none() && now < until => Verdict::Wait(Some(until)),
+                _ => Verdict::End(denied()),
+            };
+        }
+        // Before the first sync the own bundle has no keys for JWT-SVIDs.
+        if !synced && matches!(self.wanted, Wanted::JwtBundles | Wanted::Validation) {
+            return unsynced();
+        }
+        if self.wanted == Wanted::X509Svids {
+            return self.judge_issued(view, now);
+        }
+        Verdict::Ready(view)
+    }
+
+    /// An identity that is being signed is waited for rather than left out, for a while.
+    fn judge_issued(&mut self, view: Arc<View>, now: Instant) -> Verdict {
+        let (issued, missing) = view.issued_and_missing();
+        if missing == 0 {
+            self.incomplete_since = None;
+            return Verdict::Ready(view);
+        }
+        let until = *self.incomplete_since.get_or_insert(now) + ISSUE_WAIT;
+        if now < until {
+            Verdict::Wait(Some(until))
+        } else if issued > 0 {
+            Verdict::Ready(view)
+        } else if self.sent.is_some() {
+            // The caller's SVIDs run out while the server is away; the next ones will come on this stream.
+            Verdict::Wait(None)
+        } else {
+            Verdict::End(Status::unavailable("no X509-SVID has been issued yet"))
+        }
+    }
+
+    /// Until when a caller without identity may yet get one: it may have been registered after the last sync,
+    /// if it is younger than that. Short, so that programs that were never registered hear so soon, and in any
+    /// case before they stop listening.
+    fn grace(&self, snapshot: &Snapshot) -> Option<Instant> {
+        let started_at = self.process.started_at()?;
+        let synced_at = snapshot.synced_at.max(self.shared.svids.synced_at());
+        if self.is_own_process() || synced_at.is_none_or(|synced_at| synced_at > started_at) {
+            return None;
+        }
+        let lag = if self.shared.sync.is_pushed() {
+            PUSH_LAG.min(self.shared.policy.sync_interval)
+        } else {
+            self.shared.policy.sync_interval
+        };
+        let age = Duration::try_from(self.shared.clock.now() - started_at).unwrap_or_default();
+        let left = (2 * lag).checked_sub(age)?;
+        let patience = self.patience.map_or(lag, |patience| patience * 3 / 4);
+        // Counted from the call's begin, not anew with each look.
+        Some((Instant::now() + left).min(self.opened + lag.min(patience)))
+    }
+
+    /// The agent itself asks for its health, and must not wait for an identity that it will never have.
+    fn is_own_process(&self) -> bool {
+        self.process.pid() == self.shared.own_pid
+    }
+
+    /// Completes when the content may be another, or at `until`.
+    async fn changed(&mut self, until: Option<Instant>) -> Result<(), Status> {
+        let elapsed = async {
+            match until {
+                Some(until) => tokio::time::sleep_until(until).await,
+                None => std::future::pending().await,
+            }
+        };
+        let news = async {
+            tokio::select! {
+                outcome = self.snapshots.changed() => outcome.map_err(|_gone| stopping()),
+                outcome = self.node.changed() => outcome.map_err(|_gone| stopping()),
+                () = elapsed => Ok(()),
+            }
+        };
+        let end = ended(&self.process, &self.shared);
+        match select(pin!(end), pin!(news)).await {
+            Either::Left((status, _)) => Err(status),
+            Either::Right((outcome, _)) => outcome,
+        }
+    }
+}
+
+/// Completes when no more can be sent, with the reason.
+async fn ended(process: &Process, shared: &Shared) -> Status {
+    tokio::select! {
+        () = process.exited() => Status::unavailable("the process that opened the stream has ended"),
+        () = shared.stop.stopped() => ending(&shared.node),
+    }
+}
+
+/// What holds for the process now.
+async fn attest(shared: &Shared, process: &Arc<Process>) -> Result<Arc<Selectors>, Status> {
+    let facts = shared.attestation.attest(process).await.map_err(|error| {
+        tracing::warn!(%error, pid = process.pid(), "workload attestation failed");
+        attestation_failed()
+    })?;
+    Ok(shared.views.share(facts))
+}
+
+fn subscribe(shared: &Shared, wanted: Wanted, selectors: &Arc<Selectors>) -> Option<Subscription> {
+    (wanted == Wanted::X509Svids).then(|| shared.svids.subscribe(Arc::clone(selectors)))
+}
+
+/// The `grpc-timeout` of a call, if it has one: up to eight digits and a unit.
+fn deadline(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+/// The answer to callers without identity; clients look for this very text.
+pub(super) fn denied() -> Status {
+    Status::permission_denied("no identity issued")
+}
+
+fn attestation_failed() -> Status {
+    Status::unavailable("workload attestation failed")
+}
+
+/// Why all streams end. A banned agent stops too, but its callers have lost their identities.
+fn ending(node: &watch::Receiver<NodeState>) -> Status {
+    if node.borrow().may_serve() {
+        stopping()
+    } else {
+        denied()
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("agent is stopping")
+}

@@ -1,0 +1,154 @@
+//! The JWT profile's two calls that are no streams.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::{bundle, jwt};
+use finial_proto::workload::{
+    Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
+};
+use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
+use prost::Message as _;
+use prost_types::value::Kind;
+use serde_json::{Map, Value};
+use time::Duration;
+use tonic::{Request, Status};
+use zeroize::Zeroizing;
+
+use super::Shared;
+use super::call::{Call, Wanted, denied};
+use crate::svids::JwtError;
+
+/// How many tokens of one call are requested at the same time.
+const CONCURRENT_TOKENS: usize = 8;
+/// Most audiences of one token, and most bytes of them together: tokens are cached, and travel in headers.
+const MAX_AUDIENCES: usize = 64;
+const MAX_AUDIENCE_BYTES: usize = 8 * 1024;
+/// Difference of clocks that is tolerated when a token is validated.
+const LEEWAY: Duration = Duration::seconds(60);
+/// Claims that a token of another trust domain keeps (Workload API §6.2.3).
+const ALWAYS_RETURNED: [&str; 3] = ["sub", "aud", "exp"];
+
+/// `FetchJWTSVID`: one token for each identity of the caller, or for the one it names.
+pub(super) async fn fetch(shared: Arc<Shared>, request: Request<JwtsvidRequest>) -> Result<Bytes, Status> {
+    let JwtsvidRequest { audience, spiffe_id } = request.get_ref();
+    if audience.is_empty() || audience.iter().any(String::is_empty) {
+        return Err(Status::invalid_argument("audience must be specified"));
+    }
+    let bytes: usize = audience.iter().map(String::len).sum();
+    if audience.len() > MAX_AUDIENCES || bytes > MAX_AUDIENCE_BYTES {
+        return Err(Status::invalid_argument(format!(
+            "audience has {} names of {bytes} bytes, more than {MAX_AUDIENCES} or {MAX_AUDIENCE_BYTES}",
+            audience.len()
+        )));
+    }
+    let only = match spiffe_id.as_str() {
+        "" => None,
+        text => Some(
+            SpiffeId::parse(text)
+                .map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")))?,
+        ),
+    };
+    let mut call = Call::open(Arc::clone(&shared), &request, Wanted::Identities).await?;
+    let view = call.view().await?;
+    let entries: Vec<_> = view
+        .entries()
+        .iter()
+        .filter(|entry| only.as_ref().is_none_or(|only| entry.spiffe_id == *only))
+        .cloned()
+        .collect();
+    if entries.is_empty() {
+        return Err(denied());
+    }
+    let tokens = entries.into_iter().map(|entry| {
+        let (svids, audience) = (&shared.svids, audience.as_slice());
+        async move {
+            let jwt = svids.jwt(&entry.entry_id, &entry.spiffe_id, audience).await;
+            let jwt = jwt.map_err(|error| cannot_sign(&entry.entry_id, &error))?;
+            Ok::<_, Status>(Jwtsvid {
+                spiffe_id: entry.spiffe_id.to_string(),
+                svid: jwt.token.to_string(),
+                hint: entry.hint.clone(),
+            })
+        }
+    });
+    let tokens = stream::iter(tokens).buffered(CONCURRENT_TOKENS);
+    let svids = tokens.try_collect().await?;
+    let encoded = Zeroizing::new(JwtsvidResponse { svids }.encode_to_vec());
+    Ok(Bytes::from_owner(encoded))
+}
+
+/// `ValidateJWTSVID`: against the own bundle and those that the caller's identities federate with.
+pub(super) async fn validate(
+    shared: Arc<Shared>,
+    request: Request<ValidateJwtsvidRequest>,
+) -> Result<Bytes, Status> {
+    let ValidateJwtsvidRequest { audience, svid } = request.get_ref();
+    if audience.is_empty() {
+        return Err(Status::invalid_argument("audience must be specified"));
+    }
+    if svid.is_empty() {
+        return Err(Status::invalid_argument("svid must be specified"));
+    }
+    let mut call = Call::open(Arc::clone(&shared), &request, Wanted::Validation).await?;
+    let view = call.view().await?;
+    let keys = |name: &TrustDomain| {
+        let authorities = &view.bundle(name)?.jwt_authorities;
+        Some(authorities.iter().map(verifying).collect())
+    };
+    let now = shared.clock.now();
+    let validated = jwt::validate(svid, &keys, &[audience], now, LEEWAY)
+        .map_err(|error| Status::invalid_argument(error.to_string()))?;
+    let mut claims = validated.claims;
+    if !view.is_own(validated.spiffe_id.trust_domain()) {
+        let allowed = &shared.policy.allowed_foreign_jwt_claims;
+        claims.retain(|name, _| ALWAYS_RETURNED.contains(&name.as_str()) || allowed.contains(name));
+    }
+    if let Some(audience @ Value::String(_)) = claims.get_mut("aud") {
+        *audience = Value::Array(vec![audience.take()]);
+    }
+    let answer = ValidateJwtsvidResponse {
+        spiffe_id: validated.spiffe_id.to_string(),
+        claims: Some(structure(claims)),
+    };
+    Ok(Bytes::from(answer.encode_to_vec()))
+}
+
+fn verifying(authority: &bundle::JwtAuthority) -> jwt::JwtAuthority {
+    jwt::JwtAuthority {
+        key_id: authority.key_id.clone(),
+        public_key: authority.public_key.clone(),
+        expires_at: authority.expires_at,
+        tainted: authority.tainted,
+    }
+}
+
+fn cannot_sign(entry_id: &str, error: &JwtError) -> Status {
+    tracing::warn!(entry_id, %error, "JWT-SVID could not be obtained");
+    Status::unavailable("could not fetch JWT-SVID")
+}
+
+fn structure(claims: Map<String, Value>) -> prost_types::Struct {
+    let fields: BTreeMap<String, prost_types::Value> = claims
+        .into_iter()
+        .map(|(name, value)| (name, to_struct_value(value)))
+        .collect();
+    prost_types::Struct { fields }
+}
+
+/// Nesting is bounded by the parser of the token.
+fn to_struct_value(value: Value) -> prost_types::Value {
+    let kind = match value {
+        Value::Null => Kind::NullValue(0),
+        Value::Bool(value) => Kind::BoolValue(value),
+        Value::Number(number) => Kind::NumberValue(number.as_f64().unwrap_or_default()),
+        Value::String(text) => Kind::StringValue(text),
+        Value::Array(items) => Kind::ListValue(prost_types::ListValue {
+            values: items.into_iter().map(to_struct_value).collect(),
+        }),
+        Value::Object(members) => Kind::StructValue(structure(members)),
+    };
+    prost_types::Value { kind: Some(kind) }
+}

@@ -1,0 +1,234 @@
+//! Calls without a socket, where the time is paused or the process behind the call is another.
+
+use std::process::{Child, Command, Stdio};
+
+use finial_identity::process::Clock;
+use tonic::Request;
+
+use super::*;
+use crate::endpoints::caller::Peer;
+use crate::endpoints::limits::Admission;
+use crate::endpoints::listener::Caller;
+use crate::workload::{ProcFs, Process};
+
+fn caller(process: Process) -> Caller {
+    Caller {
+        peer: Peer::of_process(process),
+        admitted: Arc::new(Admission::new(1).admit(0).unwrap()),
+    }
+}
+
+/// A workload that lives until it is dropped.
+struct Workload(Child);
+
+impl Workload {
+    fn start() -> Self {
+        Self(
+            Command::new("cat")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap(),
+        )
+    }
+
+    async fn call(&self, world: &World, wanted: Wanted) -> Result<Call, Status> {
+        let process = Process::open(i64::from(self.0.id()), &ProcFs::default()).unwrap();
+        let mut request = Request::new(());
+        request.extensions_mut().insert(caller(process));
+        Call::open(shared(world), &request, wanted).await
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _dead = self.0.kill();
+        let _reaped = self.0.wait();
+    }
+}
+
+fn code<T>(answer: Result<T, Status>) -> Code {
+    answer.err().map_or(Code::Ok, |status| status.code())
+}
+
+#[tokio::test]
+async fn a_stream_ends_when_the_process_behind_it_does() {
+    let world = World::new();
+    world.publish_entries(vec![world.entry("a")]);
+    let mut workload = Workload::start();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    call.next().await.unwrap();
+    workload.0.kill().unwrap();
+    assert_eq!(code(in_time(call.next()).await), Code::Unavailable);
+}
+
+#[tokio::test]
+async fn a_process_that_ended_before_its_call_gets_nothing() {
+    let world = World::new();
+    world.publish_entries(vec![world.entry("a")]);
+    let mut workload = Workload::start();
+    let process = Process::open(i64::from(workload.0.id()), &ProcFs::default()).unwrap();
+    workload.0.kill().unwrap();
+    workload.0.wait().unwrap();
+    let mut request = Request::new(());
+    request.extensions_mut().insert(caller(process));
+    let outcome = Call::open(shared(&world), &request, Wanted::X509Svids).await;
+    assert_eq!(code(outcome), Code::Unavailable);
+}
+
+/// An agent that synced before its callers were started, and syncs every five seconds.
+fn young_callers() -> World {
+    let mut world = World::at(Clock::paused_at(Clock::system().now()));
+    world.policy.sync_interval = Duration::from_secs(5);
+    let before = world.clock.now() - time::Duration::minutes(1);
+    world.publish(|snapshot| snapshot.synced_at = Some(before));
+    world
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_5_a_young_caller_waits_for_its_registration_to_arrive() {
+    let world = young_callers();
+    let workload = Workload::start();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let answer = call.next();
+    tokio::pin!(answer);
+    assert!(futures_util::poll!(&mut answer).is_pending());
+    world.publish_entries(vec![world.entry("a")]);
+    assert!(answer.await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_5_waits_one_sync_interval_and_not_longer() {
+    let world = young_callers();
+    let workload = Workload::start();
+    let started = tokio::time::Instant::now();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    assert_eq!(code(call.next().await), Code::PermissionDenied);
+    let waited = started.elapsed();
+    assert!(
+        waited > Duration::from_secs(4) && waited <= Duration::from_secs(6),
+        "{waited:?}"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_5_waits_less_when_changes_are_pushed_or_the_caller_has_less_time() {
+    let mut world = young_callers();
+    let workload = Workload::start();
+    let process = || Process::open(i64::from(workload.0.id()), &ProcFs::default()).unwrap();
+    for (timeout, longest) in [("1S", 750), ("400m", 300), ("9H", 5000), ("x", 5000)] {
+        let mut request = Request::new(());
+        request.extensions_mut().insert(caller(process()));
+        request
+            .metadata_mut()
+            .insert("grpc-timeout", timeout.parse().unwrap());
+        let started = tokio::time::Instant::now();
+        let mut call = Call::open(shared(&world), &request, Wanted::X509Svids)
+            .await
+            .unwrap();
+        assert_eq!(code(call.next().await), Code::PermissionDenied);
+        let waited = started.elapsed().as_millis();
+        // Paused timers fire on the next millisecond.
+        assert!(
+            (longest - 5..longest + 5).contains(&waited),
+            "{timeout}: {waited}"
+        );
+        world = young_callers();
+    }
+    world.is_pushed = true;
+    let started = tokio::time::Instant::now();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    assert_eq!(code(call.next().await), Code::PermissionDenied);
+    assert!(
+        started.elapsed() <= Duration::from_millis(505),
+        "{:?}",
+        started.elapsed()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rule_5_a_caller_older_than_the_last_sync_hears_at_once() {
+    let world = young_callers();
+    let workload = Workload::start();
+    let after = world.clock.now() + time::Duration::minutes(1);
+    world.publish(|snapshot| snapshot.synced_at = Some(after));
+    let started = tokio::time::Instant::now();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    assert_eq!(code(call.next().await), Code::PermissionDenied);
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn before_the_first_sync_the_answer_waits_an_interval_and_is_unavailable() {
+    let world = young_callers();
+    world.publish(|snapshot| snapshot.synced_at = None);
+    let workload = Workload::start();
+    let started = tokio::time::Instant::now();
+    for wanted in [
+        Wanted::X509Svids,
+        Wanted::X509Bundles,
+        Wanted::JwtBundles,
+        Wanted::Validation,
+    ] {
+        let mut call = workload.call(&world, wanted).await.unwrap();
+        assert_eq!(code(call.view().await), Code::Unavailable, "{wanted:?}");
+    }
+    assert_eq!(started.elapsed().as_secs(), 20);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_agent_itself_is_never_made_to_wait() {
+    let mut world = young_callers();
+    let workload = Workload::start();
+    world.own_pid = workload.0.id();
+    let started = tokio::time::Instant::now();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    assert_eq!(code(call.next().await), Code::PermissionDenied);
+    world.publish(|snapshot| snapshot.synced_at = None);
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    assert_eq!(code(call.next().await), Code::Unavailable);
+    assert_eq!(started.elapsed(), Duration::ZERO);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_svid_that_never_comes_holds_the_others_back_for_a_while_only() {
+    let world = World::at(Clock::paused_at(Clock::system().now()));
+    world.publish_entries(vec![world.entry("a"), world.unissued("b")]);
+    let workload = Workload::start();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let first = call.next().await.unwrap();
+    let first: X509svidResponse = prost::Message::decode(first).unwrap();
+    assert_eq!(ids(&first), ["a"]);
+
+    world.publish_entries(vec![world.unissued("b")]);
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    assert_eq!(
+        code(call.next().await),
+        Code::Unavailable,
+        "not a refusal: it has an identity"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_whose_svids_ran_out_stays_open_for_the_next_ones() {
+    let world = World::at(Clock::paused_at(Clock::system().now()));
+    world.publish_entries(vec![world.entry("a")]);
+    let workload = Workload::start();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    call.next().await.unwrap();
+    world.publish_entries(vec![world.unissued("a")]);
+    let waiting = tokio::time::timeout(Duration::from_secs(3600), call.next()).await;
+    assert!(waiting.is_err(), "an hour later it is still open");
+    world.publish_entries(vec![world.entry("a")]);
+    assert!(call.next().await.is_ok());
+}
+
+#[tokio::test]
+async fn saved_identities_are_served_before_the_first_sync() {
+    let world = World::new();
+    world.publish_entries(vec![world.entry("a")]);
+    world.publish(|snapshot| snapshot.synced_at = None);
+    let workload = Workload::start();
+    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    assert!(call.next().await.is_ok());
+}

@@ -1,0 +1,145 @@
+//! One attestation, from the key to the SVID.
+
+use std::sync::Arc;
+
+use finial_identity::bundle::Bundle;
+use finial_identity::key::PrivateKey;
+use finial_identity::spiffe_id::TrustDomain;
+use finial_identity::x509::{Csr, CsrSubject, X509Svid};
+
+use super::{AttestorError, BootstrapError, NodeAttestor};
+use crate::upstream::{AttestStep, DenialReason, ServerTrust, Upstream, UpstreamError};
+
+/// What an attestation brought.
+#[derive(Debug)]
+pub(super) struct Attested {
+    pub(super) svid: X509Svid,
+    pub(super) reattestable: bool,
+    /// The server's bundle, when it could be had on the same connection.
+    pub(super) bundle: Option<Bundle>,
+}
+
+/// Why the agent has no SVID.
+#[derive(Debug, thiserror::Error)]
+pub enum AttestError {
+    /// There is neither a usable SVID from an earlier run nor a node attestor.
+    #[error(
+        "no usable SVID was saved and no node attestor is configured (join_token, join_token_file or a NodeAttestor)"
+    )]
+    NoAttestor,
+    /// There is no usable SVID, and what the node attestor shows works only once.
+    #[error(
+        "attest with {0}: it works once and was used or refused; no SVID that was saved is valid at this time"
+    )]
+    Spent(&'static str),
+    /// The trust bundle cannot be had.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// The attestor could not do its part.
+    #[error(transparent)]
+    Attestor(#[from] AttestorError),
+    /// The server's certificate does not verify.
+    #[error("server at {server} is not trusted according to {source_name}: {why}")]
+    Distrusted {
+        /// Address and port.
+        server: String,
+        /// Where the bundle came from.
+        source_name: String,
+        /// What the verifier said.
+        why: String,
+    },
+    /// The server refused, or could not be reached.
+    #[error("attest with {attestor}: {cause}")]
+    Upstream {
+        /// The attestor's name.
+        attestor: &'static str,
+        /// What happened.
+        cause: UpstreamError,
+    },
+    /// The agent's key could not be made or kept.
+    #[error("agent key: {0}")]
+    Key(String),
+    /// What the server signed is not a usable SVID of this agent.
+    #[error("attest: unusable SVID: {0}")]
+    UnusableSvid(String),
+}
+
+impl AttestError {
+    /// Whether trying again the same way is of no use: somebody must change something first.
+    pub fn is_permanent(&self) -> bool {
+        match self {
+            Self::NoAttestor | Self::Spent(_) => true,
+            Self::Upstream { cause, .. } => cause.is_refusal(),
+            _ => false,
+        }
+    }
+
+    /// Whether the server banned this agent.
+    pub(super) fn is_ban(&self) -> bool {
+        matches!(self, Self::Upstream { cause, .. } if cause.denial() == Some(DenialReason::AgentBanned))
+    }
+}
+
+/// Attests over a connection of its own and fetches the bundle over the same.
+pub(super) async fn attest(
+    upstream: &Upstream,
+    trust: ServerTrust,
+    attestor: &dyn NodeAttestor,
+    key: Arc<PrivateKey>,
+) -> Result<Attested, AttestError> {
+    let failed = |cause| AttestError::Upstream {
+        attestor: attestor.name(),
+        cause,
+    };
+    let csr_der = request(&key)?;
+    let payload = attestor.payload().await?;
+    let mut session = upstream.session(trust).map_err(failed)?;
+    let mut step = session
+        .attest(attestor.name(), payload, csr_der)
+        .await
+        .map_err(failed)?;
+    let (chain, reattestable) = loop {
+        match step {
+            AttestStep::Challenge(challenge) => {
+                let response = attestor.respond(&challenge).await?;
+                step = session.answer(response).await.map_err(failed)?;
+            }
+            AttestStep::Done { chain, reattestable } => break (chain, reattestable),
+        }
+    };
+    let svid = usable_svid(chain, key, upstream.trust_domain())?;
+    let bundle = match session.bundle().await {
+        Ok(bundle) => Some(bundle),
+        Err(error) => {
+            // The SVID counts: a join token that brought it would not work a second time.
+            tracing::warn!(%error, "bundle could not be fetched after attestation");
+            None
+        }
+    };
+    Ok(Attested {
+        svid,
+        reattestable,
+        bundle,
+    })
+}
+
+/// The request that a server signs an agent's SVID for; it tells nothing but the key.
+pub(super) fn request(key: &PrivateKey) -> Result<Vec<u8>, AttestError> {
+    Csr::build(key, CsrSubject::spire(), None, &[]).map_err(|error| AttestError::Key(error.to_string()))
+}
+
+/// Checks an SVID that the server signed for this agent.
+pub(super) fn usable_svid(
+    chain: Vec<finial_identity::x509::Certificate>,
+    key: Arc<PrivateKey>,
+    trust_domain: &TrustDomain,
+) -> Result<X509Svid, AttestError> {
+    let svid = X509Svid::new(chain, key).map_err(|error| AttestError::UnusableSvid(error.to_string()))?;
+    if !svid.spiffe_id().is_member_of(trust_domain) {
+        return Err(AttestError::UnusableSvid(format!(
+            "{} is not of trust domain {trust_domain}",
+            svid.spiffe_id()
+        )));
+    }
+    Ok(svid)
+}

@@ -1,0 +1,384 @@
+//! The life of the agent's SVID: keep it valid, and cope with denials.
+//!
+//! Trouble never ends [`Node::run`]; a ban does, and at the first start a refusal that no retry can change.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use finial_identity::bundle::Bundle;
+use finial_identity::key::{PrivateKey, PrivateKeyManager};
+use finial_identity::process::{Clock, Stop};
+use finial_identity::x509::{Certificate, X509Svid};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::attest::AttestError;
+use super::obtain::saved_svid;
+use super::storage::{AgentData, AgentStorage};
+use super::{
+    Backoff, Facts, HeldBundle, Jitter, NodeAttestor, NodeError, NodeHandle, NodeSettings, Shared, bundle_of,
+    renew,
+};
+use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
+
+/// The owner of the agent's identity.
+#[derive(Debug)]
+pub struct Node {
+    pub(super) settings: NodeSettings,
+    pub(super) storage: Arc<AgentStorage>,
+    pub(super) keys: Arc<dyn PrivateKeyManager>,
+    pub(super) attestor: Option<Arc<dyn NodeAttestor>>,
+    pub(super) clock: Clock,
+    pub(super) jitter: Jitter,
+    pub(super) handle: NodeHandle,
+    pub(super) denials: mpsc::Receiver<DenialReason>,
+    pub(super) bundle: watch::Receiver<Arc<Bundle>>,
+    /// A key that nobody certified yet, and where it is kept: for the next attempt.
+    pub(super) unused_key: Option<(&'static str, Arc<PrivateKey>)>,
+    pub(super) reattestable: bool,
+    /// What a single-use attestor shows has been used or refused; there is no use in showing it again.
+    pub(super) spent: bool,
+    pub(super) renewal: Schedule,
+    pub(super) reattestation: Schedule,
+    /// Renew at the next look, whatever the SVID's age.
+    pub(super) forced: bool,
+    pub(super) status_posted: bool,
+}
+
+/// When to try something again after failures.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    backoff: Backoff,
+    next: Option<Instant>,
+}
+
+/// What the node wakes up for.
+enum Wake {
+    Look,
+    Denied(DenialReason),
+    BundleChanged,
+}
+
+impl Node {
+    /// Reads what an earlier run saved in the data directory and takes up its SVID if it is still good; the
+    /// network is not touched.
+    ///
+    /// # Errors
+    /// [`NodeError::Storage`], [`NodeError::OtherTrustDomain`].
+    pub fn open(
+        settings: NodeSettings,
+        keys: Arc<dyn PrivateKeyManager>,
+        attestor: Option<Arc<dyn NodeAttestor>>,
+        clock: Clock,
+        jitter: Jitter,
+    ) -> Result<Self, NodeError> {
+        let storage = AgentStorage::open(&settings.data_dir)?;
+        let data = storage.data();
+        let saved = saved_svid(&data, &settings, storage.path().to_owned(), &*keys, &clock)?;
+        let svid = saved.map(Arc::new);
+
+        let (svid_sender, svid_receiver) = watch::channel(svid.clone());
+        let own_bundle = bundle_of(&settings.trust_domain, data.bundle.clone());
+        let (bundle_sender, mut bundle) = watch::channel(Arc::new(own_bundle));
+        bundle.mark_unchanged();
+        let upstream = Upstream::new(
+            UpstreamSettings {
+                trust_domain: settings.trust_domain.clone(),
+                server_address: settings.server_address.clone(),
+                server_port: settings.server_port,
+            },
+            svid_receiver,
+            Arc::new(HeldBundle(bundle_sender.subscribe())),
+            clock.clone(),
+        );
+        let (denial_sender, denials) = mpsc::channel(DENIALS);
+        let facts = Facts {
+            has_svid: svid.is_some(),
+            ..Facts::default()
+        };
+        let (state, _first) = watch::channel(facts.state());
+        let shared = Shared {
+            trust_domain: settings.trust_domain.clone(),
+            upstream,
+            facts: Mutex::new(facts),
+            state,
+            svid: svid_sender,
+            bundle: bundle_sender,
+            denials: denial_sender,
+        };
+        Ok(Self {
+            storage: Arc::new(storage),
+            keys,
+            attestor,
+            clock,
+            handle: NodeHandle {
+                shared: Arc::new(shared),
+            },
+            denials,
+            bundle,
+            unused_key: None,
+            reattestable: data.reattestable,
+            spent: false,
+            renewal: Schedule::new(&jitter),
+            reattestation: Schedule::new(&jitter),
+            forced: false,
+            status_posted: false,
+            jitter,
+            settings,
+        })
+    }
+
+    /// How others see this node.
+    pub fn handle(&self) -> NodeHandle {
+        self.handle.clone()
+    }
+
+    /// Keeps the agent's SVID valid until stopped.
+    ///
+    /// # Errors
+    /// [`NodeError::Banned`]; [`NodeError::Refused`] when the first attestation can never succeed.
+    pub async fn run(mut self, stop: Stop) -> Result<(), NodeError> {
+        tokio::select! {
+            () = stop.stopped() => Ok(()),
+            ended = self.live() => ended,
+        }
+    }
+
+    async fn live(&mut self) -> Result<(), NodeError> {
+        self.establish(true).await?;
+        self.post_status().await?;
+        loop {
+            match self.wake().await {
+                Wake::Look => self.look().await?,
+                Wake::Denied(reason) => self.denied(reason).await?,
+                Wake::BundleChanged => self.bundle_changed().await,
+            }
+        }
+    }
+
+    /// Tells the server the version, once in the life of the process. Failure is no trouble.
+    async fn post_status(&mut self) -> Result<(), NodeError> {
+        let call = self.upstream().post_status(&self.settings.agent_version);
+        match tokio::time::timeout(STATUS_TIMEOUT, call).await {
+            Ok(Ok(())) => self.status_posted = true,
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "agent version could not be told to the server");
+                if let Some(reason) = error.denial() {
+                    return self.denied(reason).await;
+                }
+            }
+            Err(_elapsed) => {}
+        }
+        Ok(())
+    }
+
+    async fn wake(&mut self) -> Wake {
+        let wait = self.until_look();
+        tokio::select! {
+            Some(reason) = self.denials.recv() => Wake::Denied(reason),
+            Ok(()) = self.bundle.changed() => Wake::BundleChanged,
+            () = tokio::time::sleep(wait) => Wake::Look,
+        }
+    }
+
+    fn until_look(&self) -> Duration {
+        let now = Instant::now();
+        let retry = [self.renewal.next, self.reattestation.next]
+            .into_iter()
+            .flatten()
+            .map(|at| at.saturating_duration_since(now))
+            .min();
+        let look = match self.svid() {
+            _ if self.is_evicted() => renew::CHECK_INTERVAL,
+            _ if self.forced && self.renewal.next.is_none() => Duration::ZERO,
+            Some(svid) if self.renewal.next.is_none() => renew::until_check(svid.leaf(), self.clock.now()),
+            _ => renew::CHECK_INTERVAL,
+        };
+        retry.map_or(look, |retry| retry.min(look))
+    }
+
+    /// Attests again, renews, or does nothing, as the age of the SVID and earlier failures say.
+    async fn look(&mut self) -> Result<(), NodeError> {
+        let now = self.clock.now();
+        let usable = self.svid().filter(|svid| !renew::is_expired(svid.leaf(), now));
+        let Some(svid) = usable else {
+            self.withdraw_svid();
+            return self.establish(false).await;
+        };
+        if self.is_evicted() {
+            if self.reattestation.is_due() && self.may_attest() {
+                return self.attest_after_denial("evicted".to_owned()).await;
+            }
+            return Ok(());
+        }
+        if !self.status_posted && self.is_linked() {
+            self.post_status().await?;
+        }
+        let due = self.forced || renew::is_due(svid.leaf(), now, self.jitter.draw());
+        if !due || !self.renewal.is_due() {
+            return Ok(());
+        }
+        match self.renew().await {
+            Ok(()) => {
+                self.forced = false;
+                self.renewal.succeeded();
+                self.shared().note(|facts| facts.renewal_trouble = None);
+                Ok(())
+            }
+            Err(error) => self.renewal_failed(&error, svid.leaf()).await,
+        }
+    }
+
+    async fn renewal_failed(&mut self, error: &AttestError, leaf: &Certificate) -> Result<(), NodeError> {
+        if let AttestError::Upstream { cause, .. } = error {
+            if let Some(reason) = cause.denial() {
+                return self.denied(reason).await;
+            }
+            if matches!(cause, UpstreamError::SvidRefused(_)) && self.may_attest() {
+                return self.attest_after_denial(cause.to_string()).await;
+            }
+        }
+        let wait = self.renewal.backoff.failed();
+        let wait = renew::until_retry(wait, leaf, self.clock.now());
+        self.renewal.next = Instant::now().checked_add(wait);
+        self.shared().note(|facts| {
+            facts.renewal_trouble = Some(format!("renewal of the agent's SVID failed: {error}"))
+        });
+        Ok(())
+    }
+
+    async fn denied(&mut self, reason: DenialReason) -> Result<(), NodeError> {
+        match reason {
+            DenialReason::AgentBanned => return Err(self.banned().await),
+            DenialReason::Unknown => return Ok(()),
+            _ => {}
+        }
+        if self.may_attest() {
+            if self.reattestation.is_due() {
+                return self.attest_after_denial(reason.to_string()).await;
+            }
+        } else if !self.is_evicted() {
+            let text = format!("server denied this agent: {reason}; it cannot attest again by itself");
+            self.shared().note(|facts| facts.evicted = Some(text));
+        }
+        Ok(())
+    }
+
+    /// Ends what the agent serves before the disk is touched, which may take long.
+    pub(super) async fn banned(&mut self) -> NodeError {
+        tracing::error!("the server banned this agent");
+        self.shared().note(|facts| facts.banned = true);
+        self.withdraw_svid();
+        self.save(|data| data.svid.clear()).await;
+        NodeError::Banned
+    }
+
+    /// One attempt to be known again. What is valid is served on meanwhile.
+    async fn attest_after_denial(&mut self, why: String) -> Result<(), NodeError> {
+        let Err(error) = self.attest().await else {
+            self.forced = false;
+            self.renewal.succeeded();
+            return Ok(());
+        };
+        if error.is_ban() {
+            return Err(self.banned().await);
+        }
+        self.reattestation.failed();
+        let text = format!("server denied this agent: {why}; attesting again failed: {error}");
+        self.shared().note(|facts| facts.evicted = Some(text));
+        Ok(())
+    }
+
+    pub(super) fn may_attest(&self) -> bool {
+        self.attestor.is_some() && !self.spent
+    }
+
+    fn is_evicted(&self) -> bool {
+        self.shared().facts().evicted.is_some()
+    }
+
+    fn is_linked(&self) -> bool {
+        self.shared().facts().link_trouble.is_none()
+    }
+
+    /// Saves the bundle that is held now, and renews an SVID that a newly tainted authority has signed.
+    pub(super) async fn bundle_changed(&mut self) {
+        let bundle = Arc::clone(&self.bundle.borrow_and_update());
+        let authorities = bundle.x509_certificates();
+        self.save(move |data| data.bundle = authorities).await;
+        if self.svid().is_some_and(|svid| is_tainted(&svid, &bundle)) && !self.forced {
+            tracing::warn!("agent SVID is renewed because its authority is tainted");
+            self.forced = true;
+        }
+    }
+
+    pub(super) async fn save(&self, change: impl FnOnce(&mut AgentData) + Send + 'static) {
+        let storage = Arc::clone(&self.storage);
+        let saved = tokio::task::spawn_blocking(move || storage.update(change)).await;
+        let error = match saved {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(error, "agent data could not be saved");
+    }
+
+    pub(super) fn withdraw_svid(&mut self) {
+        self.shared().svid.send_replace(None);
+        self.shared().note(|facts| facts.has_svid = false);
+    }
+
+    pub(super) fn svid(&self) -> Option<Arc<X509Svid>> {
+        self.shared().svid.borrow().clone()
+    }
+
+    pub(super) fn shared(&self) -> &Shared {
+        &self.handle.shared
+    }
+
+    pub(super) fn upstream(&self) -> &Upstream {
+        &self.handle.shared.upstream
+    }
+}
+
+impl Schedule {
+    fn new(jitter: &Jitter) -> Self {
+        Self {
+            backoff: Backoff::new(FIRST_RETRY, LONGEST_RETRY, jitter.clone()),
+            next: None,
+        }
+    }
+
+    fn is_due(&self) -> bool {
+        self.next.is_none_or(|at| at <= Instant::now())
+    }
+
+    fn failed(&mut self) {
+        let wait = self.backoff.failed();
+        self.next = Instant::now().checked_add(wait);
+    }
+
+    pub(super) fn succeeded(&mut self) {
+        self.backoff.reset();
+        self.next = None;
+    }
+}
+
+/// Whether the chain was signed by an authority that is marked as tainted.
+fn is_tainted(svid: &X509Svid, bundle: &Bundle) -> bool {
+    let signed_by = |ski: &[u8]| {
+        svid.chain()
+            .iter()
+            .any(|link| link.authority_key_id() == Some(ski))
+    };
+    bundle
+        .x509_authorities
+        .iter()
+        .any(|authority| authority.tainted && authority.certificate.subject_key_id().is_some_and(signed_by))
+}
+
+/// Reports that may wait; more would say nothing new.
+const DENIALS: usize = 8;
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
+pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(30);

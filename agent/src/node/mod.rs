@@ -1,0 +1,301 @@
+//! The agent's own identity: whom it trusts, how it proves itself, and how it stays trusted.
+//!
+//! [`Node::run`] owns the life of the agent's SVID; everybody else holds a [`NodeHandle`]. A node attestor has
+//! the same name here, at the server and in the configuration.
+
+mod attest;
+mod backoff;
+mod bootstrap;
+mod join_token;
+mod lifecycle;
+#[cfg(test)]
+mod lifecycle_tests;
+mod obtain;
+mod renew;
+mod state;
+mod storage;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use finial_identity::bundle::Bundle;
+use finial_identity::peer::BundleSource;
+use finial_identity::spiffe_id::TrustDomain;
+use finial_identity::x509::{Certificate, X509Svid};
+use tokio::sync::{mpsc, watch};
+
+use crate::upstream::{DenialReason, Upstream};
+
+pub use self::attest::AttestError;
+pub use self::backoff::{Backoff, Jitter};
+pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, bundle_of};
+pub use self::join_token::JoinTokenAttestor;
+pub use self::lifecycle::Node;
+pub use self::renew::{remaining_at_renewal, x509_remaining_at_renewal};
+pub use self::state::NodeState;
+pub use self::storage::{AgentData, AgentStorage, StorageError};
+
+/// Proves to the server which node this is.
+#[async_trait]
+pub trait NodeAttestor: Send + Sync + std::fmt::Debug {
+    /// The name, as in the configuration and at the server.
+    fn name(&self) -> &'static str;
+
+    /// What is sent first.
+    async fn payload(&self) -> Result<Vec<u8>, AttestorError>;
+
+    /// The answer to a challenge of the server.
+    async fn respond(&self, challenge: &[u8]) -> Result<Vec<u8>, AttestorError>;
+
+    /// Whether what it shows can be used a single time, so that an agent whose server forgot it cannot
+    /// help itself.
+    fn works_once(&self) -> bool {
+        false
+    }
+}
+
+/// An attestor could not do its part.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct AttestorError(pub String);
+
+/// What the agent's identity rests on, checked.
+#[derive(Clone, Debug)]
+pub struct NodeSettings {
+    /// The agent's trust domain.
+    pub trust_domain: TrustDomain,
+    /// Host name or address of the server.
+    pub server_address: String,
+    /// Its TCP port.
+    pub server_port: u16,
+    /// Whom to trust before the server has told.
+    pub bootstrap: BootstrapSource,
+    /// Where `agent-data.json` is kept.
+    pub data_dir: PathBuf,
+    /// Told to the server at start.
+    pub agent_version: String,
+}
+
+/// Why the agent cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// What an earlier run saved cannot be read.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The data directory belongs to an agent of another trust domain.
+    #[error("{} holds the SVID of {saved}, not of trust domain {configured}", path.display())]
+    OtherTrustDomain {
+        /// The file.
+        path: PathBuf,
+        /// Whose SVID it is.
+        saved: String,
+        /// What the configuration says.
+        configured: TrustDomain,
+    },
+    /// The first attestation was refused for good.
+    #[error("agent cannot attest: {0}")]
+    Refused(AttestError),
+    /// The server banned this agent.
+    #[error("the server banned this agent")]
+    Banned,
+}
+
+/// What the rest of the agent learned about the server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Report {
+    /// The server accepted a call made with the agent's SVID.
+    Reachable,
+    /// The server cannot be used.
+    Unreachable(String),
+    /// The server denied this agent.
+    Denied(DenialReason),
+}
+
+/// The agent's identity as others see it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct NodeHandle {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    trust_domain: TrustDomain,
+    upstream: Upstream,
+    facts: Mutex<Facts>,
+    state: watch::Sender<NodeState>,
+    svid: watch::Sender<Option<Arc<X509Svid>>>,
+    bundle: watch::Sender<Arc<Bundle>>,
+    denials: mpsc::Sender<DenialReason>,
+}
+
+/// What the state is computed from.
+#[derive(Clone, Debug, Default)]
+struct Facts {
+    banned: bool,
+    has_svid: bool,
+    attesting: bool,
+    /// Why there is no SVID.
+    attest_trouble: Option<String>,
+    /// The server no longer knows this agent.
+    evicted: Option<String>,
+    renewal_trouble: Option<String>,
+    link_trouble: Option<String>,
+}
+
+impl NodeHandle {
+    /// Follows the agent's state.
+    pub fn state(&self) -> watch::Receiver<NodeState> {
+        self.shared.state.subscribe()
+    }
+
+    /// Follows the agent's SVID.
+    pub fn svid(&self) -> watch::Receiver<Option<Arc<X509Svid>>> {
+        self.shared.svid.subscribe()
+    }
+
+    /// Follows the bundle of the own trust domain; empty until there is one.
+    pub fn bundle(&self) -> watch::Receiver<Arc<Bundle>> {
+        self.shared.bundle.subscribe()
+    }
+
+    /// The bundle of the own trust domain, as it is now.
+    pub fn own_bundle(&self) -> Arc<Bundle> {
+        Arc::clone(&self.shared.bundle.borrow())
+    }
+
+    /// The own trust domain.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.shared.trust_domain
+    }
+
+    /// The connection to the server.
+    pub fn upstream(&self) -> &Upstream {
+        &self.shared.upstream
+    }
+
+    /// Tells how the server answered.
+    pub fn report(&self, report: Report) {
+        match report {
+            Report::Reachable => self.shared.note(|facts| {
+                facts.link_trouble = None;
+                facts.evicted = None;
+            }),
+            Report::Unreachable(why) => self.shared.note(|facts| facts.link_trouble = Some(why)),
+            // A denial that finds the queue full is one of many; the next attempt brings it again.
+            Report::Denied(reason) => drop(self.shared.denials.try_send(reason)),
+        }
+    }
+
+    /// Takes a bundle that the server sent: from now on the server and others are verified against it. Saved
+    /// by [`Node::run`]. Returns whether it differs from the one held.
+    pub fn adopt_bundle(&self, bundle: Bundle) -> bool {
+        let gone = {
+            let held = self.shared.bundle.borrow();
+            **held != bundle && removes_authority(&held, &bundle)
+        };
+        let changed = self.shared.bundle.send_if_modified(|held| {
+            let differs = **held != bundle;
+            if differs {
+                *held = Arc::new(bundle);
+            }
+            differs
+        });
+        if gone {
+            // The server may have proved itself with what no longer counts.
+            self.shared.upstream.reconnect();
+        }
+        changed
+    }
+}
+
+impl Shared {
+    fn facts(&self) -> MutexGuard<'_, Facts> {
+        // A panic under the lock leaves facts that are each true on their own.
+        self.facts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the facts and publishes the state that follows from them.
+    fn note(&self, change: impl FnOnce(&mut Facts)) {
+        let next = {
+            let mut facts = self.facts();
+            change(&mut facts);
+            facts.state()
+        };
+        self.state.send_if_modified(|state| {
+            let changes = *state != next && state.can_become(&next);
+            if changes {
+                match &next {
+                    NodeState::Degraded(reason) => tracing::warn!(reason, "agent is degraded"),
+                    other => tracing::info!(state = %other, "agent state changed"),
+                }
+                *state = next;
+            }
+            changes
+        });
+    }
+}
+
+impl Facts {
+    fn state(&self) -> NodeState {
+        if self.banned {
+            return NodeState::Banned;
+        }
+        if !self.has_svid {
+            return match &self.attest_trouble {
+                Some(why) => NodeState::Degraded(why.clone()),
+                None if self.attesting => NodeState::Attesting,
+                None => NodeState::Bootstrapping,
+            };
+        }
+        let trouble = self
+            .evicted
+            .as_ref()
+            .or(self.renewal_trouble.as_ref())
+            .or(self.link_trouble.as_ref());
+        trouble.map_or(NodeState::Serving, |why| NodeState::Degraded(why.clone()))
+    }
+}
+
+/// Verifies peers against the bundle that is held at the moment.
+#[derive(Debug)]
+struct HeldBundle(watch::Receiver<Arc<Bundle>>);
+
+impl BundleSource for HeldBundle {
+    fn x509_authorities(&self, trust_domain: &TrustDomain) -> Option<Arc<[Certificate]>> {
+        let bundle = self.0.borrow();
+        (bundle.trust_domain == *trust_domain).then(|| bundle.x509_certificates().into())
+    }
+}
+
+fn removes_authority(held: &Bundle, next: &Bundle) -> bool {
+    let kept = |certificate: &Certificate| {
+        let mut others = next.x509_authorities.iter();
+        others.any(|other| other.certificate == *certificate)
+    };
+    held.x509_authorities
+        .iter()
+        .any(|authority| !kept(&authority.certificate))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_names_what_matters_most() {
+        let mut facts = Facts::default();
+        assert_eq!(facts.state(), NodeState::Bootstrapping);
+        facts.attesting = true;
+        assert_eq!(facts.state(), NodeState::Attesting);
+        facts.attest_trouble = Some("no bundle".to_owned());
+        assert_eq!(facts.state(), NodeState::Degraded("no bundle".to_owned()));
+        facts.has_svid = true;
+        assert_eq!(facts.state(), NodeState::Serving);
+        facts.link_trouble = Some("unreachable".to_owned());
+        facts.evicted = Some("evicted".to_owned());
+        assert_eq!(facts.state(), NodeState::Degraded("evicted".to_owned()));
+        facts.banned = true;
+        assert_eq!(facts.state(), NodeState::Banned);
+    }
+}

@@ -1,0 +1,262 @@
+//! How the agent gets an SVID: from an earlier run, by attestation, by renewal.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use finial_identity::bundle::Bundle;
+use finial_identity::key::{KeyType, PrivateKey, PrivateKeyManager};
+use finial_identity::process::Clock;
+use finial_identity::x509::X509Svid;
+use tokio::sync::watch;
+
+use super::attest::{self, AttestError};
+use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
+use super::storage::{AgentData, StorageError};
+use super::{Backoff, HeldBundle, Node, NodeError, NodeSettings, bootstrap, bundle_of, renew};
+use crate::upstream::{ServerTrust, UpstreamError};
+
+impl Node {
+    /// A new SVID while the old one still works.
+    pub(super) async fn renew(&mut self) -> Result<(), AttestError> {
+        if self.reattestable && self.may_attest() {
+            return self.attest().await;
+        }
+        let (_slot, key) = self.next_key().await?;
+        let csr_der = attest::request(&key)?;
+        let answer = self.upstream().renew(csr_der).await;
+        let chain = answer.map_err(|cause| AttestError::Upstream {
+            attestor: "RenewAgent",
+            cause,
+        })?;
+        let svid = attest::usable_svid(chain, key, &self.settings.trust_domain)?;
+        self.take_up(svid, self.reattestable, None).await;
+        Ok(())
+    }
+
+    /// Works until there is an SVID and a bundle. Only at the first start can it give up.
+    pub(super) async fn establish(&mut self, first: bool) -> Result<(), NodeError> {
+        let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY, self.jitter.clone());
+        loop {
+            let error = match self.try_establish().await {
+                Ok(()) => {
+                    self.shared().note(|facts| facts.attest_trouble = None);
+                    return Ok(());
+                }
+                Err(error) => error,
+            };
+            if error.is_ban() {
+                return Err(self.banned().await);
+            }
+            if first && error.is_permanent() {
+                return Err(NodeError::Refused(error));
+            }
+            let wait = backoff.failed();
+            self.shared()
+                .note(|facts| facts.attest_trouble = Some(error.to_string()));
+            tracing::debug!(%error, retry_in = ?wait, "attestation failed");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn try_establish(&mut self) -> Result<(), AttestError> {
+        let now = self.clock.now();
+        if self.svid().is_none_or(|svid| renew::is_expired(svid.leaf(), now)) {
+            self.withdraw_svid();
+            // The clock may have been wrong when the saved SVID seemed to have expired.
+            if !self.restore() {
+                self.attest().await?;
+            }
+        }
+        if self.handle.own_bundle().x509_authorities.is_empty() {
+            let (trust, source_name) = self.trust()?;
+            let session = self.upstream().session(trust);
+            let fetched = match session {
+                Ok(session) => session.bundle().await,
+                Err(error) => Err(error),
+            };
+            let bundle = fetched.map_err(|cause| self.explain(cause, "GetBundle", source_name))?;
+            self.handle.adopt_bundle(bundle);
+            self.bundle_changed().await;
+        }
+        Ok(())
+    }
+
+    /// Puts the saved SVID to use if it is valid now.
+    fn restore(&mut self) -> bool {
+        let data = self.storage.data();
+        let path = self.storage.path().to_owned();
+        let Ok(Some(svid)) = saved_svid(&data, &self.settings, path, &*self.keys, &self.clock) else {
+            return false;
+        };
+        tracing::info!(
+            serial = svid.leaf().serial_hex(),
+            "saved agent SVID is in use again"
+        );
+        self.put_to_use(Arc::new(svid));
+        true
+    }
+
+    /// One attestation; the new SVID is saved and in use afterwards.
+    pub(super) async fn attest(&mut self) -> Result<(), AttestError> {
+        let attestor = self.attestor.clone().ok_or(AttestError::NoAttestor)?;
+        if self.spent {
+            return Err(AttestError::Spent(attestor.name()));
+        }
+        let (trust, source_name) = self.trust()?;
+        let configured = match &trust {
+            ServerTrust::Bundle(bundles) => bundles.x509_authorities(&self.settings.trust_domain),
+            ServerTrust::Insecure => None,
+        };
+        self.shared().note(|facts| facts.attesting = true);
+        let (_slot, key) = self.next_key().await?;
+        let attested = attest::attest(self.upstream(), trust, &*attestor, key).await;
+        let settled = attested.as_ref().map_or_else(AttestError::is_permanent, |_| true);
+        self.spent = attestor.works_once() && settled;
+        let attested = match attested {
+            Ok(attested) => attested,
+            Err(AttestError::Upstream { cause, .. }) => {
+                return Err(self.explain(cause, attestor.name(), source_name));
+            }
+            Err(error) => return Err(error),
+        };
+        let known = self.handle.own_bundle();
+        let bundle = attested.bundle.or_else(|| {
+            let configured = configured.filter(|_| known.x509_authorities.is_empty())?;
+            Some(bundle_of(&self.settings.trust_domain, configured.to_vec()))
+        });
+        tracing::info!(spiffe_id = %attested.svid.spiffe_id(), attestor = attestor.name(), "agent attested");
+        self.take_up(attested.svid, attested.reattestable, bundle).await;
+        Ok(())
+    }
+
+    /// Whom to trust while there is no SVID: the bundle held, else the configured source.
+    fn trust(&self) -> Result<(ServerTrust, String), AttestError> {
+        if !self.handle.own_bundle().x509_authorities.is_empty() {
+            let held = Arc::new(HeldBundle(self.handle.bundle()));
+            return Ok((
+                ServerTrust::Bundle(held),
+                bootstrap::describe_saved(self.storage.path()),
+            ));
+        }
+        let source = &self.settings.bootstrap;
+        match source.load(&self.settings.trust_domain)? {
+            Some(bundle) => {
+                let (_sender, receiver) = watch::channel(Arc::new(bundle));
+                Ok((
+                    ServerTrust::Bundle(Arc::new(HeldBundle(receiver))),
+                    source.describe(),
+                ))
+            }
+            None => {
+                tracing::warn!("insecure bootstrap: the server is not verified at this first contact");
+                Ok((ServerTrust::Insecure, source.describe()))
+            }
+        }
+    }
+
+    fn explain(&self, cause: UpstreamError, attestor: &'static str, source_name: String) -> AttestError {
+        match cause {
+            UpstreamError::UnknownAuthority(why) => AttestError::Distrusted {
+                server: format!("{}:{}", self.settings.server_address, self.settings.server_port),
+                source_name,
+                why,
+            },
+            cause => AttestError::Upstream { attestor, cause },
+        }
+    }
+
+    /// The next key, saved before anybody is asked to certify it. It never takes the place of the key of the
+    /// saved SVID, even if that seems to have expired: the clock may be wrong.
+    async fn next_key(&mut self) -> Result<(&'static str, Arc<PrivateKey>), AttestError> {
+        let data = self.storage.data();
+        let saved = data
+            .svid
+            .first()
+            .and_then(|leaf| renew::key_of(&*self.keys, leaf));
+        let slot = renew::next_slot(saved.map(|(slot, _key)| slot));
+        if let Some((_, key)) = self.unused_key.as_ref().filter(|(kept, _)| *kept == slot) {
+            return Ok((slot, Arc::clone(key)));
+        }
+        let made = self.keys.generate_key(slot, KeyType::EcP256).await;
+        made.map_err(|error| AttestError::Key(error.to_string()))?;
+        let key = self.keys.private_key(slot);
+        let key = key.ok_or_else(|| AttestError::Key(format!("key was not kept: {slot}")))?;
+        self.unused_key = Some((slot, Arc::clone(&key)));
+        Ok((slot, key))
+    }
+
+    /// Saves a new SVID and puts it to use. A disk that fails costs the next start an attestation, not this
+    /// run its identity.
+    async fn take_up(&mut self, svid: X509Svid, reattestable: bool, bundle: Option<Bundle>) {
+        self.unused_key = None;
+        let chain = svid.chain().to_vec();
+        let authorities = bundle.as_ref().map(Bundle::x509_certificates);
+        self.save(move |data| {
+            data.svid = chain;
+            data.reattestable = reattestable;
+            if let Some(authorities) = authorities {
+                data.bundle = authorities;
+            }
+        })
+        .await;
+        self.reattestable = reattestable;
+        if let Some(bundle) = bundle {
+            self.handle.adopt_bundle(bundle);
+        }
+        tracing::info!(
+            spiffe_id = %svid.spiffe_id(), serial = svid.leaf().serial_hex(), expires_at = %svid.leaf().not_after(),
+            "agent SVID issued"
+        );
+        self.reattestation.succeeded();
+        self.put_to_use(Arc::new(svid));
+        self.shared().note(|facts| facts.evicted = None);
+    }
+
+    fn put_to_use(&mut self, svid: Arc<X509Svid>) {
+        self.shared().svid.send_replace(Some(svid));
+        self.shared().note(|facts| {
+            facts.has_svid = true;
+            facts.attesting = false;
+            facts.attest_trouble = None;
+        });
+    }
+}
+
+/// The SVID of an earlier run, if it is still good and its key is there.
+pub(super) fn saved_svid(
+    data: &AgentData,
+    settings: &NodeSettings,
+    path: PathBuf,
+    keys: &dyn PrivateKeyManager,
+    clock: &Clock,
+) -> Result<Option<X509Svid>, NodeError> {
+    let Some(leaf) = data.svid.first() else {
+        return Ok(None);
+    };
+    let saved = leaf.spiffe_id().map_err(|error| StorageError::Corrupted {
+        path: path.clone(),
+        why: format!("svid[0]: {error}"),
+    })?;
+    if !saved.is_member_of(&settings.trust_domain) {
+        return Err(NodeError::OtherTrustDomain {
+            path,
+            saved: saved.to_string(),
+            configured: settings.trust_domain.clone(),
+        });
+    }
+    if renew::is_expired(leaf, clock.now()) {
+        tracing::debug!(expires_at = %leaf.not_after(), "saved SVID has expired");
+        return Ok(None);
+    }
+    let Some((_slot, key)) = renew::key_of(keys, leaf) else {
+        tracing::info!("the key of the saved SVID is gone");
+        return Ok(None);
+    };
+    match X509Svid::new(data.svid.clone(), key) {
+        Ok(svid) => Ok(Some(svid)),
+        Err(error) => {
+            tracing::warn!(%error, "saved SVID is not usable");
+            Ok(None)
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! When the agent's own SVID is due, and which key the next one gets.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use finial_identity::key::{PrivateKey, PrivateKeyManager};
+use finial_identity::x509::Certificate;
+use time::OffsetDateTime;
+
+/// Where the agent's keys are kept, one after the other, as SPIRE's agents do: the key of the present SVID
+/// stays until the next SVID is there.
+pub(super) const SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
+
+/// How often the agent looks whether its SVID is due.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// The share of its life that an SVID has left when it is to be renewed: half, with `drawn` in `[0, 1)`
+/// moving it within `[0.45, 0.55]` so that agents started together do not renew together.
+pub fn remaining_at_renewal(from: OffsetDateTime, until: OffsetDateTime, drawn: f64) -> time::Duration {
+    (until - from) * (0.45 + 0.1 * drawn)
+}
+
+/// The same for a certificate. The ten seconds that servers backdate certificates by are no part of a life:
+/// else one of less than ten seconds would be due from the start.
+pub fn x509_remaining_at_renewal(leaf: &Certificate, drawn: f64) -> time::Duration {
+    let life = leaf.not_after() - leaf.not_before();
+    let backdated = if life > BACKDATE { BACKDATE } else { life / 2 };
+    remaining_at_renewal(leaf.not_before() + backdated, leaf.not_after(), drawn)
+}
+
+const BACKDATE: time::Duration = time::Duration::seconds(10);
+
+/// Whether an SVID is due at `now`.
+pub(super) fn is_due(leaf: &Certificate, now: OffsetDateTime, drawn: f64) -> bool {
+    leaf.not_after() - now <= x509_remaining_at_renewal(leaf, drawn)
+}
+
+/// Whether an SVID can be used no longer, a second early.
+pub(super) fn is_expired(leaf: &Certificate, now: OffsetDateTime) -> bool {
+    leaf.not_after() <= now + time::Duration::SECOND
+}
+
+/// How long until the SVID is certainly due, at most [`CHECK_INTERVAL`].
+pub(super) fn until_check(leaf: &Certificate, now: OffsetDateTime) -> Duration {
+    let due = leaf.not_after() - x509_remaining_at_renewal(leaf, 0.0);
+    let wait = Duration::try_from(due - now).unwrap_or(Duration::ZERO);
+    wait.clamp(Duration::from_millis(50), CHECK_INTERVAL)
+}
+
+/// How long to wait after a failed renewal: as the backoff says, but often enough that several attempts fit
+/// into what remains.
+pub(super) fn until_retry(backoff: Duration, leaf: &Certificate, now: OffsetDateTime) -> Duration {
+    let remaining = Duration::try_from(leaf.not_after() - now).unwrap_or(Duration::ZERO);
+    backoff.min(remaining / 8).max(Duration::from_millis(250))
+}
+
+/// The key that an SVID is for, and its slot.
+pub(super) fn key_of(
+    keys: &dyn PrivateKeyManager,
+    leaf: &Certificate,
+) -> Option<(&'static str, Arc<PrivateKey>)> {
+    SLOTS.into_iter().find_map(|slot| {
+        let key = keys.private_key(slot)?;
+        (key.public_key() == leaf.public_key()).then_some((slot, key))
+    })
+}
+
+/// The slot for the next key: the one that the present SVID does not use.
+pub(super) fn next_slot(present: Option<&str>) -> &'static str {
+    let [first, second] = SLOTS;
+    if present == Some(first) { second } else { first }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_pki::Authority;
+    use finial_identity::key::{KeyManager, KeyType, manager::MemoryKeyManager};
+    use time::macros::datetime;
+
+    const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
+
+    #[test]
+    fn is_due_at_half_of_its_life_give_or_take_a_tenth() {
+        let leaf =
+            Authority::new("example.org").leaf("/spire/agent/x/1", NOW, NOW + time::Duration::seconds(1010));
+        let at = |seconds: i64| NOW + time::Duration::seconds(10 + seconds);
+        assert!(!is_due(&leaf, at(449), 1.0) && is_due(&leaf, at(450), 1.0));
+        assert!(!is_due(&leaf, at(549), 0.0) && is_due(&leaf, at(550), 0.0));
+    }
+
+    #[test]
+    fn looks_more_often_when_life_is_short_and_never_less_than_every_five_seconds() {
+        let authority = Authority::new("example.org");
+        let short = authority.leaf(
+            "/spire/agent/x/1",
+            NOW - time::Duration::seconds(10),
+            NOW + time::Duration::seconds(4),
+        );
+        assert_eq!(until_check(&short, NOW), Duration::from_millis(2200));
+        let long = authority.leaf("/spire/agent/x/1", NOW, NOW + time::Duration::hours(1));
+        assert_eq!(until_check(&long, NOW), CHECK_INTERVAL);
+        assert!(until_check(&short, NOW + time::Duration::days(1)) < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn retries_become_denser_as_the_end_comes_near() {
+        let leaf =
+            Authority::new("example.org").leaf("/spire/agent/x/1", NOW, NOW + time::Duration::seconds(80));
+        let backoff = Duration::from_secs(15);
+        assert_eq!(until_retry(backoff, &leaf, NOW), Duration::from_secs(10));
+        let late = NOW + time::Duration::seconds(72);
+        assert_eq!(until_retry(backoff, &leaf, late), Duration::from_secs(1));
+        assert_eq!(
+            until_retry(backoff, &leaf, NOW + time::Duration::days(1)),
+            Duration::from_millis(250)
+        );
+    }
+
+    #[tokio::test]
+    async fn keys_alternate_and_are_found_by_the_certificate() {
+        let keys = MemoryKeyManager::new();
+        let authority = Authority::new("example.org");
+        assert_eq!(next_slot(None), "agent-svid-A");
+        keys.generate_key("agent-svid-A", KeyType::EcP256).await.unwrap();
+        let key = keys.private_key("agent-svid-A").unwrap();
+        let svid = authority.svid_for("/spire/agent/x/1", key, time::Duration::hours(1));
+        assert_eq!(key_of(&keys, svid.leaf()).unwrap().0, "agent-svid-A");
+        assert_eq!(next_slot(Some("agent-svid-A")), "agent-svid-B");
+        assert_eq!(next_slot(Some("agent-svid-B")), "agent-svid-A");
+        keys.generate_key("agent-svid-A", KeyType::EcP256).await.unwrap();
+        assert!(key_of(&keys, svid.leaf()).is_none());
+    }
+}

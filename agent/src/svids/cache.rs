@@ -1,0 +1,325 @@
+//! What the agent holds for its workloads: one immutable snapshot on a `watch`, one writer.
+//!
+//! Streams of workloads hold a [`Subscription`], which marks the entries that it matches as wanted, read
+//! [`Snapshot::matching`] and wait for the next snapshot. Entries and SVIDs that did not change are shared
+//! between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use finial_identity::bundle::Bundle;
+use finial_identity::selector::Selector;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::x509::X509Svid;
+use time::OffsetDateTime;
+use tokio::sync::{Notify, watch};
+use zeroize::Zeroizing;
+
+use super::jwt::{JwtCache, JwtError, SignedJwt};
+
+/// All that the agent can hand out, at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Entries the agent is authorized for, sorted by entry id.
+    pub entries: Arc<[Arc<CachedEntry>]>,
+    /// The bundle of the agent's trust domain. It has no JWT authorities until the first sync.
+    pub own_bundle: Arc<Bundle>,
+    /// Bundles of the trust domains that entries federate with, as far as the server has them.
+    pub federated: BTreeMap<TrustDomain, Arc<Bundle>>,
+    /// When the server last confirmed the entries; `None` before the first sync of this process.
+    pub synced_at: Option<OffsetDateTime>,
+    /// Grows by one with each snapshot published.
+    pub version: u64,
+}
+
+/// A registration entry as agents get it, with the SVID issued for it.
+#[derive(Clone, Debug)]
+pub struct CachedEntry {
+    /// The entry's id.
+    pub entry_id: String,
+    /// The identity.
+    pub spiffe_id: SpiffeId,
+    /// Selectors a workload must all have, sorted, without duplicates.
+    pub selectors: Vec<Selector>,
+    /// Tells the workload what the identity is for; often empty.
+    pub hint: String,
+    /// Creation time in unix seconds.
+    pub created_at: i64,
+    /// Foreign trust domains whose bundles the workload gets, sorted.
+    pub federates_with: Vec<TrustDomain>,
+    /// The SVID gives admin rights on the server's API.
+    pub admin: bool,
+    /// The SVID may be used by a downstream server.
+    pub downstream: bool,
+    /// The SVID goes to an SVID store, never to a workload's socket.
+    pub store_svid: bool,
+    /// Each JWT-SVID of this entry has its own `jti`, so none is handed out twice.
+    pub jwt_svid_include_jti: bool,
+    /// The SVID, once issued and until it expires. An entry without one has been seen but not been signed.
+    pub svid: Option<Arc<IssuedSvid>>,
+}
+
+/// An X509-SVID with its encodings made once and shared by all streams that send it.
+pub struct IssuedSvid {
+    /// The checked SVID.
+    pub svid: X509Svid,
+    /// Chain, leaf first, as concatenated DER (Workload API §5.2.1).
+    pub chain_der: Bytes,
+    /// The private key as PKCS#8 DER, zeroised when the last user drops it.
+    pub key_pkcs8: Bytes,
+}
+
+/// The handle on the cache: cheap to clone, shared by all sockets.
+#[derive(Clone, Debug)]
+pub struct SvidCache {
+    shared: Arc<Shared>,
+}
+
+/// Marks the entries that its selectors match as wanted, until it is dropped.
+#[must_use = "entries are wanted only for as long as the subscription lives"]
+#[derive(Debug)]
+pub struct Subscription {
+    id: u64,
+    shared: Arc<Shared>,
+}
+
+impl Snapshot {
+    /// A snapshot that holds nothing but the bundle known so far.
+    pub fn empty(own_bundle: Arc<Bundle>) -> Self {
+        Self {
+            entries: Arc::from([]),
+            own_bundle,
+            federated: BTreeMap::new(),
+            synced_at: None,
+            version: 0,
+        }
+    }
+
+    /// The entries all of whose selectors are among `selectors`, ordered by entry id. Entries for SVID
+    /// stores are left out: they never reach a workload's socket.
+    pub fn matching(&self, selectors: &HashSet<Selector>) -> Vec<&Arc<CachedEntry>> {
+        self.entries
+            .iter()
+            .filter(|entry| entry.matches(selectors))
+            .collect()
+    }
+
+    /// The entry with this id.
+    pub fn entry(&self, entry_id: &str) -> Option<&Arc<CachedEntry>> {
+        let at = self
+            .entries
+            .binary_search_by(|entry| entry.entry_id.as_str().cmp(entry_id));
+        at.ok().and_then(|index| self.entries.get(index))
+    }
+
+    /// The bundle of a trust domain: the own one or a federated one.
+    pub fn bundle(&self, trust_domain: &TrustDomain) -> Option<&Arc<Bundle>> {
+        if self.own_bundle.trust_domain == *trust_domain {
+            Some(&self.own_bundle)
+        } else {
+            self.federated.get(trust_domain)
+        }
+    }
+
+    /// The bundles of the trust domains that an entry federates with, as far as they are known.
+    pub fn federated_for(&self, entry: &CachedEntry) -> BTreeMap<TrustDomain, Arc<Bundle>> {
+        entry
+            .federates_with
+            .iter()
+            .filter_map(|name| Some((name.clone(), Arc::clone(self.federated.get(name)?))))
+            .collect()
+    }
+
+    /// How many X509-SVIDs are held.
+    pub fn svid_count(&self) -> usize {
+        self.entries.iter().filter(|entry| entry.svid.is_some()).count()
+    }
+}
+
+impl CachedEntry {
+    /// Whether a workload with `selectors` gets this identity: it has all of the entry's selectors.
+    pub fn matches(&self, selectors: &HashSet<Selector>) -> bool {
+        !self.store_svid
+            && !self.selectors.is_empty()
+            && self.selectors.iter().all(|wanted| selectors.contains(wanted))
+    }
+}
+
+impl IssuedSvid {
+    /// Encodes the SVID once for all who will send it.
+    pub fn new(svid: X509Svid) -> Self {
+        let chain_der = Bytes::from(svid.chain_der_concat());
+        let key_pkcs8 = Bytes::from_owner(Zeroizing::new(svid.pkcs8_der().to_vec()));
+        Self {
+            svid,
+            chain_der,
+            key_pkcs8,
+        }
+    }
+
+    /// When the leaf stops being valid.
+    pub fn expires_at(&self) -> OffsetDateTime {
+        self.svid.leaf().not_after()
+    }
+}
+
+impl fmt::Debug for IssuedSvid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IssuedSvid")
+            .field("spiffe_id", self.svid.spiffe_id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl SvidCache {
+    /// A cache that holds the bundle known so far and nothing else. JWT-SVIDs are obtained through `jwt`.
+    pub fn new(own_bundle: Arc<Bundle>, jwt: JwtCache) -> Self {
+        let (snapshots, _first) = watch::channel(Arc::new(Snapshot::empty(own_bundle)));
+        Self {
+            shared: Arc::new(Shared {
+                snapshots,
+                subscribers: Mutex::new(Subscribers::default()),
+                wake: Notify::new(),
+                synced_at: Mutex::new(None),
+                jwt,
+            }),
+        }
+    }
+
+    /// Follows the snapshots; the present one is there at once.
+    pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
+        self.shared.snapshots.subscribe()
+    }
+
+    /// The present snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        Arc::clone(&self.shared.snapshots.borrow())
+    }
+
+    /// Marks the entries that match `selectors` as wanted for as long as the guard lives: they are issued
+    /// whatever the size limit says, and their SVIDs are kept fresh.
+    pub fn subscribe(&self, selectors: Arc<HashSet<Selector>>) -> Subscription {
+        let id = self.shared.lock().add(selectors);
+        self.shared.wake.notify_one();
+        Subscription {
+            id,
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// A JWT-SVID for an entry: a cached one while more than about half of its life remains, else a new
+    /// one from the server; concurrent calls for the same share one request.
+    ///
+    /// # Errors
+    /// [`JwtError`] when there is no valid cached token and the server gave none.
+    pub async fn jwt(
+        &self,
+        entry_id: &str,
+        spiffe_id: &SpiffeId,
+        audiences: &[String],
+    ) -> Result<SignedJwt, JwtError> {
+        let reuse = !self
+            .snapshot()
+            .entry(entry_id)
+            .is_some_and(|entry| entry.jwt_svid_include_jti);
+        self.shared.jwt.fetch(entry_id, spiffe_id, audiences, reuse).await
+    }
+
+    /// The cache of JWT-SVIDs.
+    pub fn jwt_cache(&self) -> &JwtCache {
+        &self.shared.jwt
+    }
+
+    /// Puts `next` in the place of the present snapshot and gives it the next version. There is one
+    /// writer, the sync task.
+    pub fn publish(&self, mut next: Snapshot) {
+        self.shared.snapshots.send_modify(|present| {
+            next.version = present.version.saturating_add(1);
+            *present = Arc::new(next);
+        });
+    }
+
+    /// When the server last confirmed the entries; between snapshots this moves on while
+    /// [`Snapshot::synced_at`] stands still.
+    pub fn synced_at(&self) -> Option<OffsetDateTime> {
+        let synced_at = self.shared.synced_at.lock();
+        *synced_at.unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn confirm_sync(&self, at: OffsetDateTime) {
+        let synced_at = self.shared.synced_at.lock();
+        *synced_at.unwrap_or_else(PoisonError::into_inner) = Some(at);
+    }
+
+    /// Subscriptions that came and went since the last call, and those there are now, all of one moment.
+    pub(super) fn take_subscriptions(&self) -> Subscriptions {
+        let mut subscribers = self.shared.lock();
+        Subscriptions {
+            added: std::mem::take(&mut subscribers.added),
+            removed: std::mem::take(&mut subscribers.removed),
+            live: subscribers.live.values().map(Arc::clone).collect(),
+        }
+    }
+
+    /// Completes when a subscription came or went.
+    pub(super) async fn subscriptions_changed(&self) {
+        self.shared.wake.notified().await;
+    }
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        self.shared.lock().remove(self.id);
+        self.shared.wake.notify_one();
+    }
+}
+
+/// Selectors of subscriptions.
+#[derive(Debug)]
+pub(super) struct Subscriptions {
+    pub(super) added: Vec<Arc<HashSet<Selector>>>,
+    pub(super) removed: Vec<Arc<HashSet<Selector>>>,
+    pub(super) live: Vec<Arc<HashSet<Selector>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    snapshots: watch::Sender<Arc<Snapshot>>,
+    subscribers: Mutex<Subscribers>,
+    wake: Notify,
+    synced_at: Mutex<Option<OffsetDateTime>>,
+    jwt: JwtCache,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Subscribers> {
+        // Every change under the lock is complete when it is released, also by a panic.
+        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[derive(Debug, Default)]
+struct Subscribers {
+    next_id: u64,
+    live: HashMap<u64, Arc<HashSet<Selector>>>,
+    added: Vec<Arc<HashSet<Selector>>>,
+    removed: Vec<Arc<HashSet<Selector>>>,
+}
+
+impl Subscribers {
+    fn add(&mut self, selectors: Arc<HashSet<Selector>>) -> u64 {
+        let id = self.next_id;
+        self.next_id = self.next_id.wrapping_add(1);
+        self.added.push(Arc::clone(&selectors));
+        self.live.insert(id, selectors);
+        id
+    }
+
+    fn remove(&mut self, id: u64) {
+        if let Some(selectors) = self.live.remove(&id) {
+            self.removed.push(selectors);
+        }
+    }
+}

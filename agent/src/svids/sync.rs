@@ -1,0 +1,405 @@
+//! The single writer: takes what the feed tells, has SVIDs signed, and publishes snapshots.
+
+use std::collections::HashSet;
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use finial_identity::key::{KeyType, PrivateKey};
+use finial_identity::process::{Clock, Stop};
+use finial_identity::selector::Selector;
+use finial_identity::x509::{Certificate, X509Svid};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use time::OffsetDateTime;
+use tokio::sync::{Notify, mpsc};
+
+use super::cache::{IssuedSvid, SvidCache};
+use super::feed::{Feed, FeedSettings, SyncCounters, Update};
+use super::keys::{KeyPool, Order, Wanted};
+use super::model::{Forget, Model};
+use crate::node::{Backoff, Jitter, NodeHandle, Report};
+use crate::upstream::{BundleChanges, SignOutcome, SignRequest, Upstream, UpstreamError};
+
+/// How the agent syncs, checked.
+#[derive(Clone, Debug)]
+pub struct SyncSettings {
+    /// Between polls of a server that cannot push (`sync_interval`).
+    pub sync_interval: Duration,
+    /// How many X509-SVIDs are held although nobody wants them now (`x509_svid_cache_max_size`).
+    pub x509_svid_cache_max_size: usize,
+    /// Key type of workloads' SVIDs (`workload_x509_svid_key_type`).
+    pub workload_key_type: KeyType,
+    /// Told to the server.
+    pub agent_version: String,
+}
+
+/// Keeps the cache as the server wants it.
+#[derive(Debug)]
+pub struct Synchronizer {
+    cache: SvidCache,
+    node: NodeHandle,
+    settings: SyncSettings,
+    clock: Clock,
+    jitter: Jitter,
+    counters: Arc<SyncCounters>,
+}
+
+impl Default for SyncSettings {
+    fn default() -> Self {
+        Self {
+            sync_interval: Duration::from_secs(5),
+            x509_svid_cache_max_size: 1000,
+            workload_key_type: KeyType::EcP256,
+            agent_version: String::new(),
+        }
+    }
+}
+
+impl Synchronizer {
+    /// Prepares syncing into `cache`. There must be one for each cache.
+    pub fn new(
+        cache: SvidCache,
+        node: NodeHandle,
+        settings: SyncSettings,
+        clock: Clock,
+        jitter: Jitter,
+    ) -> Self {
+        Self {
+            cache,
+            node,
+            settings,
+            clock,
+            jitter,
+            counters: Arc::default(),
+        }
+    }
+
+    /// How syncing goes.
+    pub fn counters(&self) -> Arc<SyncCounters> {
+        Arc::clone(&self.counters)
+    }
+
+    /// Syncs until stopped. Waits by itself until the agent has an SVID.
+    ///
+    /// # Errors
+    /// None; the type is what task sets expect.
+    pub async fn run(self, stop: Stop) -> Result<(), Infallible> {
+        let (sender, updates) = mpsc::channel(UPDATES);
+        let resync = Arc::new(Notify::new());
+        let feed = Feed::new(
+            self.node.clone(),
+            FeedSettings {
+                sync_interval: self.settings.sync_interval,
+                agent_version: self.settings.agent_version.clone(),
+            },
+            sender,
+            Arc::clone(&resync),
+            self.counters,
+            self.jitter.clone(),
+        );
+        let writer = Writer {
+            model: Model::new(self.node.own_bundle()),
+            keys: Arc::new(KeyPool::new(self.settings.workload_key_type)),
+            hold: Backoff::new(HOLD_FIRST, HOLD_LIMIT, self.jitter.clone()),
+            held_until: None,
+            batch_limit: MAX_BATCH,
+            batches: FuturesUnordered::new(),
+            limit: self.settings.x509_svid_cache_max_size,
+            cache: self.cache,
+            node: self.node,
+            clock: self.clock,
+            jitter: self.jitter,
+            resync,
+        };
+        tokio::select! {
+            () = stop.stopped() => {}
+            () = feed.run() => {}
+            () = writer.run(updates) => {}
+        }
+        Ok(())
+    }
+}
+
+type Batch = Pin<Box<dyn Future<Output = BatchOutcome> + Send>>;
+
+struct Writer {
+    model: Model,
+    cache: SvidCache,
+    node: NodeHandle,
+    keys: Arc<KeyPool>,
+    clock: Clock,
+    jitter: Jitter,
+    resync: Arc<Notify>,
+    limit: usize,
+    /// Halved when a batch fails, doubled when one succeeds.
+    batch_limit: usize,
+    batches: FuturesUnordered<Batch>,
+    /// Nothing is signed before, after a batch failed.
+    held_until: Option<OffsetDateTime>,
+    hold: Backoff,
+}
+
+struct BatchOutcome {
+    wanted: Vec<Wanted>,
+    answer: Result<Vec<(Arc<PrivateKey>, SignOutcome)>, UpstreamError>,
+}
+
+impl Writer {
+    async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+        let mut own_bundle = self.node.bundle();
+        let mut svid = self.node.svid();
+        own_bundle.mark_changed();
+        loop {
+            let wait = self.work();
+            self.keys.refill();
+            tokio::select! {
+                biased;
+                update = updates.recv() => match update {
+                    Some(update) => self.apply(update),
+                    None => return,
+                },
+                Some(outcome) = self.batches.next() => self.finish(outcome),
+                () = self.cache.subscriptions_changed() => {}
+                Ok(()) = own_bundle.changed() => {
+                    let bundle = Arc::clone(&own_bundle.borrow_and_update());
+                    let forget = self.model.set_own_bundle(bundle);
+                    self.forget(&forget);
+                }
+                Ok(()) = svid.changed() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+            // What came together is published together.
+            while let Ok(update) = updates.try_recv() {
+                self.apply(update);
+            }
+        }
+    }
+
+    /// Does what is due, publishes what came of it, and returns how long there is nothing to do.
+    fn work(&mut self) -> Duration {
+        let _live = self.count_subscriptions();
+        let now = self.clock.now();
+        let plan = self.model.plan(now, self.limit);
+        self.model.drop_svids(&plan.drop);
+        let may_sign =
+            self.node.svid().borrow().is_some() && self.held_until.is_none_or(|until| until <= now);
+        let mut due = plan.due.as_slice();
+        while may_sign && !due.is_empty() && self.batches.len() < MAX_CONCURRENT {
+            // Expensive keys are ordered a few at a time, so that the first SVID does not wait for the last key.
+            let most = if self.keys.is_cheap() {
+                MAX_BATCH
+            } else {
+                EXPENSIVE_BATCH
+            };
+            let (batch, rest) = due.split_at(due.len().min(self.batch_limit).min(most));
+            self.sign(batch);
+            due = rest;
+        }
+        if let Some(snapshot) = self.model.snapshot() {
+            self.cache.publish(snapshot);
+        }
+        let held = self.held_until.filter(|_| !due.is_empty() && !may_sign);
+        let next = [plan.next, held].into_iter().flatten().min();
+        let wait = next.map_or(LONGEST_SLEEP, |at| {
+            Duration::try_from(at - now).unwrap_or(Duration::ZERO)
+        });
+        // Not too long, for the clock may be set; not too short, for what is due now may have to wait.
+        wait.clamp(SHORTEST_SLEEP, LONGEST_SLEEP)
+    }
+
+    fn apply(&mut self, update: Update) {
+        match update {
+            Update::Entries { upserts, removals } => {
+                let live = self.count_subscriptions();
+                let forget = self.model.apply_entries(upserts, &removals, &live);
+                self.forget(&forget);
+            }
+            Update::Bundles(mut changes) => {
+                if let Some(own) = changes.own.take() {
+                    // It comes back by the watch, like the bundle of an attestation.
+                    self.node.adopt_bundle(own);
+                }
+                self.model.apply_federated(BundleChanges { own: None, ..changes });
+            }
+            Update::Confirmed => {
+                if self.held_until.take().is_some() {
+                    self.model.retry_now();
+                }
+                let now = self.clock.now();
+                self.model.confirmed(now);
+                self.cache.confirm_sync(now);
+            }
+        }
+    }
+
+    /// Counts the subscriptions that came and went, and returns those there are.
+    fn count_subscriptions(&mut self) -> Vec<Arc<HashSet<Selector>>> {
+        let subscriptions = self.cache.take_subscriptions();
+        for selectors in &subscriptions.added {
+            self.model.subscribed(selectors);
+        }
+        for selectors in &subscriptions.removed {
+            self.model.unsubscribed(selectors);
+        }
+        subscriptions.live
+    }
+
+    fn sign(&mut self, ids: &[String]) {
+        let wanted = self.model.start_signing(ids);
+        let batch = sign_batch(self.node.upstream().clone(), Arc::clone(&self.keys), wanted);
+        self.batches.push(Box::pin(batch));
+    }
+
+    fn finish(&mut self, outcome: BatchOutcome) {
+        for wanted in &outcome.wanted {
+            self.model.stop_signing(&wanted.entry_id);
+        }
+        let answers = match outcome.answer {
+            Ok(answers) => answers,
+            Err(error) => return self.batch_failed(&error),
+        };
+        self.batch_limit = (self.batch_limit * 2).min(MAX_BATCH);
+        self.hold.reset();
+        self.held_until = None;
+        for (wanted, (key, answer)) in outcome.wanted.into_iter().zip(answers) {
+            match answer {
+                SignOutcome::Signed(chain) => self.issued(&wanted, chain, key),
+                SignOutcome::NotFound(why) => {
+                    if self.model.needs_resync(&wanted.entry_id) {
+                        self.resync.notify_one();
+                    }
+                    self.item_failed(&wanted, &why);
+                }
+                SignOutcome::Failed(why) => self.item_failed(&wanted, &why),
+            }
+        }
+    }
+
+    fn issued(&mut self, wanted: &Wanted, chain: Vec<Certificate>, key: Arc<PrivateKey>) {
+        match usable_svid(wanted, chain, key, self.clock.now()) {
+            Ok(svid) => {
+                tracing::debug!(
+                    entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id,
+                    serial = svid.leaf().serial_hex(), expires_at = %svid.leaf().not_after(),
+                    "X509-SVID issued"
+                );
+                self.model
+                    .issued(wanted, IssuedSvid::new(svid), self.jitter.draw());
+            }
+            Err(why) => self.item_failed(wanted, &why),
+        }
+    }
+
+    fn item_failed(&mut self, wanted: &Wanted, why: &str) {
+        let failures = self.model.sign_failed(&wanted.entry_id, self.clock.now());
+        if failures == 1 {
+            tracing::warn!(
+                entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id, error = why,
+                "X509-SVID could not be signed; it is tried again"
+            );
+        }
+    }
+
+    fn batch_failed(&mut self, error: &UpstreamError) {
+        if matches!(error, UpstreamError::Superseded) {
+            return;
+        }
+        if let Some(reason) = error.denial() {
+            self.node.report(Report::Denied(reason));
+        }
+        self.batch_limit = (self.batch_limit / 2).max(1);
+        if self.hold.failures() == 0 {
+            tracing::warn!(%error, "X509-SVIDs could not be signed; they are tried again");
+        }
+        let wait = time::Duration::try_from(self.hold.failed()).unwrap_or(time::Duration::SECOND);
+        self.held_until = Some(self.clock.now() + wait);
+    }
+
+    fn forget(&self, forget: &Forget) {
+        for entry_id in &forget.entries {
+            self.cache.jwt_cache().forget_entry(entry_id);
+        }
+        if !forget.jwt_key_ids.is_empty() {
+            self.cache.jwt_cache().forget_authorities(&forget.jwt_key_ids);
+        }
+    }
+}
+
+/// Makes keys and requests, and has them signed.
+async fn sign_batch(upstream: Upstream, keys: Arc<KeyPool>, wanted: Vec<Wanted>) -> BatchOutcome {
+    let orders = if keys.is_cheap() && wanted.len() <= INLINE_ORDERS {
+        keys.order(wanted.clone())
+    } else {
+        // Many keys, or expensive ones, must not hold up the sockets.
+        let many = wanted.clone();
+        let made = tokio::task::spawn_blocking(move || keys.order(many)).await;
+        match made {
+            Ok(orders) => orders,
+            Err(error) => {
+                let answer = Err(UpstreamError::Malformed(format!("certificate requests: {error}")));
+                return BatchOutcome { wanted, answer };
+            }
+        }
+    };
+    let answer = match orders {
+        Ok(orders) => send_orders(&upstream, orders).await,
+        Err(error) => Err(UpstreamError::Malformed(format!("certificate requests: {error}"))),
+    };
+    BatchOutcome { wanted, answer }
+}
+
+async fn send_orders(
+    upstream: &Upstream,
+    orders: Vec<Order>,
+) -> Result<Vec<(Arc<PrivateKey>, SignOutcome)>, UpstreamError> {
+    let (keys, requests): (Vec<_>, Vec<_>) = orders
+        .into_iter()
+        .map(|order| {
+            let request = SignRequest {
+                entry_id: order.wanted.entry_id,
+                csr_der: order.csr_der,
+            };
+            (order.key, request)
+        })
+        .unzip();
+    let outcomes = upstream.sign_x509_batch(requests).await?;
+    Ok(keys.into_iter().zip(outcomes).collect())
+}
+
+/// Checks what the server signed: an SVID of the wanted identity, for our key, valid now.
+fn usable_svid(
+    wanted: &Wanted,
+    chain: Vec<Certificate>,
+    key: Arc<PrivateKey>,
+    now: OffsetDateTime,
+) -> Result<X509Svid, String> {
+    let svid = X509Svid::new(chain, key).map_err(|error| format!("unusable SVID: {error}"))?;
+    if *svid.spiffe_id() != wanted.spiffe_id {
+        return Err(format!(
+            "SVID is for {}, not for {}",
+            svid.spiffe_id(),
+            wanted.spiffe_id
+        ));
+    }
+    if svid.leaf().not_after() <= now {
+        return Err(format!("SVID has expired at {}", svid.leaf().not_after()));
+    }
+    Ok(svid)
+}
+
+/// Updates that may wait for the writer.
+const UPDATES: usize = 16;
+/// As many as servers sign in one call.
+const MAX_BATCH: usize = 500;
+const EXPENSIVE_BATCH: usize = 4;
+/// So that what was just pushed does not wait for a batch of renewals.
+const MAX_CONCURRENT: usize = 3;
+/// Keys and requests made on the spot: about a millisecond.
+const INLINE_ORDERS: usize = 16;
+const HOLD_FIRST: Duration = Duration::from_millis(250);
+const HOLD_LIMIT: Duration = Duration::from_secs(5);
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+const SHORTEST_SLEEP: Duration = Duration::from_millis(10);

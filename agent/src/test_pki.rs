@@ -1,0 +1,136 @@
+//! A certificate authority for tests.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "test certificates are valid around the real time"
+)]
+
+use std::sync::Arc;
+
+use finial_identity::bundle::Bundle;
+use finial_identity::key::{KeyType, PrivateKey, SignerForRcgen, SubjectKeyForRcgen};
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::x509::{Certificate, Csr, X509Svid};
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyUsagePurpose, SanType, SerialNumber,
+};
+use time::{Duration, OffsetDateTime};
+
+use crate::node::bundle_of;
+
+/// Signs what a trust domain's authority would sign.
+#[derive(Debug)]
+pub(crate) struct Authority {
+    trust_domain: TrustDomain,
+    key: PrivateKey,
+    certificate: Certificate,
+}
+
+impl Authority {
+    pub(crate) fn new(trust_domain: &str) -> Self {
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        let mut params = params(
+            &format!("spiffe://{trust_domain}"),
+            now() - Duration::days(1),
+            now() + Duration::days(3650 * 2),
+        );
+        params.distinguished_name = authority_name(&key);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let signed = params.self_signed(&SignerForRcgen::new(&key).unwrap()).unwrap();
+        Self {
+            trust_domain: TrustDomain::parse(trust_domain).unwrap(),
+            certificate: Certificate::parse(signed.der()).unwrap(),
+            key,
+        }
+    }
+
+    pub(crate) fn certificate(&self) -> Certificate {
+        self.certificate.clone()
+    }
+
+    pub(crate) fn bundle(&self) -> Bundle {
+        bundle_of(&self.trust_domain, vec![self.certificate()])
+    }
+
+    /// An SVID for an hour, with a key of its own.
+    pub(crate) fn svid(&self, path: &str) -> X509Svid {
+        let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
+        self.svid_for(path, key, Duration::hours(1))
+    }
+
+    pub(crate) fn svid_for(&self, path: &str, key: Arc<PrivateKey>, ttl: Duration) -> X509Svid {
+        let leaf = self.sign(path, key.public_key(), now() - Duration::seconds(10), now() + ttl);
+        X509Svid::new(vec![leaf], key).unwrap()
+    }
+
+    pub(crate) fn leaf(
+        &self,
+        path: &str,
+        not_before: OffsetDateTime,
+        not_after: OffsetDateTime,
+    ) -> Certificate {
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        self.sign(path, key.public_key(), not_before, not_after)
+    }
+
+    /// Signs the key of a request, as the server does: backdated by ten seconds.
+    pub(crate) fn sign_csr(&self, path: &str, csr_der: &[u8], ttl: Duration) -> Certificate {
+        let csr = Csr::parse(csr_der).unwrap();
+        self.sign(path, csr.public_key(), now() - Duration::seconds(10), now() + ttl)
+    }
+
+    fn sign(
+        &self,
+        path: &str,
+        key: &finial_identity::key::PublicKey,
+        not_before: OffsetDateTime,
+        not_after: OffsetDateTime,
+    ) -> Certificate {
+        let id = SpiffeId::new(&self.trust_domain, path).unwrap();
+        let mut params = params(id.as_str(), not_before, not_after);
+        params.distinguished_name.push(DnType::OrganizationName, "SPIRE");
+        params.is_ca = IsCa::ExplicitNoCa;
+        params.key_usages = vec![
+            KeyUsagePurpose::DigitalSignature,
+            KeyUsagePurpose::KeyEncipherment,
+        ];
+        params.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        params.use_authority_key_identifier_extension = true;
+        let mut issuer = CertificateParams::default();
+        issuer.distinguished_name = authority_name(&self.key);
+        issuer.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        issuer.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let issuer = Issuer::new(issuer, SignerForRcgen::new(&self.key).unwrap());
+        let signed = params
+            .signed_by(&SubjectKeyForRcgen::new(key).unwrap(), &issuer)
+            .unwrap();
+        Certificate::parse(signed.der()).unwrap()
+    }
+}
+
+fn params(uri: &str, not_before: OffsetDateTime, not_after: OffsetDateTime) -> CertificateParams {
+    let mut params = CertificateParams::default();
+    params.distinguished_name = DistinguishedName::new();
+    params.subject_alt_names = vec![SanType::URI(uri.try_into().unwrap())];
+    params.not_before = not_before;
+    params.not_after = not_after;
+    params.serial_number = Some(SerialNumber::from(rand::random::<u64>() >> 1));
+    params
+}
+
+/// Named by its key, so that two authorities of one trust domain are told apart.
+fn authority_name(key: &PrivateKey) -> DistinguishedName {
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, "SPIFFE");
+    let id = data_encoding::HEXLOWER.encode(&key.public_key().subject_key_id());
+    name.push(DnType::CommonName, id);
+    name
+}
+
+fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}

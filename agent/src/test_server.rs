@@ -1,0 +1,697 @@
+//! A server for tests: real TLS, real signatures, a set of entries, and faults on demand.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests own their tasks and read the real clock"
+)]
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+
+use finial_identity::bundle::Bundle;
+use finial_identity::peer::{self, PeerPolicy, SharedBundles};
+use finial_identity::process::Clock;
+use finial_identity::spiffe_id::TrustDomain;
+use finial_identity::wire::{self, DigestSum};
+use finial_identity::x509::{Certificate, X509Svid};
+use finial_proto::finial::server::sync::v1 as sync;
+use finial_proto::finial::server::sync::v1::watch_response::Event;
+use finial_proto::google::rpc::Status as RpcStatus;
+use finial_proto::spire::api::server::agent::v1 as agent;
+use finial_proto::spire::api::server::bundle::v1 as bundle;
+use finial_proto::spire::api::server::entry::v1 as entry;
+use finial_proto::spire::api::server::svid::v1 as svid;
+use finial_proto::spire::api::types;
+use finial_proto::spire::api::types::permission_denied_details::Reason;
+use prost::Message;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tonic::transport::server::Connected;
+use tonic::{Code, Request, Response, Status, Streaming};
+
+use crate::test_pki::Authority;
+
+/// The server's process: stopping it cuts every connection.
+#[derive(Debug)]
+pub(crate) struct TestServer {
+    pub(crate) address: SocketAddr,
+    state: Arc<Mutex<State>>,
+    svid: watch::Sender<Option<Arc<X509Svid>>>,
+    runtime: Option<Runtime>,
+}
+
+/// What the server knows and how it misbehaves.
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) authority: Authority,
+    pub(crate) bundle: Bundle,
+    pub(crate) federated: BTreeMap<String, Bundle>,
+    pub(crate) entries: BTreeMap<String, types::Entry>,
+    /// Whether it can push.
+    pub(crate) push: bool,
+    /// Denies every call of an agent.
+    pub(crate) denied: Option<Reason>,
+    /// How often signing says that it does not know an entry.
+    pub(crate) unknown: HashMap<String, usize>,
+    /// How many signing calls fail as a whole.
+    pub(crate) failing: usize,
+    pub(crate) svid_ttl: time::Duration,
+    pub(crate) agent_ttl: time::Duration,
+    pub(crate) tokens: HashSet<String>,
+    pub(crate) reattestable: bool,
+    /// How many entries a poll brings at once.
+    pub(crate) page: usize,
+    /// What was called, in order.
+    pub(crate) calls: Vec<String>,
+    epoch: u64,
+    history: Vec<Step>,
+    watchers: Vec<mpsc::UnboundedSender<Result<sync::WatchResponse, Status>>>,
+}
+
+#[derive(Clone, Debug)]
+struct Step {
+    upserts: Vec<types::Entry>,
+    removals: Vec<String>,
+    digest: u128,
+}
+
+impl TestServer {
+    pub(crate) fn start() -> Self {
+        let authority = Authority::new("example.org");
+        let state = State {
+            bundle: authority.bundle(),
+            authority,
+            federated: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            push: true,
+            denied: None,
+            unknown: HashMap::new(),
+            failing: 0,
+            svid_ttl: time::Duration::hours(1),
+            agent_ttl: time::Duration::hours(1),
+            tokens: HashSet::from(["token".to_owned()]),
+            reattestable: false,
+            page: 500,
+            calls: Vec::new(),
+            epoch: 1,
+            history: Vec::new(),
+            watchers: Vec::new(),
+        };
+        let (svid, _receiver) = watch::channel(Some(Arc::new(state.authority.svid("/spire/server"))));
+        let mut server = Self {
+            address: ([127, 0, 0, 1], 0).into(),
+            state: Arc::new(Mutex::new(state)),
+            svid,
+            runtime: None,
+        };
+        server.resume();
+        server
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap()
+    }
+
+    /// Cuts all connections; nothing listens any more.
+    pub(crate) fn stop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+        self.state().watchers.clear();
+    }
+
+    /// Listens again, at the same address.
+    pub(crate) fn resume(&mut self) {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let listener = {
+            let _inside = runtime.enter();
+            let socket = TcpSocket::new_v4().unwrap();
+            socket.set_reuseaddr(true).unwrap();
+            let mut tries = 0;
+            while socket.bind(self.address).is_err() {
+                // The listener of the former runtime is closed by another thread.
+                tries += 1;
+                assert!(tries < 10_000_000, "address stays in use: {}", self.address);
+                std::thread::yield_now();
+            }
+            socket.listen(64).unwrap()
+        };
+        self.address = listener.local_addr().unwrap();
+        runtime.spawn(serve(listener, Arc::clone(&self.state), self.svid.subscribe()));
+        self.runtime = Some(runtime);
+    }
+
+    /// Ends the push streams, not the connections.
+    pub(crate) fn end_streams(&self) {
+        self.state().watchers.clear();
+    }
+
+    /// Sends something to all who watch.
+    pub(crate) fn send(&self, event: Event) {
+        self.state().send(&event);
+    }
+
+    pub(crate) fn put(&self, entry: types::Entry) {
+        self.change(vec![entry], vec![]);
+    }
+
+    pub(crate) fn change(&self, upserts: Vec<types::Entry>, removals: Vec<String>) {
+        let mut state = self.state();
+        let from = state.cursor();
+        for entry in &upserts {
+            state.entries.insert(entry.id.clone(), entry.clone());
+        }
+        for id in &removals {
+            state.entries.remove(id);
+        }
+        let digest = state.digest();
+        state.history.push(Step {
+            upserts: upserts.clone(),
+            removals: removals.clone(),
+            digest,
+        });
+        let delta = sync::Delta {
+            from,
+            to: state.cursor(),
+            upserts,
+            removals,
+            digest: digest.to_be_bytes().to_vec(),
+        };
+        state.send(&Event::Delta(delta));
+    }
+
+    pub(crate) fn heartbeat(&self, digest: u128) {
+        let mut state = self.state();
+        let beat = sync::Heartbeat {
+            cursor: state.cursor(),
+            digest: digest.to_be_bytes().to_vec(),
+            interval_seconds: 30,
+        };
+        state.send(&Event::Heartbeat(beat));
+    }
+
+    pub(crate) fn calls(&self, prefix: &str) -> Vec<String> {
+        let state = self.state();
+        let calls = state.calls.iter().filter(|call| call.starts_with(prefix));
+        calls.cloned().collect()
+    }
+}
+
+impl Drop for TestServer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl State {
+    fn cursor(&self) -> Vec<u8> {
+        format!("{}:{}", self.epoch, self.history.len()).into_bytes()
+    }
+
+    /// Cursors given so far mean nothing any more, as after a restart.
+    pub(crate) fn forget_cursors(&mut self) {
+        self.epoch += 1;
+    }
+
+    pub(crate) fn digest(&self) -> u128 {
+        DigestSum::of(self.entries.values().map(wire::entry_digest)).value()
+    }
+
+    fn send(&mut self, event: &Event) {
+        self.watchers.retain(|watcher| {
+            let message = sync::WatchResponse {
+                event: Some(event.clone()),
+            };
+            watcher.send(Ok(message)).is_ok()
+        });
+    }
+
+    fn deny(&self) -> Result<(), Status> {
+        self.denied.map_or(Ok(()), |reason| Err(denial(reason)))
+    }
+
+    fn sign_agent(&self, path: &str, csr_der: &[u8]) -> types::X509svid {
+        let leaf = self.authority.sign_csr(path, csr_der, self.agent_ttl);
+        wire_svid(&leaf)
+    }
+
+    fn snapshot(&self) -> Vec<Event> {
+        let part = |entries: Vec<types::Entry>, last: bool| {
+            Event::Snapshot(sync::Snapshot {
+                cursor: if last { self.cursor() } else { vec![] },
+                entries,
+                more: !last,
+                digest: if last {
+                    self.digest().to_be_bytes().to_vec()
+                } else {
+                    vec![]
+                },
+            })
+        };
+        let all: Vec<_> = self.entries.values().cloned().collect();
+        let (first, second) = all.split_at(all.len() / 2);
+        vec![part(first.to_vec(), false), part(second.to_vec(), true)]
+    }
+
+    fn deltas_since(&self, cursor: &[u8]) -> Option<Vec<Event>> {
+        let text = std::str::from_utf8(cursor).ok()?;
+        let (epoch, from) = text.split_once(':')?;
+        if epoch.parse::<u64>().ok()? != self.epoch {
+            return None;
+        }
+        let from: usize = from.parse().ok()?;
+        let steps = self.history.iter().enumerate().skip(from);
+        let at = |n: usize| format!("{}:{n}", self.epoch).into_bytes();
+        let delta = |(n, step): (usize, &Step)| {
+            Event::Delta(sync::Delta {
+                from: at(n),
+                to: at(n + 1),
+                upserts: step.upserts.clone(),
+                removals: step.removals.clone(),
+                digest: step.digest.to_be_bytes().to_vec(),
+            })
+        };
+        Some(steps.map(delta).collect())
+    }
+}
+
+/// An entry for `unix:uid:<uid>`.
+pub(crate) fn entry(id: &str, uid: u32) -> types::Entry {
+    types::Entry {
+        id: id.to_owned(),
+        spiffe_id: Some(types::Spiffeid {
+            trust_domain: "example.org".to_owned(),
+            path: format!("/{id}"),
+        }),
+        selectors: vec![types::Selector {
+            r#type: "unix".to_owned(),
+            value: format!("uid:{uid}"),
+        }],
+        created_at: 1,
+        ..types::Entry::default()
+    }
+}
+
+fn denial(reason: Reason) -> Status {
+    let details = RpcStatus {
+        code: Code::PermissionDenied.into(),
+        message: "authorization denied".to_owned(),
+        details: vec![prost_types::Any {
+            type_url: "type.googleapis.com/spire.api.types.PermissionDeniedDetails".to_owned(),
+            value: types::PermissionDeniedDetails {
+                reason: reason.into(),
+            }
+            .encode_to_vec(),
+        }],
+    };
+    Status::with_details(
+        Code::PermissionDenied,
+        "authorization denied",
+        details.encode_to_vec().into(),
+    )
+}
+
+fn wire_svid(leaf: &Certificate) -> types::X509svid {
+    types::X509svid {
+        cert_chain: vec![leaf.der().to_vec()],
+        id: Some(wire::spiffe_id_to_wire(&leaf.spiffe_id().unwrap())),
+        expires_at: leaf.not_after().unix_timestamp(),
+        ..types::X509svid::default()
+    }
+}
+
+async fn serve(
+    listener: TcpListener,
+    state: Arc<Mutex<State>>,
+    svid: watch::Receiver<Option<Arc<X509Svid>>>,
+) {
+    let trust_domain = TrustDomain::parse("example.org").unwrap();
+    let authorities = state.lock().unwrap().bundle.x509_certificates();
+    let bundles = SharedBundles::fixed(BTreeMap::from([(trust_domain.clone(), authorities.into())]));
+    let verifier = peer::client_verifier(
+        Arc::new(bundles),
+        PeerPolicy::AnyMemberOf(trust_domain),
+        Clock::system(),
+        false,
+    );
+    let tls = TlsAcceptor::from(Arc::new(peer::server_config(
+        svid,
+        Some(verifier),
+        Clock::system(),
+    )));
+    let (sender, accepted) = mpsc::channel(16);
+    tokio::spawn(async move {
+        while let Ok((stream, _from)) = listener.accept().await {
+            let (tls, sender) = (tls.clone(), sender.clone());
+            tokio::spawn(async move {
+                if let Ok(stream) = tls.accept(stream).await {
+                    let _closed = sender.send(Ok::<_, std::io::Error>(Secured(stream))).await;
+                }
+            });
+        }
+    });
+    let service = Service { state };
+    tonic::transport::Server::builder()
+        .add_service(sync::sync_server::SyncServer::new(service.clone()))
+        .add_service(agent::agent_server::AgentServer::new(service.clone()))
+        .add_service(bundle::bundle_server::BundleServer::new(service.clone()))
+        .add_service(entry::entry_server::EntryServer::new(service.clone()))
+        .add_service(svid::svid_server::SvidServer::new(service))
+        .serve_with_incoming(ReceiverStream::new(accepted))
+        .await
+        .unwrap();
+}
+
+#[derive(Clone, Debug)]
+struct Service {
+    state: Arc<Mutex<State>>,
+}
+
+impl Service {
+    fn called(&self, what: impl Into<String>) -> MutexGuard<'_, State> {
+        let mut state = self.state.lock().unwrap();
+        state.calls.push(what.into());
+        state
+    }
+}
+
+type Events<T> = UnboundedReceiverStream<Result<T, Status>>;
+
+/// Methods that no agent calls.
+macro_rules! unused {
+    ($($name:ident($request:ty) -> $response:ty;)*) => { $(
+        fn $name<'life0, 'async_trait>(
+            &'life0 self,
+            _request: Request<$request>,
+        ) -> Pin<Box<dyn Future<Output = Result<Response<$response>, Status>> + Send + 'async_trait>>
+        where
+            'life0: 'async_trait,
+            Self: 'async_trait,
+        {
+            Box::pin(async { Err(Status::unimplemented(stringify!($name))) })
+        }
+    )* };
+}
+
+#[tonic::async_trait]
+impl sync::sync_server::Sync for Service {
+    type WatchStream = Events<sync::WatchResponse>;
+
+    async fn watch(
+        &self,
+        request: Request<sync::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let mut state = self.called(format!("watch {}", String::from_utf8_lossy(&request.cursor)));
+        if !state.push {
+            return Err(Status::unimplemented(
+                "unknown service finial.server.sync.v1.Sync",
+            ));
+        }
+        state.deny()?;
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let mut events = state
+            .deltas_since(&request.cursor)
+            .unwrap_or_else(|| state.snapshot());
+        events.push(Event::Bundles(sync::Bundles {
+            own: Some(wire::bundle_to_wire(&state.bundle)),
+            federated: state.federated.values().map(wire::bundle_to_wire).collect(),
+            removed_federated: vec![],
+            complete: true,
+        }));
+        for event in events {
+            sender
+                .send(Ok(sync::WatchResponse { event: Some(event) }))
+                .unwrap();
+        }
+        state.watchers.push(sender);
+        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+    }
+}
+
+#[tonic::async_trait]
+impl agent::agent_server::Agent for Service {
+    unused! {
+        count_agents(agent::CountAgentsRequest) -> agent::CountAgentsResponse;
+        list_agents(agent::ListAgentsRequest) -> agent::ListAgentsResponse;
+        get_agent(agent::GetAgentRequest) -> types::Agent;
+        delete_agent(agent::DeleteAgentRequest) -> ();
+        ban_agent(agent::BanAgentRequest) -> ();
+        create_join_token(agent::CreateJoinTokenRequest) -> types::JoinToken;
+    }
+
+    type AttestAgentStream = Events<agent::AttestAgentResponse>;
+
+    async fn attest_agent(
+        &self,
+        request: Request<Streaming<agent::AttestAgentRequest>>,
+    ) -> Result<Response<Self::AttestAgentStream>, Status> {
+        let first = request.into_inner().message().await?;
+        let Some(agent::attest_agent_request::Step::Params(params)) = first.and_then(|request| request.step)
+        else {
+            return Err(Status::invalid_argument("missing params"));
+        };
+        let (data, csr) = (params.data.unwrap(), params.params.unwrap().csr);
+        let token = String::from_utf8(data.payload).unwrap();
+        let mut state = self.called(format!("attest {}", data.r#type));
+        if data.r#type == "join_token" && !state.tokens.remove(&token) {
+            return Err(Status::invalid_argument(
+                "failed to attest: join token does not exist or has already been used",
+            ));
+        }
+        let result = agent::attest_agent_response::Result {
+            svid: Some(state.sign_agent(&format!("/spire/agent/{}/{token}", data.r#type), &csr)),
+            reattestable: state.reattestable,
+        };
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let step = Some(agent::attest_agent_response::Step::Result(result));
+        sender.send(Ok(agent::AttestAgentResponse { step })).unwrap();
+        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+    }
+
+    async fn renew_agent(
+        &self,
+        request: Request<agent::RenewAgentRequest>,
+    ) -> Result<Response<agent::RenewAgentResponse>, Status> {
+        let state = self.called("renew");
+        state.deny()?;
+        let csr = request.into_inner().params.unwrap().csr;
+        let svid = Some(state.sign_agent("/spire/agent/join_token/token", &csr));
+        Ok(Response::new(agent::RenewAgentResponse { svid }))
+    }
+
+    async fn post_status(
+        &self,
+        request: Request<agent::PostStatusRequest>,
+    ) -> Result<Response<agent::PostStatusResponse>, Status> {
+        let state = self.called(format!("status {}", request.into_inner().agent_version));
+        state.deny()?;
+        Ok(Response::new(agent::PostStatusResponse {}))
+    }
+}
+
+#[tonic::async_trait]
+impl bundle::bundle_server::Bundle for Service {
+    unused! {
+        count_bundles(bundle::CountBundlesRequest) -> bundle::CountBundlesResponse;
+        append_bundle(bundle::AppendBundleRequest) -> types::Bundle;
+        publish_jwt_authority(bundle::PublishJwtAuthorityRequest) -> bundle::PublishJwtAuthorityResponse;
+        publish_wit_authority(bundle::PublishWitAuthorityRequest) -> bundle::PublishWitAuthorityResponse;
+        list_federated_bundles(bundle::ListFederatedBundlesRequest) -> bundle::ListFederatedBundlesResponse;
+        batch_create_federated_bundle(bundle::BatchCreateFederatedBundleRequest) -> bundle::BatchCreateFederatedBundleResponse;
+        batch_update_federated_bundle(bundle::BatchUpdateFederatedBundleRequest) -> bundle::BatchUpdateFederatedBundleResponse;
+        batch_set_federated_bundle(bundle::BatchSetFederatedBundleRequest) -> bundle::BatchSetFederatedBundleResponse;
+        batch_delete_federated_bundle(bundle::BatchDeleteFederatedBundleRequest) -> bundle::BatchDeleteFederatedBundleResponse;
+    }
+
+    async fn get_bundle(
+        &self,
+        _request: Request<bundle::GetBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        Ok(Response::new(wire::bundle_to_wire(&self.called("bundle").bundle)))
+    }
+
+    async fn get_federated_bundle(
+        &self,
+        request: Request<bundle::GetFederatedBundleRequest>,
+    ) -> Result<Response<types::Bundle>, Status> {
+        let name = request.into_inner().trust_domain;
+        let state = self.called(format!("federated {name}"));
+        state.deny()?;
+        let found = state.federated.get(&name);
+        let found = found.ok_or_else(|| Status::not_found("bundle not found"))?;
+        Ok(Response::new(wire::bundle_to_wire(found)))
+    }
+}
+
+#[tonic::async_trait]
+impl entry::entry_server::Entry for Service {
+    unused! {
+        count_entries(entry::CountEntriesRequest) -> entry::CountEntriesResponse;
+        list_entries(entry::ListEntriesRequest) -> entry::ListEntriesResponse;
+        get_entry(entry::GetEntryRequest) -> types::Entry;
+        batch_create_entry(entry::BatchCreateEntryRequest) -> entry::BatchCreateEntryResponse;
+        batch_update_entry(entry::BatchUpdateEntryRequest) -> entry::BatchUpdateEntryResponse;
+        batch_delete_entry(entry::BatchDeleteEntryRequest) -> entry::BatchDeleteEntryResponse;
+        get_authorized_entries(entry::GetAuthorizedEntriesRequest) -> entry::GetAuthorizedEntriesResponse;
+    }
+
+    type SyncAuthorizedEntriesStream = Events<entry::SyncAuthorizedEntriesResponse>;
+
+    async fn sync_authorized_entries(
+        &self,
+        request: Request<Streaming<entry::SyncAuthorizedEntriesRequest>>,
+    ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
+        let (entries, page) = {
+            let state = self.called("poll");
+            state.deny()?;
+            (state.entries.clone(), state.page)
+        };
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.unwrap();
+        if !first.ids.is_empty() || !first.output_mask.unwrap().revision_number {
+            return Err(Status::invalid_argument("wrong first request"));
+        }
+        let (sender, receiver) = mpsc::unbounded_channel();
+        if entries.len() <= page {
+            let entries = entries.into_values().collect();
+            let answer = entry::SyncAuthorizedEntriesResponse {
+                entries,
+                ..Default::default()
+            };
+            sender.send(Ok(answer)).unwrap();
+            return Ok(Response::new(UnboundedReceiverStream::new(receiver)));
+        }
+        let revisions: Vec<_> = entries
+            .values()
+            .map(|held| entry::EntryRevision {
+                id: held.id.clone(),
+                revision_number: held.revision_number,
+                created_at: held.created_at,
+            })
+            .collect();
+        let pages = revisions.chunks(page).count();
+        for (n, part) in revisions.chunks(page).enumerate() {
+            let answer = entry::SyncAuthorizedEntriesResponse {
+                entry_revisions: part.to_vec(),
+                more: n + 1 < pages,
+                ..Default::default()
+            };
+            sender.send(Ok(answer)).unwrap();
+        }
+        let service = self.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(wanted)) = requests.message().await {
+                drop(service.called(format!("fetch {}", wanted.ids.len())));
+                let found = wanted.ids.iter().filter_map(|id| entries.get(id).cloned());
+                let answer = entry::SyncAuthorizedEntriesResponse {
+                    entries: found.collect(),
+                    ..Default::default()
+                };
+                if sender.send(Ok(answer)).is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(UnboundedReceiverStream::new(receiver)))
+    }
+}
+
+#[tonic::async_trait]
+impl svid::svid_server::Svid for Service {
+    unused! {
+        mint_x509svid(svid::MintX509svidRequest) -> svid::MintX509svidResponse;
+        mint_jwtsvid(svid::MintJwtsvidRequest) -> svid::MintJwtsvidResponse;
+        mint_witsvid(svid::MintWitsvidRequest) -> svid::MintWitsvidResponse;
+        new_jwtsvid(svid::NewJwtsvidRequest) -> svid::NewJwtsvidResponse;
+        batch_new_witsvid(svid::BatchNewWitsvidRequest) -> svid::BatchNewWitsvidResponse;
+        new_downstream_x509ca(svid::NewDownstreamX509caRequest) -> svid::NewDownstreamX509caResponse;
+    }
+
+    async fn batch_new_x509svid(
+        &self,
+        request: Request<svid::BatchNewX509svidRequest>,
+    ) -> Result<Response<svid::BatchNewX509svidResponse>, Status> {
+        let params = request.into_inner().params;
+        let mut state = self.called(format!("sign {}", params.len()));
+        state.deny()?;
+        if state.failing > 0 {
+            state.failing -= 1;
+            return Err(Status::internal("signing failed"));
+        }
+        let mut results = Vec::new();
+        for param in params {
+            let left = state.unknown.get_mut(&param.entry_id);
+            let hidden = left.is_some_and(|left| std::mem::replace(left, left.saturating_sub(1)) > 0);
+            let path = state
+                .entries
+                .get(&param.entry_id)
+                .and_then(|entry| entry.spiffe_id.clone());
+            let (code, svid) = match path.filter(|_| !hidden) {
+                Some(id) => {
+                    let leaf = state.authority.sign_csr(&id.path, &param.csr, state.svid_ttl);
+                    (Code::Ok, Some(wire_svid(&leaf)))
+                }
+                None => (Code::NotFound, None),
+            };
+            results.push(svid::batch_new_x509svid_response::Result {
+                status: Some(types::Status {
+                    code: code.into(),
+                    message: code.description().to_owned(),
+                }),
+                svid,
+            });
+        }
+        Ok(Response::new(svid::BatchNewX509svidResponse { results }))
+    }
+}
+
+/// A TLS connection as tonic wants it.
+#[derive(Debug)]
+struct Secured(TlsStream<TcpStream>);
+
+impl Connected for Secured {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) -> Self::ConnectInfo {}
+}
+
+impl AsyncRead for Secured {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Secured {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}

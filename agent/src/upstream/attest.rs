@@ -1,0 +1,200 @@
+//! Calls without a client certificate: attestation, and the first bundle.
+
+use std::fmt;
+use std::sync::Arc;
+
+use finial_identity::bundle::Bundle;
+use finial_identity::peer::{self, BundleSource, PeerPolicy};
+use finial_identity::x509::Certificate;
+use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use finial_proto::spire::api::server::agent::v1::{
+    AgentX509svidParams, AttestAgentRequest, AttestAgentResponse, attest_agent_request, attest_agent_response,
+};
+use finial_proto::spire::api::server::bundle::v1::GetBundleRequest;
+use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use finial_proto::spire::api::types::AttestationData;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::{RPC_TIMEOUT, Upstream, UpstreamError, chain_from_wire, own_bundle_from_wire};
+
+/// How the server is recognised while the agent has no SVID.
+#[derive(Clone, Debug)]
+pub enum ServerTrust {
+    /// Its chain verifies against these authorities.
+    Bundle(Arc<dyn BundleSource>),
+    /// It only claims to be the server: whoever can intercept the connection can take over this agent.
+    Insecure,
+}
+
+/// A connection without a client certificate, of one attestation.
+#[derive(Debug)]
+pub struct Session {
+    upstream: Upstream,
+    channel: Channel,
+    exchange: Option<Exchange>,
+}
+
+/// What the server wants next in an attestation.
+pub enum AttestStep {
+    /// An answer to this challenge.
+    Challenge(Vec<u8>),
+    /// Nothing more.
+    Done {
+        /// The agent's SVID, leaf first.
+        chain: Vec<Certificate>,
+        /// The agent may attest again, and must instead of renewing.
+        reattestable: bool,
+    },
+}
+
+#[derive(Debug)]
+struct Exchange {
+    requests: mpsc::Sender<AttestAgentRequest>,
+    answers: Streaming<AttestAgentResponse>,
+    challenges: usize,
+}
+
+impl Upstream {
+    /// Opens a connection of its own, without a client certificate.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when the server's address is unusable.
+    pub fn session(&self, trust: ServerTrust) -> Result<Session, UpstreamError> {
+        let shared = &self.shared;
+        let verifier = match trust {
+            ServerTrust::Bundle(bundles) => peer::server_verifier(
+                bundles,
+                PeerPolicy::ServerOf(shared.trust_domain.clone()),
+                shared.clock.clone(),
+            ),
+            ServerTrust::Insecure => peer::insecure_server_verifier(shared.trust_domain.server_id()),
+        };
+        let tls = peer::client_config(verifier, None, shared.clock.clone());
+        Ok(Session {
+            upstream: self.clone(),
+            channel: shared.target.channel(Arc::new(tls))?,
+            exchange: None,
+        })
+    }
+}
+
+impl Session {
+    /// Starts an attestation (`AttestAgent`) and returns what the server wants first.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn attest(
+        &mut self,
+        attestor: &str,
+        payload: Vec<u8>,
+        csr_der: Vec<u8>,
+    ) -> Result<AttestStep, UpstreamError> {
+        let params = attest_agent_request::Params {
+            data: Some(AttestationData {
+                r#type: attestor.to_owned(),
+                payload,
+            }),
+            params: Some(AgentX509svidParams { csr: csr_der }),
+        };
+        let (requests, receiver) = mpsc::channel(1);
+        send(&requests, attest_agent_request::Step::Params(params)).await?;
+        let mut client = AgentClient::new(self.channel.clone());
+        let opened = client.attest_agent(ReceiverStream::new(receiver));
+        let answers = match tokio::time::timeout(RPC_TIMEOUT, opened).await {
+            Ok(answers) => answers?.into_inner(),
+            Err(_elapsed) => return Err(UpstreamError::timed_out("attest agent")),
+        };
+        self.exchange = Some(Exchange {
+            requests,
+            answers,
+            challenges: 0,
+        });
+        self.step().await
+    }
+
+    /// Answers the last challenge.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; also when no attestation is under way.
+    pub async fn answer(&mut self, response: Vec<u8>) -> Result<AttestStep, UpstreamError> {
+        let Some(exchange) = &self.exchange else {
+            return Err(UpstreamError::Malformed(
+                "attest agent: no challenge is open".to_owned(),
+            ));
+        };
+        send(
+            &exchange.requests,
+            attest_agent_request::Step::ChallengeResponse(response),
+        )
+        .await?;
+        self.step().await
+    }
+
+    /// The bundle of the agent's trust domain, over this connection.
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn bundle(&self) -> Result<Bundle, UpstreamError> {
+        let mut client = BundleClient::new(self.channel.clone()).max_decoding_message_size(super::MAX_ANSWER);
+        let call = client.get_bundle(GetBundleRequest { output_mask: None });
+        match tokio::time::timeout(RPC_TIMEOUT, call).await {
+            Ok(answer) => own_bundle_from_wire(answer?.into_inner(), self.upstream.trust_domain()),
+            Err(_elapsed) => Err(UpstreamError::timed_out("get bundle")),
+        }
+    }
+
+    async fn step(&mut self) -> Result<AttestStep, UpstreamError> {
+        let Some(exchange) = &mut self.exchange else {
+            return Err(UpstreamError::Malformed("attest agent: not started".to_owned()));
+        };
+        let answer = match tokio::time::timeout(RPC_TIMEOUT, exchange.answers.message()).await {
+            Ok(answer) => answer?,
+            Err(_elapsed) => return Err(UpstreamError::timed_out("attest agent")),
+        };
+        match answer.and_then(|answer| answer.step) {
+            Some(attest_agent_response::Step::Challenge(challenge)) => {
+                exchange.challenges = exchange.challenges.saturating_add(1);
+                if exchange.challenges > MAX_CHALLENGES {
+                    return Err(UpstreamError::Malformed(format!(
+                        "attest agent: more than {MAX_CHALLENGES} challenges"
+                    )));
+                }
+                Ok(AttestStep::Challenge(challenge))
+            }
+            Some(attest_agent_response::Step::Result(result)) => {
+                self.exchange = None;
+                Ok(AttestStep::Done {
+                    chain: chain_from_wire(result.svid).map_err(UpstreamError::Malformed)?,
+                    reattestable: result.reattestable,
+                })
+            }
+            None => Err(UpstreamError::Malformed(
+                "attest agent: ended without a result".to_owned(),
+            )),
+        }
+    }
+}
+
+impl fmt::Debug for AttestStep {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Challenge(bytes) => write!(f, "Challenge({} bytes)", bytes.len()),
+            Self::Done { reattestable, .. } => write!(f, "Done {{ reattestable: {reattestable} }}"),
+        }
+    }
+}
+
+async fn send(
+    requests: &mpsc::Sender<AttestAgentRequest>,
+    step: attest_agent_request::Step,
+) -> Result<(), UpstreamError> {
+    let request = AttestAgentRequest { step: Some(step) };
+    let closed = |_closed| UpstreamError::Unavailable("attest agent: server ended the exchange".to_owned());
+    requests.send(request).await.map_err(closed)
+}
+
+/// No attestor needs more than a few.
+const MAX_CHALLENGES: usize = 32;

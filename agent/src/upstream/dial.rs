@@ -1,0 +1,219 @@
+//! Opens connections: resolves the server's name, tries its addresses, and speaks TLS with our own verifier.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
+use rustls_pki_types::ServerName;
+use tokio::net::{TcpStream, lookup_host};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tonic::transport::{Channel, Endpoint};
+
+use super::error::{UpstreamError, classify_tls, tls_error};
+
+/// Where the server is. Clones share the rotation of addresses and the count of connections.
+#[derive(Clone, Debug)]
+pub(super) struct Target {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    host: String,
+    port: u16,
+    /// Which of the resolved addresses to try first; moves on when one fails, so that a server that
+    /// accepts and then drops connections does not hold us.
+    rotation: AtomicUsize,
+    connections: AtomicU64,
+}
+
+/// Why no connection was made.
+#[derive(Clone, Debug)]
+pub(super) struct DialError {
+    cause: UpstreamError,
+}
+
+impl Target {
+    pub(super) fn new(host: String, port: u16) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                host,
+                port,
+                rotation: AtomicUsize::new(0),
+                connections: AtomicU64::new(0),
+            }),
+        }
+    }
+
+    /// How many connections were made so far.
+    pub(super) fn connections(&self) -> u64 {
+        self.inner.connections.load(Ordering::Relaxed)
+    }
+
+    /// Starts with another address next time.
+    pub(super) fn rotate(&self) {
+        self.inner.rotation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A channel that connects when it is first used and again whenever its connection ends.
+    ///
+    /// # Errors
+    /// [`UpstreamError::Other`] when host and port do not make an authority.
+    pub(super) fn channel(&self, tls: Arc<ClientConfig>) -> Result<Channel, UpstreamError> {
+        let endpoint = Endpoint::from_shared(format!("http://{}", self.authority()))
+            .map_err(|error| {
+                UpstreamError::Unavailable(format!("server address {}: {error}", self.authority()))
+            })?
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW);
+        let target = self.clone();
+        let connector = tower::service_fn(move |_uri: http::Uri| {
+            let (target, tls) = (target.clone(), Arc::clone(&tls));
+            async move { target.connect(tls).await.map(TokioIo::new) }
+        });
+        Ok(endpoint.connect_with_connector_lazy(connector))
+    }
+
+    /// `host:port`, with brackets around an IPv6 address.
+    pub(super) fn authority(&self) -> String {
+        let Inner { host, port, .. } = &*self.inner;
+        if host.contains(':') && !host.starts_with('[') {
+            format!("[{host}]:{port}")
+        } else {
+            format!("{host}:{port}")
+        }
+    }
+
+    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+        let addresses = self.resolve().await?;
+        let mut worst: Option<UpstreamError> = None;
+        let start = self.inner.rotation.load(Ordering::Relaxed);
+        for step in 0..addresses.len() {
+            let Some(address) = addresses.get(start.wrapping_add(step) % addresses.len()) else {
+                break;
+            };
+            match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect_to(*address, &tls)).await {
+                Ok(Ok(stream)) => {
+                    self.inner.connections.fetch_add(1, Ordering::Relaxed);
+                    return Ok(stream);
+                }
+                Ok(Err(cause)) => worst = Some(graver(worst, cause)),
+                Err(_elapsed) => {
+                    let cause =
+                        UpstreamError::Unavailable(format!("connect to {address}: no answer in time"));
+                    worst = Some(graver(worst, cause));
+                }
+            }
+            self.rotate();
+        }
+        let none = || UpstreamError::Unavailable(format!("resolve {}: no addresses", self.authority()));
+        Err(DialError {
+            cause: worst.unwrap_or_else(none),
+        })
+    }
+
+    async fn resolve(&self) -> Result<Vec<SocketAddr>, DialError> {
+        let host = self.inner.host.trim_start_matches('[').trim_end_matches(']');
+        let found = match tokio::time::timeout(RESOLVE_TIMEOUT, lookup_host((host, self.inner.port))).await {
+            Ok(Ok(found)) => Ok(found.take(MAX_ADDRESSES).collect()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_elapsed) => Err("no answer in time".to_owned()),
+        };
+        found.map_err(|why| DialError {
+            cause: UpstreamError::Unavailable(format!("resolve {}: {why}", self.authority())),
+        })
+    }
+
+    async fn connect_to(
+        &self,
+        address: SocketAddr,
+        tls: &Arc<ClientConfig>,
+    ) -> Result<TlsStream<TcpStream>, UpstreamError> {
+        let failed = |error: io::Error| UpstreamError::Unavailable(format!("connect to {address}: {error}"));
+        let stream = TcpStream::connect(address).await.map_err(failed)?;
+        watch_liveness(&stream).map_err(failed)?;
+        // The name is sent for proxies that route by it; who the server is, its SPIFFE ID tells.
+        let name = ServerName::try_from(self.inner.host.clone())
+            .unwrap_or_else(|_not_a_name| ServerName::IpAddress(address.ip().into()));
+        TlsConnector::from(Arc::clone(tls))
+            .connect(name, stream)
+            .await
+            .map_err(|error| match tls_error(&error) {
+                Some(tls) => classify_tls(tls),
+                None => failed(error),
+            })
+    }
+}
+
+impl DialError {
+    pub(super) fn to_upstream(&self) -> UpstreamError {
+        self.cause.clone()
+    }
+}
+
+impl fmt::Display for DialError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.cause.fmt(f)
+    }
+}
+
+impl std::error::Error for DialError {}
+
+/// Of the failures at several addresses, one that an operator must look at wins over one that may pass.
+fn graver(held: Option<UpstreamError>, new: UpstreamError) -> UpstreamError {
+    match held {
+        Some(held) if matches!(held, UpstreamError::UnknownAuthority(_)) => held,
+        _ => new,
+    }
+}
+
+/// Has the kernel notice a peer that vanished. HTTP/2 pings would do as well, but servers written with
+/// gRPC for Go cut off clients that ping more often than every five minutes.
+fn watch_liveness(stream: &TcpStream) -> io::Result<()> {
+    use rustix::net::sockopt;
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, Duration::from_secs(15))?;
+    sockopt::set_tcp_keepintvl(stream, Duration::from_secs(5))?;
+    sockopt::set_tcp_keepcnt(stream, 3)?;
+    sockopt::set_tcp_user_timeout(stream, USER_TIMEOUT_MS)?;
+    Ok(())
+}
+
+/// For one address, TCP and TLS together.
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(8);
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(8);
+/// How long sent data may stay unacknowledged, in milliseconds.
+const USER_TIMEOUT_MS: u32 = 20_000;
+const MAX_ADDRESSES: usize = 64;
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 2 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_address_is_bracketed() {
+        assert_eq!(Target::new("::1".to_owned(), 8081).authority(), "[::1]:8081");
+        assert_eq!(Target::new("[::1]".to_owned(), 8081).authority(), "[::1]:8081");
+        assert_eq!(
+            Target::new("spire-server".to_owned(), 81).authority(),
+            "spire-server:81"
+        );
+    }
+
+    #[test]
+    fn distrust_at_one_address_is_not_hidden_by_an_outage_at_another() {
+        let distrust = UpstreamError::UnknownAuthority("x".to_owned());
+        let outage = UpstreamError::Unavailable("y".to_owned());
+        let worst = graver(Some(graver(None, distrust)), outage);
+        assert!(matches!(worst, UpstreamError::UnknownAuthority(_)));
+    }
+}

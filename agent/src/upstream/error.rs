@@ -1,0 +1,310 @@
+//! What can go wrong with the server, by what the agent must do about it.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+
+use finial_identity::peer::PeerError;
+use finial_proto::google::rpc::Status as RpcStatus;
+use finial_proto::spire::api::types::PermissionDeniedDetails;
+use finial_proto::spire::api::types::permission_denied_details::Reason;
+use prost::Message;
+use rustls::AlertDescription;
+use tonic::{Code, Status};
+
+use super::dial::DialError;
+
+/// Why a call to the server failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// The server denies this agent; the reason says what helps.
+    #[error("server denied this agent: {reason}: {message}")]
+    PermissionDenied {
+        /// From the status details; [`DenialReason::Unknown`] when there are none.
+        reason: DenialReason,
+        /// What the server said.
+        message: String,
+    },
+    /// The server's certificate does not verify against the trust bundle, or is not the server's.
+    #[error("server is not trusted: {0}")]
+    UnknownAuthority(String),
+    /// The server refused this agent's certificate while connecting.
+    #[error("server refused the agent's certificate: {0}")]
+    SvidRefused(String),
+    /// The call ran on a connection that an older SVID of this agent had opened; call again.
+    #[error("connection belongs to an older SVID of this agent")]
+    Superseded,
+    /// The server does not know the method.
+    #[error("server does not offer the method: {0}")]
+    Unimplemented(String),
+    /// The server cannot be reached, or did not answer in time.
+    #[error("server unavailable: {0}")]
+    Unavailable(String),
+    /// The server answered with another error.
+    #[error("server answered {code:?}: {message}")]
+    Other {
+        /// The gRPC code.
+        code: Code,
+        /// What the server said.
+        message: String,
+    },
+    /// The server's answer does not make sense.
+    #[error("unusable answer of the server: {0}")]
+    Malformed(String),
+}
+
+/// Why the server denies an agent (`spire.api.types.PermissionDeniedDetails`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DenialReason {
+    /// No reason was given.
+    Unknown,
+    /// The SVID has expired.
+    AgentExpired,
+    /// There is no record of this agent: it was evicted, or never attested.
+    AgentNotAttested,
+    /// The SVID is not the one that the server last issued to this agent.
+    AgentNotActive,
+    /// The agent was banned.
+    AgentBanned,
+    /// The agent must attest again instead of renewing.
+    AgentMustReattest,
+}
+
+impl UpstreamError {
+    /// Whether the same call can succeed later without anybody changing anything.
+    pub fn is_transient(&self) -> bool {
+        match self {
+            Self::Superseded | Self::Unavailable(_) | Self::UnknownAuthority(_) | Self::SvidRefused(_) => {
+                true
+            }
+            Self::Other { code, .. } => {
+                matches!(
+                    code,
+                    Code::Internal | Code::ResourceExhausted | Code::Aborted | Code::DataLoss
+                )
+            }
+            Self::PermissionDenied { .. } | Self::Unimplemented(_) | Self::Malformed(_) => false,
+        }
+    }
+
+    /// Whether the server refused the request itself: asking again the same way is of no use.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::PermissionDenied { .. } | Self::Unimplemented(_) => true,
+            Self::Other { code, .. } => matches!(
+                code,
+                Code::InvalidArgument
+                    | Code::FailedPrecondition
+                    | Code::Unauthenticated
+                    | Code::PermissionDenied
+            ),
+            _ => false,
+        }
+    }
+
+    /// The denial of this agent in particular, if that is what it is.
+    pub fn denial(&self) -> Option<DenialReason> {
+        match self {
+            Self::PermissionDenied { reason, .. } if *reason != DenialReason::Unknown => Some(*reason),
+            _ => None,
+        }
+    }
+
+    pub(super) fn timed_out(what: &str) -> Self {
+        Self::Unavailable(format!("{what}: no answer in time"))
+    }
+}
+
+impl From<Status> for UpstreamError {
+    fn from(status: Status) -> Self {
+        if let Some(local) = transport_failure(&status) {
+            return local;
+        }
+        let message = clipped(status.message());
+        match status.code() {
+            Code::PermissionDenied => Self::PermissionDenied {
+                reason: denial_reason(status.details()),
+                message,
+            },
+            Code::Unimplemented => Self::Unimplemented(message),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
+            code => Self::Other { code, message },
+        }
+    }
+}
+
+impl fmt::Display for DenialReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "no reason given",
+            Self::AgentExpired => "agent SVID has expired",
+            Self::AgentNotAttested => "agent is not attested",
+            Self::AgentNotActive => "agent SVID is not the active one",
+            Self::AgentBanned => "agent is banned",
+            Self::AgentMustReattest => "agent must attest again",
+        })
+    }
+}
+
+/// Reads the reason from the bytes of `grpc-status-details-bin`. What cannot be read gives no reason.
+fn denial_reason(details: &[u8]) -> DenialReason {
+    const TYPE: &str = "spire.api.types.PermissionDeniedDetails";
+    let Ok(status) = RpcStatus::decode(details) else {
+        return DenialReason::Unknown;
+    };
+    let wanted = status
+        .details
+        .iter()
+        .find(|any| any.type_url.rsplit('/').next() == Some(TYPE));
+    let reason = wanted
+        .and_then(|any| PermissionDeniedDetails::decode(any.value.as_slice()).ok())
+        .map(|details| details.reason());
+    match reason {
+        None | Some(Reason::Unknown) => DenialReason::Unknown,
+        Some(Reason::AgentExpired) => DenialReason::AgentExpired,
+        Some(Reason::AgentNotAttested) => DenialReason::AgentNotAttested,
+        Some(Reason::AgentNotActive) => DenialReason::AgentNotActive,
+        Some(Reason::AgentBanned) => DenialReason::AgentBanned,
+        Some(Reason::AgentMustReattest) => DenialReason::AgentMustReattest,
+    }
+}
+
+/// The failure of the connection under a call, told apart from an answer of the server: only the former
+/// has a source.
+fn transport_failure(status: &Status) -> Option<UpstreamError> {
+    let first = status.source()?;
+    let mut next = Some(first);
+    let mut innermost = first;
+    while let Some(error) = next {
+        if let Some(dial) = error.downcast_ref::<DialError>() {
+            return Some(dial.to_upstream());
+        }
+        if let Some(tls) = tls_error(error) {
+            return Some(classify_tls(tls));
+        }
+        innermost = error;
+        next = error.source();
+    }
+    Some(UpstreamError::Unavailable(clipped(&format!(
+        "{}: {innermost}",
+        status.message()
+    ))))
+}
+
+/// What a TLS failure means for the agent.
+pub(super) fn classify_tls(error: &rustls::Error) -> UpstreamError {
+    match error {
+        rustls::Error::InvalidCertificate(_)
+        | rustls::Error::NoCertificatesPresented
+        | rustls::Error::UnsupportedNameType => {
+            let ours = PeerError::within(error).map(ToString::to_string);
+            UpstreamError::UnknownAuthority(ours.unwrap_or_else(|| error.to_string()))
+        }
+        rustls::Error::AlertReceived(
+            AlertDescription::BadCertificate
+            | AlertDescription::UnsupportedCertificate
+            | AlertDescription::CertificateRevoked
+            | AlertDescription::CertificateExpired
+            | AlertDescription::CertificateUnknown
+            | AlertDescription::UnknownCA
+            | AlertDescription::AccessDenied
+            | AlertDescription::CertificateRequired,
+        ) => UpstreamError::SvidRefused(error.to_string()),
+        _ => UpstreamError::Unavailable(format!("tls: {error}")),
+    }
+}
+
+/// The TLS failure that an I/O error carries.
+pub(super) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(tls) = error.downcast_ref::<rustls::Error>() {
+        return Some(tls);
+    }
+    let inner = error.downcast_ref::<io::Error>()?.get_ref()?;
+    inner.downcast_ref::<rustls::Error>()
+}
+
+/// A peer's text, at a length fit for a log line.
+pub(super) fn clipped(text: &str) -> String {
+    const MAX: usize = 512;
+    let clean = text.chars().map(|c| if c.is_control() { ' ' } else { c });
+    clean.take(MAX).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn denied(type_url: &str, reason: Reason) -> Status {
+        let details = RpcStatus {
+            code: 7,
+            message: "denied".to_owned(),
+            details: vec![prost_types::Any {
+                type_url: type_url.to_owned(),
+                value: PermissionDeniedDetails {
+                    reason: reason.into(),
+                }
+                .encode_to_vec(),
+            }],
+        };
+        Status::with_details(Code::PermissionDenied, "denied", details.encode_to_vec().into())
+    }
+
+    #[test]
+    fn reads_the_reason_of_a_denial_from_the_status_details() {
+        let url = "type.googleapis.com/spire.api.types.PermissionDeniedDetails";
+        let error = UpstreamError::from(denied(url, Reason::AgentBanned));
+        assert_eq!(error.denial(), Some(DenialReason::AgentBanned));
+        let error = UpstreamError::from(denied(url, Reason::AgentNotActive));
+        assert_eq!(error.denial(), Some(DenialReason::AgentNotActive));
+    }
+
+    #[test]
+    fn a_denial_without_readable_details_has_no_reason() {
+        for status in [
+            denied("type.googleapis.com/other.Message", Reason::AgentBanned),
+            Status::with_details(Code::PermissionDenied, "no", vec![0xff, 0xff].into()),
+            Status::permission_denied("no"),
+        ] {
+            let error = UpstreamError::from(status);
+            assert!(matches!(
+                error,
+                UpstreamError::PermissionDenied {
+                    reason: DenialReason::Unknown,
+                    ..
+                }
+            ));
+            assert_eq!(error.denial(), None);
+        }
+    }
+
+    #[test]
+    fn tells_a_distrusted_server_from_a_refused_agent_and_from_an_outage() {
+        let untrusted = rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
+        assert!(matches!(
+            classify_tls(&untrusted),
+            UpstreamError::UnknownAuthority(_)
+        ));
+        let refused = rustls::Error::AlertReceived(AlertDescription::CertificateExpired);
+        assert!(matches!(classify_tls(&refused), UpstreamError::SvidRefused(_)));
+        let wrapped = io::Error::new(io::ErrorKind::InvalidData, untrusted);
+        assert!(tls_error(&wrapped).is_some());
+        assert!(matches!(
+            UpstreamError::from(Status::unavailable("closing")),
+            UpstreamError::Unavailable(_)
+        ));
+    }
+
+    #[test]
+    fn refusals_are_not_worth_repeating_and_outages_are() {
+        assert!(UpstreamError::from(Status::invalid_argument("join token expired")).is_refusal());
+        assert!(UpstreamError::from(Status::unavailable("x")).is_transient());
+        assert!(!UpstreamError::from(Status::unavailable("x")).is_refusal());
+        assert!(UpstreamError::from(Status::internal("store")).is_transient());
+    }
+
+    #[test]
+    fn a_peers_text_is_clipped_and_kept_on_one_line() {
+        let text = clipped(&format!("a\nb{}", "x".repeat(5000)));
+        assert!(text.starts_with("a b") && text.len() == 512);
+    }
+}

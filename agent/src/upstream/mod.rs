@@ -1,0 +1,498 @@
+//! The only code that talks to the server.
+//!
+//! There is one channel at a time, over mTLS with the agent's present SVID; watching, signing and bundles share
+//! it and fail over together. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
+//! run in a [`Session`] of their own without a client certificate. Wire types stop here.
+
+mod attest;
+mod dial;
+mod entries;
+mod error;
+mod federated;
+mod watch;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use finial_identity::bundle::Bundle;
+use finial_identity::peer::{self, BundleSource, PeerPolicy};
+use finial_identity::process::Clock;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::wire;
+use finial_identity::x509::{Certificate, X509Svid};
+use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
+use finial_proto::spire::api::server::agent::v1::{
+    AgentX509svidParams, PostStatusRequest, RenewAgentRequest,
+};
+use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use finial_proto::spire::api::server::bundle::v1::{GetBundleRequest, GetFederatedBundleRequest};
+use finial_proto::spire::api::server::svid::v1::svid_client::SvidClient;
+use finial_proto::spire::api::server::svid::v1::{
+    BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams, batch_new_x509svid_response,
+};
+use finial_proto::spire::api::types;
+use time::OffsetDateTime;
+use tokio::sync::watch as channel;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+
+use self::dial::Target;
+use self::federated::Faults;
+
+pub use self::attest::{AttestStep, ServerTrust, Session};
+pub use self::entries::{AuthorizedEntry, EntryStamp, PolledEntries, ReceivedEntry};
+pub use self::error::{DenialReason, UpstreamError};
+pub use self::federated::FederatedBundle;
+pub use self::watch::{BundleChanges, Cursor, WatchEvent, WatchStream};
+
+/// Time for one answer of the server.
+pub const RPC_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Most bytes of one answer of the server. Bundles and entries may be many.
+const MAX_ANSWER: usize = 64 << 20;
+
+/// Where the server is and how it is recognised.
+#[derive(Clone, Debug)]
+pub struct UpstreamSettings {
+    /// The agent's trust domain; the server must be its `/spire/server`.
+    pub trust_domain: TrustDomain,
+    /// Host name or address; all addresses that it resolves to are tried.
+    pub server_address: String,
+    /// TCP port.
+    pub server_port: u16,
+}
+
+/// The connection to the server. Cheap to clone; clones share the channel.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    shared: Arc<Shared>,
+}
+
+/// One certificate to be signed.
+#[derive(Clone, Debug)]
+pub struct SignRequest {
+    /// For which entry.
+    pub entry_id: String,
+    /// PKCS#10 request; only its key counts.
+    pub csr_der: Vec<u8>,
+}
+
+/// What became of one [`SignRequest`].
+#[derive(Clone, Debug)]
+pub enum SignOutcome {
+    /// The chain, leaf first.
+    Signed(Vec<Certificate>),
+    /// The server does not know the entry, or not for this agent.
+    NotFound(String),
+    /// The server, or the parsing of its answer, failed for this entry.
+    Failed(String),
+}
+
+/// A JWT-SVID as the server signed it.
+#[derive(Clone)]
+pub struct SignedJwt {
+    /// The token, a bearer secret.
+    pub token: Arc<str>,
+    /// Whose it is.
+    pub spiffe_id: SpiffeId,
+    /// When it was signed.
+    pub issued_at: OffsetDateTime,
+    /// When it stops being valid.
+    pub expires_at: OffsetDateTime,
+}
+
+#[derive(Debug)]
+struct Shared {
+    trust_domain: TrustDomain,
+    target: Target,
+    clock: Clock,
+    svid: channel::Receiver<Option<Arc<X509Svid>>>,
+    bundles: Arc<dyn BundleSource>,
+    line: Mutex<Option<Line>>,
+    /// Counts the lines that were given up while their SVID was still the present one.
+    given_up: channel::Sender<u64>,
+    /// Of foreign bundles.
+    faults: Faults,
+}
+
+/// A channel and the SVID it was opened with.
+#[derive(Clone, Debug)]
+struct Line {
+    channel: Channel,
+    svid: Arc<X509Svid>,
+}
+
+impl Upstream {
+    /// Prepares the connection; nothing is sent yet. `svid` is the agent's own, `bundles` what its server is
+    /// verified against.
+    pub fn new(
+        settings: UpstreamSettings,
+        svid: channel::Receiver<Option<Arc<X509Svid>>>,
+        bundles: Arc<dyn BundleSource>,
+        clock: Clock,
+    ) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                trust_domain: settings.trust_domain,
+                target: Target::new(settings.server_address, settings.server_port),
+                clock,
+                svid,
+                bundles,
+                line: Mutex::new(None),
+                given_up: channel::channel(0).0,
+                faults: Faults::default(),
+            }),
+        }
+    }
+
+    /// The trust domain of the server and of this agent.
+    pub fn trust_domain(&self) -> &TrustDomain {
+        &self.shared.trust_domain
+    }
+
+    /// How many connections were made so far: a change tells that the server at the other end may be another.
+    pub fn connections(&self) -> u64 {
+        self.shared.target.connections()
+    }
+
+    /// Opens a new connection for the next call, as when an authority that vouched for the server is gone.
+    /// Whoever holds a stream on the old one learns it by [`Upstream::given_up`] and must open it again.
+    pub fn reconnect(&self) {
+        *self.locked() = None;
+        self.shared
+            .given_up
+            .send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// Changes when the connection is given up.
+    pub fn given_up(&self) -> channel::Receiver<u64> {
+        self.shared.given_up.subscribe()
+    }
+
+    /// Tries another of the server's addresses first when the next connection is made.
+    pub fn prefer_another_address(&self) {
+        self.shared.target.rotate();
+        self.reconnect();
+    }
+
+    /// Has the server renew the agent's SVID for the key of `csr_der` (`RenewAgent`).
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn renew(&self, csr_der: Vec<u8>) -> Result<Vec<Certificate>, UpstreamError> {
+        let request = RenewAgentRequest {
+            params: Some(AgentX509svidParams { csr: csr_der }),
+        };
+        let line = self.line()?;
+        let mut client = AgentClient::new(line.channel.clone());
+        let answer = self
+            .timed(&line, "renew agent", client.renew_agent(request))
+            .await?;
+        chain_from_wire(answer.svid).map_err(UpstreamError::Malformed)
+    }
+
+    /// Tells the server which version this agent is (`PostStatus`).
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn post_status(&self, agent_version: &str) -> Result<(), UpstreamError> {
+        let request = PostStatusRequest {
+            current_bundle_serial: 0,
+            agent_version: agent_version.to_owned(),
+        };
+        let line = self.line()?;
+        let mut client = AgentClient::new(line.channel.clone());
+        self.timed(&line, "post status", client.post_status(request))
+            .await?;
+        Ok(())
+    }
+
+    /// Has a batch of certificates signed. The outcomes are in the order of `requests`.
+    ///
+    /// # Errors
+    /// [`UpstreamError`] when the call as a whole failed.
+    pub async fn sign_x509_batch(
+        &self,
+        requests: Vec<SignRequest>,
+    ) -> Result<Vec<SignOutcome>, UpstreamError> {
+        let expected = requests.len();
+        let params = requests
+            .into_iter()
+            .map(|request| NewX509svidParams {
+                entry_id: request.entry_id,
+                csr: request.csr_der,
+            })
+            .collect();
+        let line = self.line()?;
+        let mut client = SvidClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let call = client.batch_new_x509svid(BatchNewX509svidRequest { params });
+        let answer = self.timed(&line, "sign X509-SVIDs", call).await?;
+        if answer.results.len() != expected {
+            return Err(UpstreamError::Malformed(format!(
+                "{} results for {expected} certificate requests",
+                answer.results.len()
+            )));
+        }
+        Ok(answer.results.into_iter().map(outcome).collect())
+    }
+
+    /// Has a JWT-SVID signed (`NewJWTSVID`).
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn sign_jwt(&self, entry_id: &str, audiences: &[String]) -> Result<SignedJwt, UpstreamError> {
+        let request = NewJwtsvidRequest {
+            entry_id: entry_id.to_owned(),
+            audience: audiences.to_vec(),
+        };
+        let line = self.line()?;
+        let mut client = SvidClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let answer = self
+            .timed(&line, "sign JWT-SVID", client.new_jwtsvid(request))
+            .await?;
+        let svid = answer
+            .svid
+            .ok_or_else(|| UpstreamError::Malformed("JWT-SVID: none in the answer".to_owned()))?;
+        jwt_from_wire(svid)
+    }
+
+    /// The bundle of the agent's trust domain (`GetBundle`).
+    ///
+    /// # Errors
+    /// [`UpstreamError`].
+    pub async fn bundle(&self) -> Result<Bundle, UpstreamError> {
+        let line = self.line()?;
+        let mut client = BundleClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let call = client.get_bundle(GetBundleRequest { output_mask: None });
+        let answer = self.timed(&line, "get bundle", call).await?;
+        own_bundle_from_wire(answer, &self.shared.trust_domain)
+    }
+
+    /// The bundle of a foreign trust domain (`GetFederatedBundle`).
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; a bundle that cannot be used is none.
+    pub async fn federated_bundle(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Result<FederatedBundle, UpstreamError> {
+        let request = GetFederatedBundleRequest {
+            trust_domain: trust_domain.as_str().to_owned(),
+            output_mask: None,
+        };
+        let line = self.line()?;
+        let mut client = BundleClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
+        let call = client.get_federated_bundle(request);
+        match self.timed(&line, "get federated bundle", call).await {
+            Ok(answer) => Ok(self.shared.faults.check_asked(trust_domain, answer)),
+            Err(UpstreamError::Other {
+                code: Code::NotFound, ..
+            }) => Ok(FederatedBundle::Absent),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The present channel; a new one when there is none, or the SVID has changed since it was opened.
+    fn line(&self) -> Result<Line, UpstreamError> {
+        let Some(svid) = self.shared.svid.borrow().clone() else {
+            return Err(UpstreamError::Unavailable("the agent has no SVID yet".to_owned()));
+        };
+        let mut held = self.locked();
+        if let Some(line) = held.as_ref().filter(|line| Arc::ptr_eq(&line.svid, &svid)) {
+            return Ok(line.clone());
+        }
+        let verifier = peer::server_verifier(
+            Arc::clone(&self.shared.bundles),
+            PeerPolicy::ServerOf(self.shared.trust_domain.clone()),
+            self.shared.clock.clone(),
+        );
+        let tls = peer::client_config(
+            verifier,
+            Some(self.shared.svid.clone()),
+            self.shared.clock.clone(),
+        );
+        let line = Line {
+            channel: self.shared.target.channel(Arc::new(tls))?,
+            svid,
+        };
+        *held = Some(line.clone());
+        Ok(line)
+    }
+
+    /// Waits for an answer, but not for ever.
+    async fn timed<T>(
+        &self,
+        line: &Line,
+        what: &str,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, UpstreamError> {
+        match tokio::time::timeout(RPC_TIMEOUT, call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(self.judge(line, status)),
+            Err(_elapsed) => {
+                // A connection that swallows calls is given up, for all.
+                self.prefer_another_address();
+                Err(UpstreamError::timed_out(what))
+            }
+        }
+    }
+
+    /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile concerns nobody.
+    fn judge(&self, line: &Line, status: Status) -> UpstreamError {
+        let error = UpstreamError::from(status);
+        let current = self.shared.svid.borrow();
+        let superseded = !current.as_ref().is_some_and(|svid| Arc::ptr_eq(svid, &line.svid));
+        if superseded
+            && error
+                .denial()
+                .is_some_and(|reason| reason != DenialReason::AgentBanned)
+        {
+            UpstreamError::Superseded
+        } else {
+            error
+        }
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Option<Line>> {
+        // The slot is replaced whole, so a panic cannot leave it half-changed.
+        self.shared.line.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for SignedJwt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SignedJwt")
+            .field("spiffe_id", &self.spiffe_id)
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+fn outcome(result: batch_new_x509svid_response::Result) -> SignOutcome {
+    let status = result.status.unwrap_or_default();
+    match Code::from_i32(status.code) {
+        Code::Ok => match chain_from_wire(result.svid) {
+            Ok(chain) => SignOutcome::Signed(chain),
+            Err(why) => SignOutcome::Failed(why),
+        },
+        Code::NotFound => SignOutcome::NotFound(error::clipped(&status.message)),
+        code => SignOutcome::Failed(format!("{code:?}: {}", error::clipped(&status.message))),
+    }
+}
+
+fn chain_from_wire(svid: Option<types::X509svid>) -> Result<Vec<Certificate>, String> {
+    let chain = svid.map(|svid| svid.cert_chain).unwrap_or_default();
+    if chain.is_empty() || chain.len() > MAX_CHAIN {
+        return Err(format!("SVID with a chain of {} certificates", chain.len()));
+    }
+    let parsed: Result<Vec<_>, _> = chain.iter().map(|der| Certificate::parse(der)).collect();
+    parsed.map_err(|error| format!("SVID with an unusable certificate: {error}"))
+}
+
+fn jwt_from_wire(svid: types::Jwtsvid) -> Result<SignedJwt, UpstreamError> {
+    let malformed = |why: &str| UpstreamError::Malformed(format!("JWT-SVID: {why}"));
+    if svid.token.is_empty() {
+        return Err(malformed("the token is empty"));
+    }
+    if svid.issued_at <= 0 || svid.expires_at <= 0 || svid.issued_at > svid.expires_at {
+        return Err(malformed("times are missing or in the wrong order"));
+    }
+    let at = |seconds| {
+        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_range| malformed("time out of range"))
+    };
+    Ok(SignedJwt {
+        spiffe_id: wire::spiffe_id_from_wire(svid.id.as_ref())
+            .map_err(|error| malformed(&error.to_string()))?,
+        issued_at: at(svid.issued_at)?,
+        expires_at: at(svid.expires_at)?,
+        token: Arc::from(svid.token),
+    })
+}
+
+fn bundle_from_wire(bundle: types::Bundle) -> Result<Bundle, UpstreamError> {
+    wire::bundle_from_wire(bundle).map_err(|error| UpstreamError::Malformed(format!("bundle: {error}")))
+}
+
+/// A bundle that must be the own trust domain's and must not be empty: nothing would verify any more.
+fn own_bundle_from_wire(bundle: types::Bundle, trust_domain: &TrustDomain) -> Result<Bundle, UpstreamError> {
+    let bundle = bundle_from_wire(bundle)?;
+    if bundle.trust_domain != *trust_domain {
+        return Err(UpstreamError::Malformed(format!(
+            "own bundle is that of {}, not of {trust_domain}",
+            bundle.trust_domain
+        )));
+    }
+    if bundle.x509_authorities.is_empty() {
+        return Err(UpstreamError::Malformed(
+            "own bundle has no X.509 authorities".to_owned(),
+        ));
+    }
+    Ok(bundle)
+}
+
+/// Longer chains than any upstream authority makes.
+const MAX_CHAIN: usize = 16;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jwt(issued_at: i64, expires_at: i64) -> types::Jwtsvid {
+        types::Jwtsvid {
+            token: "a.b.c".to_owned(),
+            id: Some(types::Spiffeid {
+                trust_domain: "example.org".to_owned(),
+                path: "/web".to_owned(),
+            }),
+            issued_at,
+            expires_at,
+            ..types::Jwtsvid::default()
+        }
+    }
+
+    #[test]
+    fn a_jwt_svid_without_sensible_times_is_refused() {
+        assert!(jwt_from_wire(jwt(100, 400)).is_ok());
+        for (issued_at, expires_at) in [(0, 400), (100, 0), (400, 100), (100, i64::MAX)] {
+            assert!(jwt_from_wire(jwt(issued_at, expires_at)).is_err());
+        }
+        let mut empty = jwt(100, 400);
+        empty.token.clear();
+        assert!(jwt_from_wire(empty).is_err());
+    }
+
+    #[test]
+    fn a_token_is_not_shown_by_debug() {
+        let text = format!("{:?}", jwt_from_wire(jwt(100, 400)).unwrap());
+        assert!(text.contains("/web") && !text.contains("a.b.c"));
+    }
+
+    #[test]
+    fn results_of_signing_are_told_apart() {
+        let result = |code: Code| batch_new_x509svid_response::Result {
+            status: Some(types::Status {
+                code: code.into(),
+                message: "entry not found or not authorized".to_owned(),
+            }),
+            svid: None,
+        };
+        assert!(matches!(
+            outcome(result(Code::NotFound)),
+            SignOutcome::NotFound(_)
+        ));
+        assert!(matches!(outcome(result(Code::Internal)), SignOutcome::Failed(_)));
+        assert!(matches!(outcome(result(Code::Ok)), SignOutcome::Failed(_)));
+    }
+
+    #[test]
+    fn a_chain_that_is_empty_or_absurdly_long_is_refused() {
+        let svid = |count| types::X509svid {
+            cert_chain: vec![vec![0x30, 0]; count],
+            ..types::X509svid::default()
+        };
+        assert!(chain_from_wire(None).is_err());
+        assert!(chain_from_wire(Some(svid(0))).is_err());
+        assert!(chain_from_wire(Some(svid(17))).unwrap_err().contains("17"));
+    }
+}

@@ -1,0 +1,220 @@
+//! What `/proc` says about a process. Behind a root path, so that tests can lay it out by hand.
+
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+use time::{Duration, OffsetDateTime};
+
+/// Most bytes of `status` and `stat` that are read; the kernel writes far fewer, except for thousands of groups.
+const MAX_FILE_BYTES: u64 = 1024 * 1024;
+
+/// Units of the start time in `/proc/<pid>/stat` per second: `USER_HZ`, which is 100 on every Linux.
+const TICKS_PER_SECOND: i64 = 100;
+
+/// A mounted `proc` file system.
+#[derive(Clone, Debug)]
+pub struct ProcFs {
+    root: PathBuf,
+}
+
+/// Identity of a process as `/proc/<pid>/status` shows it, in effective ids.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ids {
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+    /// Supplementary group ids, in the kernel's order.
+    pub groups: Vec<u32>,
+}
+
+/// Which file this is, whatever it is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileId {
+    device: (u32, u32),
+    inode: u64,
+}
+
+impl FileId {
+    /// The file that is open.
+    ///
+    /// # Errors
+    /// What the system said.
+    pub fn of(file: &File) -> io::Result<Self> {
+        Self::at(file, Path::new(""), AtFlags::EMPTY_PATH)
+    }
+
+    /// Whoever serves the file system, perhaps the workload itself, is not asked: an inode number is known.
+    fn at(dir: impl std::os::fd::AsFd, path: &Path, flags: AtFlags) -> io::Result<Self> {
+        let told = statx(dir, path, flags | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
+        Ok(Self {
+            device: (told.stx_dev_major, told.stx_dev_minor),
+            inode: told.stx_ino,
+        })
+    }
+}
+
+impl ProcFs {
+    /// The file system mounted at `root`, usually `/proc`.
+    pub fn at(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The folder of a process.
+    pub fn folder(&self, pid: u32) -> PathBuf {
+        self.root.join(pid.to_string())
+    }
+
+    /// When a process started, in ticks since the machine was started. With the pid it names the process.
+    ///
+    /// # Errors
+    /// When there is no such process or the file cannot be understood.
+    pub fn start_ticks(&self, pid: u32) -> io::Result<u64> {
+        let stat = read_text(&self.folder(pid).join("stat"))?;
+        // The name of the program may hold spaces and parentheses; the last `)` ends it. Field 3 follows.
+        let after_name = stat.rsplit_once(')').map(|(_, rest)| rest);
+        after_name
+            .and_then(|rest| rest.split_ascii_whitespace().nth(22 - 3))
+            .and_then(|ticks| ticks.parse().ok())
+            .ok_or_else(|| malformed(format!("/proc/{pid}/stat has no start time")))
+    }
+
+    /// The program that a process executes.
+    ///
+    /// # Errors
+    /// When there is no such process or it may not be looked at.
+    pub fn program(&self, pid: u32) -> io::Result<FileId> {
+        FileId::at(CWD, &self.folder(pid).join("exe"), AtFlags::empty())
+    }
+
+    /// The user and the groups that a process acts as.
+    ///
+    /// # Errors
+    /// When there is no such process, it may not be looked at, or the file cannot be understood.
+    pub fn ids(&self, pid: u32) -> io::Result<Ids> {
+        let status = read_text(&self.folder(pid).join("status"))?;
+        let field = |name: &str| {
+            status
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+                .ok_or_else(|| malformed(format!("/proc/{pid}/status has no {name}")))
+        };
+        // Real, effective, saved, file system.
+        let effective = |name: &str| {
+            field(name)?
+                .split_ascii_whitespace()
+                .nth(1)
+                .and_then(|id| id.parse().ok())
+                .ok_or_else(|| malformed(format!("/proc/{pid}/status has no effective {name}")))
+        };
+        let groups: Result<Vec<u32>, _> = field("Groups")?
+            .split_ascii_whitespace()
+            .map(str::parse)
+            .collect();
+        Ok(Ids {
+            uid: effective("Uid")?,
+            gid: effective("Gid")?,
+            groups: groups.map_err(|_| malformed(format!("/proc/{pid}/status has malformed groups")))?,
+        })
+    }
+
+    /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not tell.
+    pub fn instant_of(&self, ticks: u64) -> Option<OffsetDateTime> {
+        let stat = read_text(&self.root.join("stat")).ok()?;
+        let booted = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
+        let booted = OffsetDateTime::from_unix_timestamp(booted.trim().parse().ok()?).ok()?;
+        let since = Duration::milliseconds(i64::try_from(ticks).ok()?.checked_mul(1000 / TICKS_PER_SECOND)?);
+        booted.checked_add(since)
+    }
+}
+
+impl Default for ProcFs {
+    fn default() -> Self {
+        Self::at("/proc")
+    }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
+    // A program may put any bytes into its name, which is of no interest here.
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+fn malformed(text: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, text)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods)] // Tests lay out files by hand.
+    use super::*;
+
+    const STATUS: &str =
+        "Name:\tfoo\nUid:\t1000\t1001\t1002\t1003\nGid:\t10\t11\t12\t13\nGroups:\t11 4 27 \n";
+
+    fn layout(pid: u32, files: &[(&str, &str)]) -> (tempfile::TempDir, ProcFs) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(dir.path().join(pid.to_string())).unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(pid.to_string()).join(name), text).unwrap();
+        }
+        let procfs = ProcFs::at(dir.path());
+        (dir, procfs)
+    }
+
+    #[test]
+    fn reads_effective_ids_and_all_supplementary_groups() {
+        let (_dir, procfs) = layout(7, &[("status", STATUS)]);
+        let expected = Ids {
+            uid: 1001,
+            gid: 11,
+            groups: vec![11, 4, 27],
+        };
+        assert_eq!(procfs.ids(7).unwrap(), expected);
+    }
+
+    #[test]
+    fn a_status_without_ids_is_an_error_not_fewer_facts() {
+        for missing in ["Uid", "Gid", "Groups"] {
+            let status: String = STATUS
+                .lines()
+                .filter(|line| !line.starts_with(missing))
+                .map(|line| format!("{line}\n"))
+                .collect();
+            let (_dir, procfs) = layout(7, &[("status", &status)]);
+            assert_eq!(
+                procfs.ids(7).unwrap_err().kind(),
+                io::ErrorKind::InvalidData,
+                "{missing}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_program_cannot_forge_its_start_time_by_its_name() {
+        let fields = "S 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4711 0 0";
+        let stat = format!("7 (x) R 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0) {fields}");
+        let (_dir, procfs) = layout(7, &[("stat", &stat)]);
+        assert_eq!(procfs.start_ticks(7).unwrap(), 4711);
+    }
+
+    #[test]
+    fn tells_when_a_process_started() {
+        let (dir, procfs) = layout(7, &[]);
+        std::fs::write(dir.path().join("stat"), "cpu 1 2\nbtime 1000\nprocesses 1\n").unwrap();
+        let at = procfs.instant_of(250).unwrap();
+        assert_eq!(at.unix_timestamp_nanos(), 1_002_500_000_000);
+        assert_eq!(ProcFs::at("/nonexistent").instant_of(250), None);
+    }
+
+    #[test]
+    fn this_very_process_is_found() {
+        let procfs = ProcFs::default();
+        assert!(procfs.start_ticks(std::process::id()).unwrap() > 0);
+        let ids = procfs.ids(std::process::id()).unwrap();
+        assert_eq!(ids.uid, rustix::process::geteuid().as_raw());
+    }
+}
