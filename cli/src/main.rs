@@ -1,0 +1,74 @@
+//! The one binary: `finial server …`, `finial agent …`, `finial dev`.
+//!
+//! Arguments are normalised (`args`), parsed by the command trees of the two libraries, and handed to
+//! them with the surroundings they may see: standard streams and environment variables.
+
+mod args;
+mod dev;
+mod runtime;
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::error::ErrorKind;
+use clap::{ArgMatches, Command};
+
+/// What Go's command library exits with when no command or an unknown one is named.
+const NO_SUCH_COMMAND: u8 = 127;
+
+fn main() -> ExitCode {
+    // One provider for the whole process; a second install would be a programming error.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if let Some(program) = arguments.first().and_then(|name| args::program_of(name)) {
+        arguments[0] = "finial".into();
+        arguments.insert(1, program.into());
+    }
+    let command = args::with_aliases(command());
+    let arguments = args::normalize(&command, arguments);
+    let matches = match command.try_get_matches_from(arguments) {
+        Ok(matches) => matches,
+        Err(error) => return usage(&error),
+    };
+    match run(&matches) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "Error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The whole tree of commands.
+fn command() -> Command {
+    Command::new("finial")
+        .version(env!("CARGO_PKG_VERSION"))
+        .propagate_version(true)
+        .about("SPIFFE workload identity: server, agent and a way to try both")
+        .subcommand_required(true)
+        .subcommand(finial_server::cli::command())
+        .subcommand(finial_agent::cli::command())
+        .subcommand(dev::command())
+}
+
+fn run(matches: &ArgMatches) -> anyhow::Result<()> {
+    match matches.subcommand() {
+        Some(("server", matches)) => runtime::server(matches),
+        Some(("agent", matches)) => runtime::agent(matches),
+        Some(("dev", matches)) => dev::run(matches),
+        _ => anyhow::bail!("no command was named"),
+    }
+}
+
+fn usage(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        ErrorKind::InvalidSubcommand
+        | ErrorKind::MissingSubcommand
+        | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::from(NO_SUCH_COMMAND),
+        _ => ExitCode::FAILURE,
+    }
+}

@@ -1,0 +1,48 @@
+//! The runtimes that the programs run on, and the surroundings that their commands see.
+
+use std::io::{stderr, stdin, stdout};
+
+use anyhow::Context;
+use clap::ArgMatches;
+use finial_identity::command::Console;
+use tokio::runtime::{Builder, Runtime};
+
+/// Server: many connections, signing and a store; one multi-thread runtime.
+pub fn server(matches: &ArgMatches) -> anyhow::Result<()> {
+    let runtime = multi_thread()?;
+    with_console(|console| runtime.block_on(finial_server::cli::run(matches, console)))
+}
+
+/// Agent: one current-thread runtime for its sockets; attestors and disk use its blocking pool.
+pub fn agent(matches: &ArgMatches) -> anyhow::Result<()> {
+    let runtime = current_thread()?;
+    with_console(|console| runtime.block_on(finial_agent::cli::run(matches, console)))
+}
+
+/// A runtime with as many threads as the machine has cores.
+pub fn multi_thread() -> anyhow::Result<Runtime> {
+    Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+}
+
+/// A runtime on the calling thread.
+pub fn current_thread() -> anyhow::Result<Runtime> {
+    Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start the runtime")
+}
+
+#[allow(clippy::disallowed_methods)] // the one place that reads the environment
+fn with_console<T>(act: impl FnOnce(&mut Console<'_>) -> T) -> T {
+    let (mut out, mut err, mut input) = (stdout(), stderr(), stdin());
+    let variable = |name: &str| std::env::var(name).ok();
+    act(&mut Console {
+        out: &mut out,
+        err: &mut err,
+        input: &mut input,
+        variable: &variable,
+    })
+}
