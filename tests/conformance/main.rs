@@ -1,0 +1,13 @@
+//! The rules of the SPIFFE standards, one file a document. `coverage` proves that none is forgotten.
+
+mod bundle;
+mod coverage;
+mod fixture;
+mod jwt_svid;
+mod spiffe_id;
+#[allow(dead_code, reason = "shared with the e2e suite, which uses the rest")]
+#[path = "../e2e/wire.rs"]
+mod wire;
+mod workload_api;
+mod workload_endpoint;
+mod x509_svid;

@@ -1,0 +1,12 @@
+//! The real program from outside: what an operator types, what a workload sees, what goes wrong.
+
+mod authorization;
+mod bad_input;
+mod cli;
+mod dev;
+mod kill;
+mod latency;
+mod openssl;
+mod raw_http2;
+mod rotation;
+mod wire;

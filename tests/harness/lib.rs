@@ -1,0 +1,15 @@
+//! Starts the real program for the suites beside it and watches it.
+//!
+//! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary
+//! directory; `peer` finds programs that nobody here wrote and decides between skip and failure;
+//! `wait_until` is the only place of the Rust suites that sleeps.
+
+mod peer;
+mod program;
+mod stack;
+mod wait;
+
+pub use peer::{Peer, absent, require_all};
+pub use program::{Output, Program, finial, run, run_ok};
+pub use stack::{Entry, Stack, StackOptions};
+pub use wait::{wait_for, wait_until};

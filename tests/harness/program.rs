@@ -1,0 +1,193 @@
+//! One process of the program under test.
+
+use std::ffi::OsStr;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::wait::wait_for;
+
+/// The path of the built `finial` binary. `FINIAL_BIN` names another build of it.
+pub fn finial() -> &'static Path {
+    static BINARY: OnceLock<PathBuf> = OnceLock::new();
+    BINARY.get_or_init(|| {
+        if let Some(path) = std::env::var_os("FINIAL_BIN") {
+            return PathBuf::from(path);
+        }
+        let output = Command::new(env!("CARGO"))
+            .args([
+                "build",
+                "--package",
+                "finial",
+                "--message-format",
+                "json-render-diagnostics",
+            ])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .stderr(Stdio::inherit())
+            .output()
+            .expect("cargo runs");
+        assert!(output.status.success(), "building the program failed");
+        String::from_utf8_lossy(&output.stdout)
+            .lines()
+            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+            .filter(|message| message["target"]["name"] == "finial")
+            .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+            .expect("cargo names the executable it built")
+    })
+}
+
+/// What a finished command printed and how it ended.
+#[derive(Debug)]
+pub struct Output {
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    /// The standard output as one JSON document.
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("not JSON: {error}: {}", self.stdout))
+    }
+}
+
+/// Runs `finial` with `args` to its end.
+pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    let output = Command::new(finial())
+        .args(args)
+        .output()
+        .expect("the program starts");
+    Output {
+        status: output.status,
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// Runs `finial` and panics with what it printed unless it exits 0.
+pub fn run_ok<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
+    let args: Vec<S> = args.into_iter().collect();
+    let output = run(&args);
+    assert!(
+        output.status.success(),
+        "finial {:?} failed ({})\n{}{}",
+        args.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
+        output.status,
+        output.stdout,
+        output.stderr
+    );
+    output
+}
+
+/// A child process whose output is collected line by line and shown when a test fails.
+#[derive(Debug)]
+pub struct Program {
+    name: String,
+    child: Child,
+    lines: Arc<Mutex<Vec<String>>>,
+}
+
+impl Program {
+    pub fn start(name: &str, command: &mut Command) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("starting {name}: {error}"));
+        let lines = Arc::new(Mutex::new(Vec::new()));
+        collect(child.stdout.take().expect("stdout is piped"), "", &lines);
+        collect(child.stderr.take().expect("stderr is piped"), "stderr: ", &lines);
+        Program {
+            name: name.to_owned(),
+            child,
+            lines,
+        }
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything printed so far, one line each; lines of standard error begin with `stderr: `.
+    pub fn lines(&self) -> Vec<String> {
+        self.lines
+            .lock()
+            .expect("no reader panics while it holds the lock")
+            .clone()
+    }
+
+    /// Waits for a line that contains `needle`, among those already printed too.
+    pub fn wait_for_line(&mut self, needle: &str, limit: Duration) -> String {
+        let what = format!("{} to print {needle:?}", self.name);
+        wait_for(&what, limit, || {
+            if let Some(line) = self.lines().into_iter().find(|line| line.contains(needle)) {
+                return Ok(line);
+            }
+            if let Ok(Some(status)) = self.child.try_wait() {
+                panic!(
+                    "{} ended ({status}) before it printed {needle:?}:\n{}",
+                    self.name,
+                    self.lines().join("\n")
+                );
+            }
+            anyhow::bail!("printed so far:\n{}", self.lines().join("\n"))
+        })
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        let _ = kill_process(pid, signal);
+    }
+
+    /// Waits until the process ends by itself.
+    pub fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
+        let what = format!("{} to exit", self.name);
+        wait_for(&what, limit, || match self.child.try_wait()? {
+            Some(status) => Ok(status),
+            None => anyhow::bail!("still running"),
+        })
+    }
+
+    /// SIGTERM, then the exit status.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait_exit(Duration::from_secs(30))
+    }
+
+    /// kill -9, and reaped.
+    pub fn kill_hard(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.kill_hard();
+        if std::thread::panicking() {
+            eprintln!("---- {} printed:\n{}", self.name, self.lines().join("\n"));
+        }
+    }
+}
+
+fn collect(pipe: impl Read + Send + 'static, prefix: &'static str, lines: &Arc<Mutex<Vec<String>>>) {
+    let lines = Arc::clone(lines);
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            lines
+                .lock()
+                .expect("no reader panics while it holds the lock")
+                .push(format!("{prefix}{line}"));
+        }
+    });
+}

@@ -1,0 +1,6 @@
+//! Programs that nobody here wrote, unchanged, against the real server and agent.
+
+mod clients;
+mod fetch;
+mod jwt_libraries;
+mod mutual_tls;

@@ -1,0 +1,7 @@
+//! Rules about the tree itself, checked by machine.
+
+mod arrows;
+mod hygiene;
+mod proto_table;
+mod sources;
+mod who_may_call;
