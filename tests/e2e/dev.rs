@@ -53,18 +53,12 @@ fn a_second_start_carries_on_with_the_same_authority_and_agent() {
 fn serves_until_it_is_interrupted_and_then_exits_0() {
     let dir = TempDir::new().expect("a temporary directory");
     let mut dev = start(&dir);
-    dev.wait_for_line("-----BEGIN CERTIFICATE-----", LIMIT);
-    let socket = dir.path().join("agent.sock");
-    let lines = dev.lines();
-    let socket = lines
-        .iter()
-        .flat_map(|line| line.split_whitespace())
-        .map(|word| {
-            word.trim_start_matches("unix://")
-                .trim_start_matches("SPIFFE_ENDPOINT_SOCKET=unix://")
-        })
-        .find(|word| word.contains("agent") && word.ends_with(".sock"))
-        .map_or(socket, Into::into);
+    dev.wait_for_line("Stop with Ctrl-C", LIMIT);
+    let line = dev.wait_for_line("export SPIFFE_ENDPOINT_SOCKET=unix://", LIMIT);
+    let (_, named) = line
+        .split_once("unix://")
+        .expect("the line was found by this text");
+    let socket = std::path::PathBuf::from(named.split_whitespace().next().expect("a path follows"));
     let fetched = run_ok([
         "agent",
         "api",
