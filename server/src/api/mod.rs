@@ -11,6 +11,7 @@ pub mod debug;
 pub mod entry;
 pub mod entry_filter;
 pub mod entry_sync;
+mod entry_write;
 pub mod local_authority;
 pub mod logger;
 pub mod standing;

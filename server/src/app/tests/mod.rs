@@ -6,6 +6,7 @@ mod authorities;
 mod bundles;
 mod callers;
 mod entries;
+mod entry_batches;
 mod stopping;
 mod svids;
 mod watching;
