@@ -24,7 +24,7 @@ use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use finial_identity::wire;
 use finial_identity::x509::{Csr, CsrSubject};
 use finial_proto::spire::api::types;
-use finial_server::authority::{AuthorityConfig, AuthorityManager, JwtRequest};
+use finial_server::authority::{AuthorityConfig, AuthorityManager, JwtRequest, X509Request};
 use finial_server::store::SqliteStore;
 use prost::Message as _;
 use ring::rand::SystemRandom;
@@ -72,7 +72,10 @@ fn main() -> ExitCode {
 
 /// The way from a request to the bytes of its answer.
 fn issue(authority: &AuthorityManager, entry: &Entry, csr_der: &[u8]) {
-    let chain = authority.issue_workload_x509(csr_der, entry).unwrap();
+    let csr = Csr::parse(csr_der).unwrap();
+    csr.verify_self_signature().unwrap();
+    let request = X509Request::for_entry(entry, csr.public_key().clone());
+    let chain = authority.sign_x509(&request).unwrap();
     let answer = types::X509svid {
         expires_at: chain.first().unwrap().not_after().unix_timestamp(),
         id: Some(wire::spiffe_id_to_wire(&entry.spiffe_id)),

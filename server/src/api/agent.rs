@@ -6,7 +6,6 @@ use finial_identity::entry::{Entry, EntryParts};
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::wire;
-use finial_identity::x509::Csr;
 use finial_proto::spire::api::server::agent::v1 as pb;
 use finial_proto::spire::api::server::agent::v1::agent_server::Agent as AgentApi;
 use finial_proto::spire::api::types;
@@ -19,10 +18,11 @@ use super::Services;
 use super::agent_attest::{Conversation, attest};
 use super::agent_filter::AgentFilter;
 use super::call::{Call, field};
+use super::csr;
 use super::entry_filter::{page_size, parse_page_token};
 use super::status::{OrRefuse, Refusal};
 use super::streaming::driven;
-use super::svid::{csr_fingerprint, svid_to_wire};
+use super::svid::svid_to_wire;
 use crate::attestation::join_token;
 use crate::store::{AgentRecord, EntryCreated, StoredAgent};
 
@@ -266,7 +266,7 @@ impl AgentService {
         if csr_der.is_empty() {
             return Err(Refusal::invalid("missing CSR"));
         }
-        call.note(field::CSR, csr_fingerprint(&csr_der));
+        call.note(field::CSR, csr::fingerprint(&csr_der));
         let record = self.0.store.agent(id).await.or_refuse("failed to fetch agent")?;
         let record = record.ok_or_else(|| Refusal::not_found("agent not found"))?;
         if record.agent.can_reattest {
@@ -275,8 +275,7 @@ impl AgentService {
                 Reason::AgentMustReattest,
             ));
         }
-        // The CSR's signature proves nothing that the connection has not proved; only its key counts.
-        let csr = Csr::parse(&csr_der).or_refuse("malformed CSR")?;
+        let csr = csr::checked(&csr_der)?;
         let svid = self.0.sign_agent(id, csr.public_key()).await?;
         let leaf = svid
             .first()

@@ -12,9 +12,10 @@ use tonic::{Code, Status, Streaming};
 
 use super::Services;
 use super::call::{Call, field};
+use super::csr;
 use super::status::{OrRefuse, Refusal};
 use super::streaming::Sender;
-use super::svid::{csr_fingerprint, svid_to_wire};
+use super::svid::svid_to_wire;
 use crate::attestation::{AttestError, Attested, Challenge};
 use crate::store::{AgentPut, AgentRecord};
 
@@ -88,9 +89,9 @@ pub async fn attest(services: &Services, call: &Call, mut conversation: Conversa
         return Err(Refusal::invalid("malformed param: missing CSR"));
     }
     call.note(field::ATTESTATION_TYPE, &data.r#type);
-    call.note(field::CSR, csr_fingerprint(&csr_der));
+    call.note(field::CSR, csr::fingerprint(&csr_der));
     // Before a single-use proof is spent.
-    let csr = Csr::parse(&csr_der).or_refuse("malformed CSR")?;
+    let csr = csr::checked(&csr_der)?;
     let attestor = services.attestors.by_name(&data.r#type).ok_or_else(|| {
         Refusal::precondition(format!(
             "error getting node attestor: could not find node attestor type \"{}\"",

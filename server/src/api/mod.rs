@@ -7,6 +7,7 @@ pub mod agent_attest;
 pub mod agent_filter;
 pub mod bundle;
 pub mod call;
+pub mod csr;
 pub mod debug;
 pub mod entry;
 pub mod entry_filter;

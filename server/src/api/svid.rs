@@ -10,11 +10,11 @@ use finial_identity::x509::{Certificate, Csr};
 use finial_proto::spire::api::server::svid::v1 as pb;
 use finial_proto::spire::api::server::svid::v1::svid_server::Svid as SvidApi;
 use finial_proto::spire::api::types;
-use ring::digest::{SHA256, digest};
 use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::{Call, field};
+use super::csr;
 use super::status::{OrRefuse, Refusal, ok};
 use crate::authority::{JwtRequest, SignedJwt, X509Request, X509Subject};
 use crate::credential::DistinguishedName;
@@ -123,14 +123,9 @@ impl SvidService {
         call: &Call,
         request: pb::MintX509svidRequest,
     ) -> Result<types::X509svid, Refusal> {
-        if request.csr.is_empty() {
-            return Err(Refusal::invalid("missing CSR"));
-        }
-        call.note(field::CSR, csr_fingerprint(&request.csr));
+        call.note(field::CSR, csr::fingerprint(&request.csr));
         call.note(field::TTL, request.ttl);
-        let csr = Csr::parse(&request.csr).or_refuse("malformed CSR")?;
-        csr.verify_self_signature()
-            .or_refuse("failed to verify CSR signature")?;
+        let csr = csr::checked(&request.csr)?;
         let id = match csr.uri_sans() {
             [uri] => SpiffeId::parse(uri).or_refuse("CSR URI SAN is invalid")?,
             [] => return Err(Refusal::invalid("CSR URI SAN is required")),
@@ -198,7 +193,7 @@ impl SvidService {
             }
             let fields = vec![
                 (field::ENTRY_ID, param.entry_id.clone()),
-                (field::CSR, csr_fingerprint(&param.csr)),
+                (field::CSR, csr::fingerprint(&param.csr)),
             ];
             let signed = self.sign_one(agent, param).await;
             call.note_item(fields, signed.as_ref());
@@ -228,10 +223,11 @@ impl SvidService {
             return Err(Refusal::invalid("missing CSR"));
         }
         let entry = self.authorized(agent, &param.entry_id).await?;
+        let csr = csr::checked(&param.csr)?;
         let chain = self
             .0
             .authority
-            .issue_workload_x509_off_thread(&param.csr, &entry)
+            .sign_x509_off_thread(X509Request::for_entry(&entry, csr.public_key().clone()))
             .await
             .or_refuse("failed to sign X509-SVID")?;
         Ok(svid_to_wire(&entry.spiffe_id, &chain))
@@ -264,13 +260,9 @@ impl SvidService {
         call: &Call,
         request: pb::NewDownstreamX509caRequest,
     ) -> Result<pb::NewDownstreamX509caResponse, Refusal> {
-        if request.csr.is_empty() {
-            return Err(Refusal::invalid("missing CSR"));
-        }
-        call.note(field::CSR, csr_fingerprint(&request.csr));
+        call.note(field::CSR, csr::fingerprint(&request.csr));
         call.note(field::TRUST_DOMAIN_ID, self.0.trust_domain.id());
-        let csr = Csr::parse(&request.csr).or_refuse("malformed CSR")?;
-        csr.verify_self_signature().or_refuse("invalid CSR signature")?;
+        let csr = csr::checked(&request.csr)?;
         let ttl = ttl_seconds(request.preferred_ttl, "preferred TTL is invalid")?;
         let what = "failed to sign downstream X.509 CA";
         let chain = self.sign(X509Subject::DownstreamCa, &csr, ttl, what).await?;
@@ -332,11 +324,6 @@ pub fn svid_to_wire(id: &SpiffeId, chain: &[Certificate]) -> types::X509svid {
         expires_at: chain.first().map_or(0, |leaf| leaf.not_after().unix_timestamp()),
         hint: String::new(),
     }
-}
-
-/// How a CSR is named in the audit log: its SHA-256 in hexadecimal.
-pub fn csr_fingerprint(csr_der: &[u8]) -> String {
-    data_encoding::HEXLOWER.encode(digest(&SHA256, csr_der).as_ref())
 }
 
 fn jwt_to_wire(id: &SpiffeId, signed: SignedJwt, hint: String) -> types::Jwtsvid {

@@ -10,7 +10,7 @@ use finial_identity::entry::Entry;
 use finial_identity::jwt;
 use finial_identity::key::{PublicKey, PublicKeyKind, Signer};
 use finial_identity::spiffe_id::SpiffeId;
-use finial_identity::x509::{Certificate, Csr};
+use finial_identity::x509::Certificate;
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
@@ -105,30 +105,6 @@ impl std::fmt::Debug for SignedJwt {
 }
 
 impl AuthorityManager {
-    /// Checks a workload's CSR and issues the SVID of its entry.
-    ///
-    /// # Errors
-    /// `InvalidArgument` for a CSR that is malformed or does not verify; else as [`Self::sign_x509`].
-    pub fn issue_workload_x509(
-        &self,
-        csr_der: &[u8],
-        entry: &Entry,
-    ) -> Result<Vec<Certificate>, AuthorityError> {
-        let public_key = checked_csr_key(csr_der)?;
-        self.sign_x509(&X509Request::for_entry(entry, public_key))
-    }
-
-    /// The same for callers on async threads.
-    pub async fn issue_workload_x509_off_thread(
-        self: &Arc<Self>,
-        csr_der: &[u8],
-        entry: &Entry,
-    ) -> Result<Vec<Certificate>, AuthorityError> {
-        let public_key = checked_csr_key(csr_der)?;
-        self.sign_x509_off_thread(X509Request::for_entry(entry, public_key))
-            .await
-    }
-
     /// Signs a certificate and returns it with the intermediates that lead to, but do not include, the root.
     ///
     /// # Errors
@@ -183,35 +159,11 @@ impl AuthorityManager {
         request: &X509Request,
     ) -> Result<Vec<Certificate>, AuthorityError> {
         let profile = self.x509_profile(issuer, request)?;
-        let signed_by = issuer.signed_by();
-        let serial = profile.serial().to_decimal();
-        let expires_at = profile.validity().not_after.unix_timestamp();
-        info!(
-            target: AUDIT_TARGET,
-            kind = ?profile.kind(), spiffe_id = %profile.spiffe_id(), serial, expires_at,
-            "signing a certificate"
-        );
-        match issue(&profile, signed_by) {
-            Ok(certificate) => {
-                info!(
-                    target: AUDIT_TARGET,
-                    kind = ?profile.kind(), spiffe_id = %profile.spiffe_id(), serial, expires_at,
-                    "signed a certificate"
-                );
-                let mut chain = Vec::with_capacity(1 + issuer.chain().len());
-                chain.push(certificate);
-                chain.extend(issuer.chain().iter().cloned());
-                Ok(chain)
-            }
-            Err(error) => {
-                warn!(
-                    target: AUDIT_TARGET,
-                    kind = ?profile.kind(), spiffe_id = %profile.spiffe_id(), serial, expires_at, %error,
-                    "did not sign a certificate"
-                );
-                Err(error)
-            }
-        }
+        let certificate = issue(&profile, issuer.signed_by())?;
+        let mut chain = Vec::with_capacity(1 + issuer.chain().len());
+        chain.push(certificate);
+        chain.extend(issuer.chain().iter().cloned());
+        Ok(chain)
     }
 
     fn x509_profile(
@@ -308,17 +260,42 @@ impl AuthorityManager {
     }
 }
 
-/// Signs what the profile says and lets it out only if it came out so.
+/// Signs what the profile says and lets it out only if it came out so. Every certificate of this server goes through
+/// here, its own authorities too, with an audit event on either side.
 pub(super) fn issue(profile: &X509Profile, signed_by: SignedBy<'_>) -> Result<Certificate, AuthorityError> {
+    let serial = profile.serial().to_decimal();
+    let expires_at = profile.validity().not_after.unix_timestamp();
+    info!(
+        target: AUDIT_TARGET,
+        kind = ?profile.kind(), spiffe_id = %profile.spiffe_id(), serial, expires_at,
+        "signing a certificate"
+    );
+    let signed = sign_and_check(profile, &signed_by);
+    match &signed {
+        Ok(_certificate) => info!(
+            target: AUDIT_TARGET,
+            kind = ?profile.kind(), spiffe_id = %profile.spiffe_id(), serial, expires_at,
+            "signed a certificate"
+        ),
+        Err(error) => warn!(
+            target: AUDIT_TARGET,
+            kind = ?profile.kind(), spiffe_id = %profile.spiffe_id(), serial, expires_at, %error,
+            "did not sign a certificate"
+        ),
+    }
+    signed
+}
+
+fn sign_and_check(profile: &X509Profile, signed_by: &SignedBy<'_>) -> Result<Certificate, AuthorityError> {
     let tbs_der = profile
-        .tbs_der(&signed_by)
+        .tbs_der(signed_by)
         .map_err(|error| AuthorityError::internal("encode a certificate", error))?;
     let signature = signed_by
         .signer()
         .sign_x509(&tbs_der)
         .map_err(|error| AuthorityError::internal("sign a certificate", error))?;
     let certificate_der = signed_by.assemble(&tbs_der, &signature);
-    check_certificate(&certificate_der, &tbs_der, profile, &signed_by)
+    check_certificate(&certificate_der, &tbs_der, profile, signed_by)
         .map_err(|error| AuthorityError::internal("check a signed certificate", error))?;
     Certificate::parse(&certificate_der)
         .map_err(|error| AuthorityError::internal("parse a signed certificate", error))
@@ -330,15 +307,6 @@ fn sign_token(issuer: &JwtIssuer, profile: &JwtProfile) -> Result<String, Author
     check_token(&token, profile, &*issuer.signer, &issuer.key_id)
         .map_err(|error| AuthorityError::internal("check a signed token", error))?;
     Ok(token)
-}
-
-fn checked_csr_key(csr_der: &[u8]) -> Result<PublicKey, AuthorityError> {
-    let malformed =
-        |error: &dyn std::fmt::Display| AuthorityError::InvalidArgument(format!("malformed CSR: {error}"));
-    let csr = Csr::parse(csr_der).map_err(|error| malformed(&error))?;
-    csr.verify_self_signature()
-        .map_err(|error| AuthorityError::InvalidArgument(format!("invalid CSR signature: {error}")))?;
-    Ok(csr.public_key().clone())
 }
 
 /// What the caller asked for is refused; what this server cannot do is its own fault.

@@ -58,10 +58,10 @@ impl Audit {
     }
 
     /// A call was not admitted.
-    pub fn refused(&self, method: &str, peer: &Peer, refusal: &Refusal) {
+    pub fn refused(&self, request_id: Uuid, method: &str, peer: &Peer, refusal: &Refusal) {
         if self.everything {
             Line {
-                request_id: Uuid::new_v4(),
+                request_id,
                 method,
                 peer,
                 authorized: None,
@@ -282,7 +282,7 @@ mod tests {
         let refusal = Refusal::denied("authorization denied");
         let write = |audit: Audit| {
             audit.done(row, &call, &ok());
-            audit.refused("/a.B/C", &call.caller.peer, &refusal);
+            audit.refused(call.request_id, "/a.B/C", &call.caller.peer, &refusal);
         };
         assert_eq!(lines(|| write(Audit::new(false))), [""; 0]);
         let lines = lines(|| write(Audit::new(true)));

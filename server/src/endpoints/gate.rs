@@ -112,10 +112,10 @@ where
             let (row, call) = match gate.admit(&method, deadline).await {
                 Ok(admitted) => admitted,
                 Err(refusal) => {
-                    gate.rules
-                        .audit
-                        .refused(&method, gate.connection.peer(), &refusal);
-                    return Ok(refusal.into_status(uuid::Uuid::new_v4()).into_http());
+                    let request_id = uuid::Uuid::new_v4();
+                    let peer = gate.connection.peer();
+                    gate.rules.audit.refused(request_id, &method, peer, &refusal);
+                    return Ok(refusal.into_status(request_id).into_http());
                 }
             };
             let held = (row.method == WATCH).then(|| gate.connection.hold_open());
