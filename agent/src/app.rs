@@ -21,7 +21,9 @@ use crate::config::{Config, Essentials, JoinToken, Keys};
 use crate::endpoints::health::{HealthPaths, Probe, serve_http};
 use crate::endpoints::limits::Admission;
 use crate::endpoints::listener::PublicSocket;
-use crate::endpoints::workload_api::{SyncMode, WorkloadApi, WorkloadApiParts, WorkloadPolicy};
+use crate::endpoints::sds::Sds;
+use crate::endpoints::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
+use crate::endpoints::workload_api::WorkloadApi;
 use crate::endpoints::{self, RoutesError};
 use crate::node::{Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState};
 use crate::svids::jwt::JwtCacheSettings;
@@ -125,7 +127,7 @@ pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
 
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();
-    let parts = WorkloadApiParts {
+    let sessions = Sessions::new(SessionParts {
         attestation: attestation(&config),
         svids,
         sync: SyncMode::new(move || counters.snapshots() > 0 && counters.polls() == 0),
@@ -133,16 +135,17 @@ pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
         clock,
         stop: stop.clone(),
         own_pid: std::process::id(),
-        policy: WorkloadPolicy {
+        policy: CallerPolicy {
             allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers(),
             allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims().to_vec(),
             sync_interval: config.sync_interval(),
         },
-    };
-    let workload_api = (!config.disable_workload_api()).then(|| WorkloadApi::new(parts));
+    });
+    let workload_api = (!config.disable_workload_api()).then(|| WorkloadApi::new(sessions.clone()));
+    let sds = config.sds().map(|settings| Sds::new(sessions, settings.clone()));
     let probed = workload_api.as_ref().map(|_| essentials.socket_path.clone());
     let probe = Probe::new(probed, state.clone());
-    let routes = endpoints::routes(workload_api, probe.clone())?;
+    let routes = endpoints::routes(workload_api, sds, probe.clone())?;
 
     tasks.spawn("node", node.run(stop.clone()));
     tasks.spawn("svids", synchronizer.run(stop.clone()));

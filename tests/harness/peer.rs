@@ -45,6 +45,18 @@ impl Peer {
         Some(Peer { program })
     }
 
+    /// The program's file.
+    pub fn program(&self) -> PathBuf {
+        if self.program.components().count() > 1 {
+            return self.program.clone();
+        }
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path)
+            .map(|folder| folder.join(&self.program))
+            .find(|file| file.is_file())
+            .unwrap_or_else(|| self.program.clone())
+    }
+
     pub fn command(&self) -> Command {
         Command::new(&self.program)
     }

@@ -140,6 +140,11 @@ impl Stack {
         self.server.as_mut().expect("the server was started")
     }
 
+    /// What the agent has printed since it was started last.
+    pub fn agent_lines(&self) -> Vec<String> {
+        self.agent.as_ref().expect("the agent was started").lines()
+    }
+
     pub fn agent(&mut self) -> &mut Program {
         self.agent.as_mut().expect("the agent was started")
     }

@@ -5,6 +5,7 @@ mod bootstrap;
 mod health_checks;
 mod plugins;
 mod read;
+mod sds;
 mod unserved;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ use finial_identity::settings::{Document, Format, MAX_TEXT, ParseError, Settings
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
+pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
 
 /// Where the configuration stands unless `-config` says otherwise.
@@ -176,6 +178,7 @@ pub struct Config {
     allow_unauthenticated_verifiers: bool,
     allowed_foreign_jwt_claims: Vec<String>,
     disable_workload_api: bool,
+    sds: Option<SdsSettings>,
     unix: Option<UnixSettings>,
     health_checks: Option<HealthChecks>,
     warnings: Vec<String>,
@@ -242,6 +245,7 @@ impl Config {
             allow_unauthenticated_verifiers: false,
             allowed_foreign_jwt_claims: Vec::new(),
             disable_workload_api: false,
+            sds: Some(SdsSettings::default()),
             unix: Some(UnixSettings::default()),
             health_checks: None,
             warnings: Vec::new(),
@@ -296,6 +300,11 @@ impl Config {
     /// `disable_workload_api`
     pub fn disable_workload_api(&self) -> bool {
         self.disable_workload_api
+    }
+
+    /// Envoy's secret discovery, when it is on (`sds`, `disable_sds_api`).
+    pub fn sds(&self) -> Option<&SdsSettings> {
+        self.sds.as_ref()
     }
 
     /// `WorkloadAttestor "unix"`, when it is on.

@@ -13,7 +13,7 @@ use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
     BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL, Essentials,
-    Flags, HealthChecks, JoinToken, health_checks,
+    Flags, HealthChecks, JoinToken, SdsSettings, health_checks, sds,
 };
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
 
@@ -57,6 +57,7 @@ struct Agent {
     allow_unauthenticated_verifiers: bool,
     allowed_foreign_jwt_claims: Vec<String>,
     disable_workload_api: bool,
+    sds: Option<SdsSettings>,
     experimental: Experimental,
 }
 
@@ -104,6 +105,7 @@ impl Agent {
                 .disable_workload_api
                 .or(disable_workload_api)
                 .unwrap_or_default(),
+            sds: sds::read(&agent, flags),
             experimental: agent
                 .section("experimental")
                 .map(|section| read_experimental(section, warnings))
@@ -140,6 +142,7 @@ impl Agent {
             allow_unauthenticated_verifiers: self.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: self.allowed_foreign_jwt_claims,
             disable_workload_api: self.disable_workload_api,
+            sds: self.sds,
             unix: plugins.unix,
             health_checks,
             warnings,

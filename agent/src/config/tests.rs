@@ -245,9 +245,43 @@ fn keys_that_would_change_what_is_served_are_refused_by_name() {
 }
 
 #[test]
+fn secret_discovery_is_on_by_default_and_its_names_can_be_chosen() {
+    assert_eq!(parse(MINIMAL).unwrap().sds(), Some(&SdsSettings::default()));
+    let config = parse(&with(
+        "sds { default_svid_name = \"a\" default_bundle_name = \"\" default_all_bundles_name = \"c\" \
+         disable_spiffe_cert_validation = true }",
+    ))
+    .unwrap();
+    let expected = SdsSettings {
+        default_svid_name: "a".to_owned(),
+        default_bundle_name: "ROOTCA".to_owned(),
+        default_all_bundles_name: "c".to_owned(),
+        disable_spiffe_cert_validation: true,
+    };
+    assert_eq!((config.sds(), config.warnings()), (Some(&expected), &[][..]));
+    assert_eq!(parse(&with("disable_sds_api = true")).unwrap().sds(), None);
+    let flags = Flags {
+        disable_sds_api: Some(true),
+        ..Flags::default()
+    };
+    let off = Config::parse(MINIMAL, Path::new("agent.conf"), &flags).unwrap();
+    assert_eq!(off.sds(), None);
+    for names in [
+        "default_bundle_name = \"default\"",
+        "default_all_bundles_name = \"ROOTCA\"",
+    ] {
+        let error = parse(&with(&format!("sds {{ {names} }}"))).unwrap_err();
+        assert!(error.contains(names.split(' ').next().unwrap()), "{error}");
+    }
+    assert!(
+        parse(&with("sds { default_svid = \"a\" }")).is_err(),
+        "unknown key"
+    );
+}
+
+#[test]
 fn harmless_keys_are_accepted_with_a_warning() {
     for (key, text) in [
-        ("sds", "sds { default_svid_name = \"a\" }"),
         ("log_selectors", "log_selectors = [\"unix\"]"),
         ("profiling", "profiling_enabled = true"),
         (
@@ -267,8 +301,7 @@ fn harmless_keys_are_accepted_with_a_warning() {
             config.warnings()
         );
     }
-    let silent =
-        "disable_sds_api = true\nadmin_socket_path = \"\"\nexperimental { ratelimit { fetch_jwt_svid = 0 } }";
+    let silent = "admin_socket_path = \"\"\nexperimental { ratelimit { fetch_jwt_svid = 0 } }";
     assert_eq!(parse(&with(silent)).unwrap().warnings(), [""; 0]);
     let config = parse(&format!("{MINIMAL}\ntelemetry {{ Prometheus {{ port = 1 }} }}")).unwrap();
     assert!(matches!(config.warnings(), [only] if only.contains("telemetry")));

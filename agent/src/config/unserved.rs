@@ -26,14 +26,6 @@ pub(super) fn agent(agent: &Section<'_>, warnings: &mut Vec<String>) {
             "is not served by this version: SVIDs are renewed at about half of their life",
         );
     }
-    // Nothing is switched off by this, for there is nothing to switch off.
-    agent.bool("disable_sds_api");
-    if agent.ignore("sds") {
-        warnings.push(
-            "agent.sds: Envoy's secret discovery is not served by this version; the block has no effect"
-                .to_owned(),
-        );
-    }
     if !agent.strings("log_selectors").is_empty() {
         warnings.push(
             "agent.log_selectors: selectors are not logged by this version; the key has no effect".to_owned(),

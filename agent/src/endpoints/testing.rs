@@ -21,7 +21,10 @@ use super::client::{self, WorkloadClient};
 use super::health::Probe;
 use super::limits::Admission;
 use super::listener::PublicSocket;
-use super::workload_api::{SyncMode, WorkloadApi, WorkloadApiParts, WorkloadPolicy};
+use super::sds::Sds;
+use super::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
+use super::workload_api::WorkloadApi;
+use crate::config::SdsSettings;
 use crate::node::{Jitter, NodeState};
 use crate::svids::jwt::{JwtCache, JwtCacheSettings, JwtSource};
 use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache};
@@ -44,7 +47,8 @@ pub(crate) struct World {
     pub facts: Facts,
     pub clock: Clock,
     pub tasks: TaskSet,
-    pub policy: WorkloadPolicy,
+    pub policy: CallerPolicy,
+    pub sds: SdsSettings,
     pub own_pid: u32,
     pub is_pushed: bool,
     next: Mutex<Snapshot>,
@@ -129,11 +133,12 @@ impl World {
             facts: Arc::new(Mutex::new(Some(vec!["unix:uid:1000"]))),
             clock,
             tasks: TaskSet::new(),
-            policy: WorkloadPolicy {
+            policy: CallerPolicy {
                 allow_unauthenticated_verifiers: false,
                 allowed_foreign_jwt_claims: vec!["team".to_owned()],
                 sync_interval: Duration::from_millis(50),
             },
+            sds: SdsSettings::default(),
             own_pid: 0,
             is_pushed: false,
             next: Mutex::new(next),
@@ -184,10 +189,10 @@ impl World {
         (*self.next.lock().unwrap().own_bundle).clone()
     }
 
-    pub(crate) fn parts(&self) -> WorkloadApiParts {
+    pub(crate) fn parts(&self) -> SessionParts {
         let is_pushed = self.is_pushed;
         let attestor = Arc::new(FakeAttestor(Arc::clone(&self.facts)));
-        WorkloadApiParts {
+        SessionParts {
             attestation: WorkloadAttestation::new(vec![attestor], Duration::from_secs(5)),
             svids: self.svids.clone(),
             sync: SyncMode::new(move || is_pushed),
@@ -207,7 +212,9 @@ impl World {
         let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o777, 0o755));
         let probe = Probe::new(Some(path.clone()), self.node.subscribe());
-        let routes = super::routes(Some(WorkloadApi::new(self.parts())), probe).unwrap();
+        let sessions = Sessions::new(self.parts());
+        let sds = Sds::new(sessions.clone(), self.sds.clone());
+        let routes = super::routes(Some(WorkloadApi::new(sessions)), Some(sds), probe).unwrap();
         let stop = self.tasks.stop_signal();
         let serve = socket.serve(routes, Admission::new(4096), ProcFs::default(), stop);
         self.tasks.spawn("workload-api", serve);

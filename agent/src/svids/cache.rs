@@ -263,6 +263,12 @@ impl SvidCache {
         }
     }
 
+    /// How many subscriptions there are.
+    #[cfg(test)]
+    pub(crate) fn subscription_count(&self) -> usize {
+        self.shared.lock().live.len()
+    }
+
     /// Completes when a subscription came or went.
     pub(super) async fn subscriptions_changed(&self) {
         self.shared.wake.notified().await;

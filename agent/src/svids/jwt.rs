@@ -87,8 +87,8 @@ impl JwtCache {
         }
     }
 
-    /// A token for the entry and the audiences, whose order does not matter. With `reuse` false it is always
-    /// a new one.
+    /// A token for the entry and the audiences. A cached one may have them in another order; a new one has them
+    /// as they are given. With `reuse` false it is always a new one.
     ///
     /// # Errors
     /// [`JwtError`] when there is no valid cached token and the server gave none.
@@ -101,7 +101,7 @@ impl JwtCache {
     ) -> Result<SignedJwt, JwtError> {
         let key = Key::new(entry_id, spiffe_id, audiences);
         if !reuse {
-            return self.inner.request(&key).await;
+            return self.inner.request(&key, audiences).await;
         }
         let now = self.inner.clock.now();
         let (cached, request, generation) = {
@@ -113,7 +113,11 @@ impl JwtCache {
                 return Ok(jwt.clone());
             }
             let generation = state.generation;
-            (cached, self.inner.join_request(&mut state, &key), generation)
+            (
+                cached,
+                self.inner.join_request(&mut state, &key, audiences),
+                generation,
+            )
         };
         let Some(valid) = cached.filter(|jwt| jwt.expires_at > now) else {
             return request.await;
@@ -212,15 +216,15 @@ struct Token {
 
 impl Inner {
     /// The request for `key` that is under way, or a new one. It is driven by those who wait for it.
-    fn join_request(self: &Arc<Self>, state: &mut State, key: &Key) -> Shared<Request> {
+    fn join_request(self: &Arc<Self>, state: &mut State, key: &Key, audiences: &[String]) -> Shared<Request> {
         if let Some(shared) = state.requests.get(key).and_then(WeakShared::upgrade) {
             return shared;
         }
         let inner = Arc::clone(self);
-        let wanted = key.clone();
+        let (wanted, audiences) = (key.clone(), audiences.to_vec());
         let generation = state.generation;
         let request: Request = Box::pin(async move {
-            let answer = inner.request(&wanted).await;
+            let answer = inner.request(&wanted, &audiences).await;
             let mut state = inner.locked();
             if state.generation != generation {
                 return answer; // Another request may be under way in place of this one.
@@ -242,12 +246,12 @@ impl Inner {
     }
 
     /// Asks the server, again after passing trouble, for as long as the budget lasts.
-    async fn request(&self, key: &Key) -> Answer {
+    async fn request(&self, key: &Key, audiences: &[String]) -> Answer {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY, self.jitter.clone());
         let mut last = None;
         let attempts = async {
             loop {
-                match self.source.sign_jwt(&key.entry_id, &key.audiences).await {
+                match self.source.sign_jwt(&key.entry_id, audiences).await {
                     Ok(jwt) if jwt.spiffe_id != key.spiffe_id => {
                         let text = format!("token is for {}, not for {}", jwt.spiffe_id, key.spiffe_id);
                         return Err(JwtError::Refused(text));
@@ -421,6 +425,17 @@ mod tests {
 
     async fn fetch(cache: &JwtCache, entry_id: &str, audiences: &[&str]) -> Result<SignedJwt, JwtError> {
         cache.fetch(entry_id, &web(), &names(audiences), true).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_new_token_has_the_audiences_in_the_callers_order_and_serves_any_order() {
+        let (cache, signing) = cache(10);
+        let jwt = fetch(&cache, "web", &["z", "a"]).await.unwrap();
+        let token = parse_unverified(&jwt.token).unwrap();
+        assert_eq!(token.claims["aud"], serde_json::json!(["z", "a"]));
+        let again = fetch(&cache, "web", &["a", "z"]).await.unwrap();
+        assert_eq!(again.token, jwt.token);
+        assert_eq!(signing.calls.load(Ordering::SeqCst), 1);
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,7 +17,7 @@ pub struct KeyPool {
 
 /// What is to be signed.
 #[derive(Clone, Debug)]
-pub struct Wanted {
+pub struct SvidRequest {
     /// For which entry.
     pub entry_id: String,
     /// Its identity.
@@ -30,7 +30,7 @@ pub struct Wanted {
 #[derive(Debug)]
 pub struct Order {
     /// What it is for.
-    pub wanted: Wanted,
+    pub wanted: SvidRequest,
     /// The new key.
     pub key: Arc<PrivateKey>,
     /// The PKCS#10 request.
@@ -72,7 +72,7 @@ impl KeyPool {
     ///
     /// # Errors
     /// [`KeyError`] when no key can be made.
-    pub fn order(&self, wanted: Vec<Wanted>) -> Result<Vec<Order>, KeyError> {
+    pub fn order(&self, wanted: Vec<SvidRequest>) -> Result<Vec<Order>, KeyError> {
         wanted
             .into_iter()
             .map(|wanted| {
@@ -103,8 +103,8 @@ const SPARE: usize = 16;
 mod tests {
     use super::*;
 
-    fn wanted(id: &str) -> Wanted {
-        Wanted {
+    fn wanted(id: &str) -> SvidRequest {
+        SvidRequest {
             entry_id: id.to_owned(),
             spiffe_id: SpiffeId::parse(&format!("spiffe://example.org/{id}")).unwrap(),
             stamp: EntryStamp {

@@ -9,7 +9,7 @@ use finial_identity::spiffe_id::TrustDomain;
 use time::{Duration, OffsetDateTime};
 
 use super::cache::{CachedEntry, IssuedSvid, Snapshot};
-use super::keys::Wanted;
+use super::keys::SvidRequest;
 use super::renewal::{self, HeldTimes, Plan, Standing};
 use crate::upstream::{AuthorizedEntry, BundleChanges, EntryStamp};
 
@@ -186,12 +186,12 @@ impl Model {
     }
 
     /// Marks entries as being signed and returns what to ask for.
-    pub(super) fn start_signing(&mut self, ids: &[String]) -> Vec<Wanted> {
+    pub(super) fn start_signing(&mut self, ids: &[String]) -> Vec<SvidRequest> {
         let mut wanted = Vec::with_capacity(ids.len());
         for id in ids {
             if let Some(record) = self.records.get_mut(id) {
                 record.in_flight = true;
-                wanted.push(Wanted {
+                wanted.push(SvidRequest {
                     entry_id: id.clone(),
                     spiffe_id: record.entry.spiffe_id.clone(),
                     stamp: record.stamp(),
@@ -210,7 +210,7 @@ impl Model {
 
     /// Takes up a new SVID, due at half of its life give or take as `drawn` says. Dropped when the entry is gone
     /// or has become another identity meanwhile.
-    pub(super) fn issued(&mut self, wanted: &Wanted, svid: IssuedSvid, drawn: f64) {
+    pub(super) fn issued(&mut self, wanted: &SvidRequest, svid: IssuedSvid, drawn: f64) {
         let Some(record) = self.records.get_mut(&wanted.entry_id) else {
             return;
         };

@@ -18,7 +18,7 @@ use tokio::sync::{Notify, mpsc};
 
 use super::cache::{IssuedSvid, SvidCache};
 use super::feed::{Feed, FeedSettings, SyncCounters, Update};
-use super::keys::{KeyPool, Order, Wanted};
+use super::keys::{KeyPool, Order, SvidRequest};
 use super::model::{Forget, Model};
 use crate::node::{Backoff, Jitter, NodeHandle, Report};
 use crate::upstream::{BundleChanges, SignOutcome, SignRequest, Upstream, UpstreamError};
@@ -143,7 +143,7 @@ struct Writer {
 }
 
 struct BatchOutcome {
-    wanted: Vec<Wanted>,
+    wanted: Vec<SvidRequest>,
     answer: Result<Vec<(Arc<PrivateKey>, SignOutcome)>, UpstreamError>,
 }
 
@@ -278,7 +278,7 @@ impl Writer {
         }
     }
 
-    fn issued(&mut self, wanted: &Wanted, chain: Vec<Certificate>, key: Arc<PrivateKey>) {
+    fn issued(&mut self, wanted: &SvidRequest, chain: Vec<Certificate>, key: Arc<PrivateKey>) {
         match usable_svid(wanted, chain, key, self.clock.now()) {
             Ok(svid) => {
                 tracing::debug!(
@@ -293,7 +293,7 @@ impl Writer {
         }
     }
 
-    fn item_failed(&mut self, wanted: &Wanted, why: &str) {
+    fn item_failed(&mut self, wanted: &SvidRequest, why: &str) {
         let failures = self.model.sign_failed(&wanted.entry_id, self.clock.now());
         if failures == 1 {
             tracing::warn!(
@@ -329,7 +329,7 @@ impl Writer {
 }
 
 /// Makes keys and requests, and has them signed.
-async fn sign_batch(upstream: Upstream, keys: Arc<KeyPool>, wanted: Vec<Wanted>) -> BatchOutcome {
+async fn sign_batch(upstream: Upstream, keys: Arc<KeyPool>, wanted: Vec<SvidRequest>) -> BatchOutcome {
     let orders = if keys.is_cheap() && wanted.len() <= INLINE_ORDERS {
         keys.order(wanted.clone())
     } else {
@@ -371,7 +371,7 @@ async fn send_orders(
 
 /// Checks what the server signed: an SVID of the wanted identity, for our key, valid now.
 fn usable_svid(
-    wanted: &Wanted,
+    wanted: &SvidRequest,
     chain: Vec<Certificate>,
     key: Arc<PrivateKey>,
     now: OffsetDateTime,

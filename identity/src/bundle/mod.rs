@@ -12,12 +12,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use thiserror::Error;
-use time::OffsetDateTime;
 
-use crate::key::PublicKey;
 use crate::spiffe_id::{SpiffeIdError, TrustDomain};
 use crate::x509::{Certificate, X509Error};
 
+pub use crate::jwt::JwtAuthority;
 pub use document::{MAX_DOCUMENT_BYTES, SkipReason, Skipped};
 pub use edit::BundleEditError;
 pub use map::{BundleMap, MAX_MAP_BYTES};
@@ -33,19 +32,6 @@ pub const MAX_REFRESH: Duration = Duration::from_secs(24 * 60 * 60);
 pub struct X509Authority {
     /// The certificate. Its SPIFFE ID is not looked at: a trust anchor may have any or none.
     pub certificate: Certificate,
-    /// Whether what it signed must be replaced. It verifies until it is revoked.
-    pub tainted: bool,
-}
-
-/// A JWT authority: a key that signs JWT-SVIDs.
-#[derive(Clone, Debug, PartialEq)]
-pub struct JwtAuthority {
-    /// The `kid` of the tokens that it signed.
-    pub key_id: String,
-    /// The key.
-    pub public_key: PublicKey,
-    /// When the key stops signing, in Unix seconds; 0 is not known.
-    pub expires_at: i64,
     /// Whether what it signed must be replaced. It verifies until it is revoked.
     pub tainted: bool,
 }
@@ -218,14 +204,6 @@ impl PartialEq for X509Authority {
     }
 }
 
-impl JwtAuthority {
-    /// Whether the key stopped signing before a point in time.
-    #[must_use]
-    pub fn expired_before(&self, at: OffsetDateTime) -> bool {
-        self.expires_at != 0 && self.expires_at < at.unix_timestamp()
-    }
-}
-
 /// Keeps the first authority of each certificate.
 fn drop_repeated_certificates(authorities: &mut Vec<X509Authority>) {
     let mut seen = HashSet::with_capacity(authorities.len());
@@ -242,8 +220,10 @@ pub(crate) mod testing {
     //! Authorities for the tests of bundles and their wire form.
 
     use rcgen::{BasicConstraints, CertificateParams, IsCa, KeyPair, KeyUsagePurpose, SanType};
+    use time::OffsetDateTime;
 
     use super::*;
+    use crate::key::PublicKey;
 
     pub(crate) fn td(name: &str) -> TrustDomain {
         TrustDomain::parse(name).unwrap()

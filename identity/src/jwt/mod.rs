@@ -11,7 +11,7 @@ pub use parse::{UnverifiedJwt, parse_unverified};
 pub use sign::sign;
 pub use validate::{ValidatedJwt, validate};
 
-use time::Duration;
+use time::{Duration, OffsetDateTime};
 
 use crate::key::{KeyError, PublicKey};
 use crate::spiffe_id::{SpiffeIdError, TrustDomain};
@@ -19,17 +19,25 @@ use crate::spiffe_id::{SpiffeIdError, TrustDomain};
 /// By how much clocks may differ, as in SPIRE and go-spiffe.
 pub const DEFAULT_LEEWAY: Duration = Duration::MINUTE;
 
-/// A key that verifies the JWT-SVIDs of a trust domain.
+/// A JWT authority: a key that signs the JWT-SVIDs of a trust domain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JwtAuthority {
-    /// The `kid` of tokens and JWKs.
+    /// The `kid` of the tokens that it signed, and of its JWK.
     pub key_id: String,
     /// The key.
     pub public_key: PublicKey,
-    /// Unix seconds at which the key is no longer in use; 0 when unknown.
+    /// When the key stops signing, in Unix seconds; 0 is not known.
     pub expires_at: i64,
-    /// Whether the key is to be replaced. It still verifies until it is revoked.
+    /// Whether what it signed must be replaced. It verifies until it is revoked.
     pub tainted: bool,
+}
+
+impl JwtAuthority {
+    /// Whether the key stopped signing before a point in time.
+    #[must_use]
+    pub fn expired_before(&self, at: OffsetDateTime) -> bool {
+        self.expires_at != 0 && self.expires_at < at.unix_timestamp()
+    }
 }
 
 /// Why a token is refused or could not be made. No token is shown.

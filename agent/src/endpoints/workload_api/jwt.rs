@@ -1,11 +1,10 @@
 //! The JWT profile's two calls that are no streams.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use bytes::Bytes;
+use finial_identity::jwt;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
-use finial_identity::{bundle, jwt};
 use finial_proto::workload::{
     Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
 };
@@ -17,8 +16,7 @@ use time::Duration;
 use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
-use super::Shared;
-use super::call::{Call, Wanted, denied};
+use crate::endpoints::session::{Access, Session, Sessions, denied};
 use crate::svids::JwtError;
 
 /// How many tokens of one call are requested at the same time.
@@ -32,7 +30,7 @@ const LEEWAY: Duration = Duration::seconds(60);
 const ALWAYS_RETURNED: [&str; 3] = ["sub", "aud", "exp"];
 
 /// `FetchJWTSVID`: one token for each identity of the caller, or for the one it names.
-pub(super) async fn fetch(shared: Arc<Shared>, request: Request<JwtsvidRequest>) -> Result<Bytes, Status> {
+pub(super) async fn fetch(sessions: Sessions, request: Request<JwtsvidRequest>) -> Result<Bytes, Status> {
     let JwtsvidRequest { audience, spiffe_id } = request.get_ref();
     if audience.is_empty() || audience.iter().any(String::is_empty) {
         return Err(Status::invalid_argument("audience must be specified"));
@@ -51,8 +49,8 @@ pub(super) async fn fetch(shared: Arc<Shared>, request: Request<JwtsvidRequest>)
                 .map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")))?,
         ),
     };
-    let mut call = Call::open(Arc::clone(&shared), &request, Wanted::Identities).await?;
-    let view = call.view().await?;
+    let mut session = Session::open(&sessions, &request, Access::Identities).await?;
+    let view = session.view().await?;
     let entries: Vec<_> = view
         .entries()
         .iter()
@@ -63,7 +61,7 @@ pub(super) async fn fetch(shared: Arc<Shared>, request: Request<JwtsvidRequest>)
         return Err(denied());
     }
     let tokens = entries.into_iter().map(|entry| {
-        let (svids, audience) = (&shared.svids, audience.as_slice());
+        let (svids, audience) = (sessions.svids(), audience.as_slice());
         async move {
             let jwt = svids.jwt(&entry.entry_id, &entry.spiffe_id, audience).await;
             let jwt = jwt.map_err(|error| cannot_sign(&entry.entry_id, &error))?;
@@ -82,7 +80,7 @@ pub(super) async fn fetch(shared: Arc<Shared>, request: Request<JwtsvidRequest>)
 
 /// `ValidateJWTSVID`: against the own bundle and those that the caller's identities federate with.
 pub(super) async fn validate(
-    shared: Arc<Shared>,
+    sessions: Sessions,
     request: Request<ValidateJwtsvidRequest>,
 ) -> Result<Bytes, Status> {
     let ValidateJwtsvidRequest { audience, svid } = request.get_ref();
@@ -92,18 +90,18 @@ pub(super) async fn validate(
     if svid.is_empty() {
         return Err(Status::invalid_argument("svid must be specified"));
     }
-    let mut call = Call::open(Arc::clone(&shared), &request, Wanted::Validation).await?;
-    let view = call.view().await?;
+    let mut session = Session::open(&sessions, &request, Access::Validation).await?;
+    let view = session.view().await?;
     let keys = |name: &TrustDomain| {
-        let authorities = &view.bundle(name)?.jwt_authorities;
-        Some(authorities.iter().map(verifying).collect())
+        let bundle = view.bundle(name)?;
+        Some(bundle.jwt_authorities.clone())
     };
-    let now = shared.clock.now();
+    let now = sessions.clock().now();
     let validated = jwt::validate(svid, &keys, &[audience], now, LEEWAY)
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let mut claims = validated.claims;
     if !view.is_own(validated.spiffe_id.trust_domain()) {
-        let allowed = &shared.policy.allowed_foreign_jwt_claims;
+        let allowed = &sessions.policy().allowed_foreign_jwt_claims;
         claims.retain(|name, _| ALWAYS_RETURNED.contains(&name.as_str()) || allowed.contains(name));
     }
     if let Some(audience @ Value::String(_)) = claims.get_mut("aud") {
@@ -114,15 +112,6 @@ pub(super) async fn validate(
         claims: Some(structure(claims)),
     };
     Ok(Bytes::from(answer.encode_to_vec()))
-}
-
-fn verifying(authority: &bundle::JwtAuthority) -> jwt::JwtAuthority {
-    jwt::JwtAuthority {
-        key_id: authority.key_id.clone(),
-        public_key: authority.public_key.clone(),
-        expires_at: authority.expires_at,
-        tainted: authority.tainted,
-    }
 }
 
 fn cannot_sign(entry_id: &str, error: &JwtError) -> Status {

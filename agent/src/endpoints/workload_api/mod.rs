@@ -4,161 +4,72 @@
 //! a stream again before each new message; a stream sends the whole state whenever what this caller gets has
 //! changed, and never ends without an error.
 
-mod call;
-mod codec;
+mod encoding;
 mod jwt;
-mod view;
+mod messages;
 
 #[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;
 use std::future::Future;
-use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
-use finial_identity::process::{Clock, Stop};
 use finial_proto::workload::spiffe_workload_api_server::SERVICE_NAME;
 use finial_proto::workload::{
     JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
 };
 use futures_util::future::BoxFuture;
 use prost::Message;
-use tokio::sync::watch;
 use tonic::body::Body;
 use tonic::server::{Grpc, NamedService};
 use tonic::{Request, Response, Status};
 use tower_service::Service;
 
-use self::call::{Call, Wanted};
-use self::codec::PreEncoded;
-use self::view::Views;
+use self::messages::{Content, Messages};
 use super::client::SECURITY_HEADER;
+use super::codec::PreEncoded;
 use super::limits::MAX_REQUEST_BYTES;
-use crate::node::NodeState;
-use crate::svids::SvidCache;
-use crate::workload::WorkloadAttestation;
-
-/// What the operator decided about callers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WorkloadPolicy {
-    /// Callers without identity get the own bundle (`allow_unauthenticated_verifiers`).
-    pub allow_unauthenticated_verifiers: bool,
-    /// Claims that are returned for tokens of other trust domains, besides `sub`, `aud` and `exp`
-    /// (`allowed_foreign_jwt_claims`).
-    pub allowed_foreign_jwt_claims: Vec<String>,
-    /// How long the first answer may wait for the entries to be synced.
-    pub sync_interval: Duration,
-}
-
-/// What the service stands on.
-#[derive(Clone, Debug)]
-pub struct WorkloadApiParts {
-    /// Who calls.
-    pub attestation: WorkloadAttestation,
-    /// What there is to give.
-    pub svids: SvidCache,
-    /// How the agent learns of changes.
-    pub sync: SyncMode,
-    /// How the agent is.
-    pub node: watch::Receiver<NodeState>,
-    /// The time.
-    pub clock: Clock,
-    /// When streams are to end.
-    pub stop: Stop,
-    /// The agent's own process, which asks for its health and is never made to wait.
-    pub own_pid: u32,
-    /// What the operator decided.
-    pub policy: WorkloadPolicy,
-}
-
-/// Tells whether the server pushes changes or is polled, which may change with each connection to it.
-#[derive(Clone)]
-pub struct SyncMode(Arc<dyn Fn() -> bool + Send + Sync>);
+use super::session::Sessions;
 
 /// The service. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct WorkloadApi {
-    shared: Arc<Shared>,
-}
-
-#[derive(Debug)]
-struct Shared {
-    attestation: WorkloadAttestation,
-    svids: SvidCache,
-    sync: SyncMode,
-    node: watch::Receiver<NodeState>,
-    clock: Clock,
-    stop: Stop,
-    own_pid: u32,
-    policy: WorkloadPolicy,
-    views: Views,
-}
-
-impl SyncMode {
-    /// A mode that `is_pushed` looks up.
-    pub fn new(is_pushed: impl Fn() -> bool + Send + Sync + 'static) -> Self {
-        Self(Arc::new(is_pushed))
-    }
-
-    fn is_pushed(&self) -> bool {
-        (self.0)()
-    }
-}
-
-impl std::fmt::Debug for SyncMode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SyncMode")
-            .field("is_pushed", &self.is_pushed())
-            .finish()
-    }
+    sessions: Sessions,
 }
 
 impl WorkloadApi {
-    /// The service on top of its parts.
-    pub fn new(parts: WorkloadApiParts) -> Self {
-        Self {
-            shared: Arc::new(Shared {
-                attestation: parts.attestation,
-                svids: parts.svids,
-                sync: parts.sync,
-                node: parts.node,
-                clock: parts.clock,
-                stop: parts.stop,
-                own_pid: parts.own_pid,
-                policy: parts.policy,
-                views: Views::default(),
-            }),
-        }
+    /// The service for these sessions.
+    pub fn new(sessions: Sessions) -> Self {
+        Self { sessions }
     }
 
     async fn answer(self, request: http::Request<Body>) -> http::Response<Body> {
         if !has_security_header(request.headers()) {
             return Status::invalid_argument("security header missing from request").into_http();
         }
-        let shared = self.shared;
+        let sessions = self.sessions;
         let path = request.uri().path();
         match path.strip_prefix('/').and_then(|path| path.split_once('/')) {
             Some((SERVICE_NAME, "FetchX509SVID")) => {
-                stream::<X509svidRequest>(shared, request, Wanted::X509Svids).await
+                stream::<X509svidRequest>(sessions, request, Content::X509Svids).await
             }
             Some((SERVICE_NAME, "FetchX509Bundles")) => {
-                stream::<X509BundlesRequest>(shared, request, Wanted::X509Bundles).await
+                stream::<X509BundlesRequest>(sessions, request, Content::X509Bundles).await
             }
             Some((SERVICE_NAME, "FetchJWTBundles")) => {
-                stream::<JwtBundlesRequest>(shared, request, Wanted::JwtBundles).await
+                stream::<JwtBundlesRequest>(sessions, request, Content::JwtBundles).await
             }
             Some((SERVICE_NAME, "FetchJWTSVID")) => {
                 unary(request, move |request: Request<JwtsvidRequest>| {
-                    jwt::fetch(shared, request)
+                    jwt::fetch(sessions, request)
                 })
                 .await
             }
             Some((SERVICE_NAME, "ValidateJWTSVID")) => {
                 unary(request, move |request: Request<ValidateJwtsvidRequest>| {
-                    jwt::validate(shared, request)
+                    jwt::validate(sessions, request)
                 })
                 .await
             }
@@ -200,16 +111,16 @@ fn has_security_header(headers: &http::HeaderMap) -> bool {
 }
 
 async fn stream<M: Message + Default + 'static>(
-    shared: Arc<Shared>,
+    sessions: Sessions,
     request: http::Request<Body>,
-    wanted: Wanted,
+    content: Content,
 ) -> http::Response<Body> {
     let service = tower::service_fn(move |request: Request<M>| {
-        let shared = Arc::clone(&shared);
+        let sessions = sessions.clone();
         async move {
-            let mut call = Call::open(shared, &request, wanted).await?;
-            let first = call.next().await?;
-            Ok::<_, Status>(Response::new(call.into_stream(first)))
+            let mut messages = Messages::open(&sessions, &request, content).await?;
+            let first = messages.next().await?;
+            Ok::<_, Status>(Response::new(messages.into_stream(first)))
         }
     });
     grpc::<M>().server_streaming(service, request).await

@@ -32,11 +32,15 @@ impl Workload {
         )
     }
 
-    async fn call(&self, world: &World, wanted: Wanted) -> Result<Call, Status> {
+    async fn call(&self, world: &World, content: Content) -> Result<Messages, Status> {
+        Messages::open(&sessions(world), &self.request(), content).await
+    }
+
+    fn request(&self) -> Request<()> {
         let process = Process::open(i64::from(self.0.id()), &ProcFs::default()).unwrap();
         let mut request = Request::new(());
         request.extensions_mut().insert(caller(process));
-        Call::open(shared(world), &request, wanted).await
+        request
     }
 }
 
@@ -56,7 +60,7 @@ async fn a_stream_ends_when_the_process_behind_it_does() {
     let world = World::new();
     world.publish_entries(vec![world.entry("a")]);
     let mut workload = Workload::start();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     call.next().await.unwrap();
     workload.0.kill().unwrap();
     assert_eq!(code(in_time(call.next()).await), Code::Unavailable);
@@ -72,7 +76,7 @@ async fn a_process_that_ended_before_its_call_gets_nothing() {
     workload.0.wait().unwrap();
     let mut request = Request::new(());
     request.extensions_mut().insert(caller(process));
-    let outcome = Call::open(shared(&world), &request, Wanted::X509Svids).await;
+    let outcome = Messages::open(&sessions(&world), &request, Content::X509Svids).await;
     assert_eq!(code(outcome), Code::Unavailable);
 }
 
@@ -89,7 +93,7 @@ fn young_callers() -> World {
 async fn rule_5_a_young_caller_waits_for_its_registration_to_arrive() {
     let world = young_callers();
     let workload = Workload::start();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     let answer = call.next();
     tokio::pin!(answer);
     assert!(futures_util::poll!(&mut answer).is_pending());
@@ -102,7 +106,7 @@ async fn rule_5_waits_one_sync_interval_and_not_longer() {
     let world = young_callers();
     let workload = Workload::start();
     let started = tokio::time::Instant::now();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     assert_eq!(code(call.next().await), Code::PermissionDenied);
     let waited = started.elapsed();
     assert!(
@@ -123,7 +127,7 @@ async fn rule_5_waits_less_when_changes_are_pushed_or_the_caller_has_less_time()
             .metadata_mut()
             .insert("grpc-timeout", timeout.parse().unwrap());
         let started = tokio::time::Instant::now();
-        let mut call = Call::open(shared(&world), &request, Wanted::X509Svids)
+        let mut call = Messages::open(&sessions(&world), &request, Content::X509Svids)
             .await
             .unwrap();
         assert_eq!(code(call.next().await), Code::PermissionDenied);
@@ -137,7 +141,7 @@ async fn rule_5_waits_less_when_changes_are_pushed_or_the_caller_has_less_time()
     }
     world.is_pushed = true;
     let started = tokio::time::Instant::now();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     assert_eq!(code(call.next().await), Code::PermissionDenied);
     assert!(
         started.elapsed() <= Duration::from_millis(505),
@@ -153,7 +157,7 @@ async fn rule_5_a_caller_older_than_the_last_sync_hears_at_once() {
     let after = world.clock.now() + time::Duration::minutes(1);
     world.publish(|snapshot| snapshot.synced_at = Some(after));
     let started = tokio::time::Instant::now();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     assert_eq!(code(call.next().await), Code::PermissionDenied);
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
@@ -164,14 +168,15 @@ async fn before_the_first_sync_the_answer_waits_an_interval_and_is_unavailable()
     world.publish(|snapshot| snapshot.synced_at = None);
     let workload = Workload::start();
     let started = tokio::time::Instant::now();
-    for wanted in [
-        Wanted::X509Svids,
-        Wanted::X509Bundles,
-        Wanted::JwtBundles,
-        Wanted::Validation,
+    for access in [
+        Access::X509Svids,
+        Access::X509Bundles,
+        Access::JwtBundles,
+        Access::Validation,
     ] {
-        let mut call = workload.call(&world, wanted).await.unwrap();
-        assert_eq!(code(call.view().await), Code::Unavailable, "{wanted:?}");
+        let request = workload.request();
+        let mut session = Session::open(&sessions(&world), &request, access).await.unwrap();
+        assert_eq!(code(session.view().await), Code::Unavailable, "{access:?}");
     }
     assert_eq!(started.elapsed().as_secs(), 20);
 }
@@ -182,10 +187,10 @@ async fn the_agent_itself_is_never_made_to_wait() {
     let workload = Workload::start();
     world.own_pid = workload.0.id();
     let started = tokio::time::Instant::now();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     assert_eq!(code(call.next().await), Code::PermissionDenied);
     world.publish(|snapshot| snapshot.synced_at = None);
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     assert_eq!(code(call.next().await), Code::Unavailable);
     assert_eq!(started.elapsed(), Duration::ZERO);
 }
@@ -195,13 +200,13 @@ async fn an_svid_that_never_comes_holds_the_others_back_for_a_while_only() {
     let world = World::at(Clock::paused_at(Clock::system().now()));
     world.publish_entries(vec![world.entry("a"), world.unissued("b")]);
     let workload = Workload::start();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     let first = call.next().await.unwrap();
     let first: X509svidResponse = prost::Message::decode(first).unwrap();
     assert_eq!(ids(&first), ["a"]);
 
     world.publish_entries(vec![world.unissued("b")]);
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     assert_eq!(
         code(call.next().await),
         Code::Unavailable,
@@ -214,7 +219,7 @@ async fn a_stream_whose_svids_ran_out_stays_open_for_the_next_ones() {
     let world = World::at(Clock::paused_at(Clock::system().now()));
     world.publish_entries(vec![world.entry("a")]);
     let workload = Workload::start();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     call.next().await.unwrap();
     world.publish_entries(vec![world.unissued("a")]);
     let waiting = tokio::time::timeout(Duration::from_secs(3600), call.next()).await;
@@ -229,6 +234,6 @@ async fn saved_identities_are_served_before_the_first_sync() {
     world.publish_entries(vec![world.entry("a")]);
     world.publish(|snapshot| snapshot.synced_at = None);
     let workload = Workload::start();
-    let mut call = workload.call(&world, Wanted::X509Svids).await.unwrap();
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     assert!(call.next().await.is_ok());
 }

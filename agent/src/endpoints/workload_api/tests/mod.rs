@@ -11,10 +11,9 @@ use std::time::Duration;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
 use tonic::{Code, Status, Streaming};
 
-use super::call::{Call, Wanted};
-use super::view::Views;
-use super::{Shared, WorkloadApi};
-use crate::endpoints::testing::{Foreign, Served, TRUST_DOMAIN, World, selectors};
+use super::messages::{Content, Messages};
+use crate::endpoints::session::{Access, Session, Sessions};
+use crate::endpoints::testing::{Foreign, Served, TRUST_DOMAIN, World};
 
 /// Far more than any answer of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -59,6 +58,6 @@ fn ids(response: &X509svidResponse) -> Vec<&str> {
         .collect()
 }
 
-fn shared(world: &World) -> Arc<Shared> {
-    WorkloadApi::new(world.parts()).shared
+fn sessions(world: &World) -> Sessions {
+    Sessions::new(world.parts())
 }

@@ -59,7 +59,11 @@ async fn rule_1_health_and_reflection_need_no_header() {
         // A ServerReflectionRequest: list_services = "*", field 7.
         let path = format!("/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo");
         let answer = raw_call(&served, "localhost", &path, &[], &[0x3a, 1, b'*']).await;
-        for name in ["SpiffeWorkloadAPI", "grpc.health.v1.Health"] {
+        for name in [
+            "SpiffeWorkloadAPI",
+            "grpc.health.v1.Health",
+            "envoy.service.secret.v3.SecretDiscoveryService",
+        ] {
             assert!(contains(&answer, name.as_bytes()), "{name} by {version}");
         }
         assert!(

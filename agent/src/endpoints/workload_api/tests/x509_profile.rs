@@ -360,31 +360,6 @@ async fn entries_for_svid_stores_never_reach_a_workload() {
     assert_eq!(x509_refusal(&served).await.0, Code::PermissionDenied);
 }
 
-#[test]
-fn streams_of_the_same_entries_share_one_encoding() {
-    let world = World::new();
-    world.publish_entries(vec![world.entry("a")]);
-    let (views, snapshot) = (Views::default(), world.svids.snapshot());
-    let one = views.share(selectors(&["unix:uid:1000"]));
-    let same = views.share(selectors(&["unix:uid:1000"]));
-    let richer = views.share(selectors(&["unix:uid:1000", "unix:gid:1"]));
-    assert!(Arc::ptr_eq(&one, &same));
-    let encoded = views.view(&snapshot, &one).x509_svids();
-    for set in [&same, &richer] {
-        let again = views.view(&snapshot, set).x509_svids();
-        assert_eq!(encoded.as_ptr(), again.as_ptr());
-    }
-    // Another snapshot is looked at anew, and an old one never spoils the present.
-    world.publish_entries(vec![world.entry("b")]);
-    let newer = views.view(&world.svids.snapshot(), &one).x509_svids();
-    assert_ne!(encoded, newer);
-    assert_eq!(views.view(&snapshot, &one).x509_svids(), encoded);
-    assert_eq!(
-        views.view(&world.svids.snapshot(), &one).x509_svids().as_ptr(),
-        newer.as_ptr()
-    );
-}
-
 /// The first message of a stream that is opened now and answered later.
 struct Later(tokio::task::JoinHandle<finial_proto::workload::X509svidResponse>);
 

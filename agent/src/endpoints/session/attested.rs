@@ -1,19 +1,17 @@
-//! One call of a workload: who calls, what that caller may have now, and when that changes.
+//! One call of a workload, from the process that made it to the view that it has now.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::{Either, select};
-use futures_util::stream::{self, Stream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
-use super::Shared;
 use super::view::{Selectors, View};
+use super::{Access, Sessions, Shared};
 use crate::endpoints::limits::AdmittedCall;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
@@ -25,26 +23,11 @@ const PUSH_LAG: Duration = Duration::from_millis(500);
 /// How long an SVID that is being signed is waited for before a caller gets what there is.
 const ISSUE_WAIT: Duration = Duration::from_secs(10);
 
-/// What the caller asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Wanted {
-    /// X509-SVIDs with their keys.
-    X509Svids,
-    /// X.509 bundles.
-    X509Bundles,
-    /// JWT bundles.
-    JwtBundles,
-    /// The identities, to obtain JWT-SVIDs for them.
-    Identities,
-    /// Bundles to validate with; no identity is needed.
-    Validation,
-}
-
 /// An attested call that lasts as long as its stream.
 #[derive(Debug)]
-pub(super) struct Call {
+pub struct Session {
     shared: Arc<Shared>,
-    wanted: Wanted,
+    access: Access,
     process: Arc<Process>,
     selectors: Arc<Selectors>,
     snapshots: watch::Receiver<Arc<Snapshot>>,
@@ -52,12 +35,13 @@ pub(super) struct Call {
     /// Marks the identities as wanted, so that they are issued and renewed.
     subscription: Option<Subscription>,
     opened: Instant,
+    attested: Instant,
     /// How long the caller itself is going to wait.
     patience: Option<Duration>,
     /// Since when an identity has been waiting for its SVID.
     incomplete_since: Option<Instant>,
-    /// What was sent last.
-    sent: Option<Bytes>,
+    /// Something was sent to the caller.
+    answered: bool,
     _admitted: AdmittedCall,
 }
 
@@ -69,17 +53,13 @@ enum Verdict {
     End(Status),
 }
 
-impl Call {
+impl Session {
     /// Finds out who calls. The process is watched from then on, and attested again before it gets anything
     /// new: it may have given up the user or the groups that the first answer was for.
     ///
     /// # Errors
     /// `Unavailable` when it cannot be told who calls, or that user has too many calls open.
-    pub(super) async fn open<M>(
-        shared: Arc<Shared>,
-        request: &Request<M>,
-        wanted: Wanted,
-    ) -> Result<Self, Status> {
+    pub async fn open<M>(sessions: &Sessions, request: &Request<M>, access: Access) -> Result<Self, Status> {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
         };
@@ -93,20 +73,23 @@ impl Call {
                 return Err(attestation_failed());
             }
         };
+        let shared = Arc::clone(&sessions.shared);
         let selectors = attest(&shared, &process).await?;
-        let subscription = subscribe(&shared, wanted, &selectors);
+        let subscription =
+            (access == Access::X509Svids).then(|| shared.parts.svids.subscribe(Arc::clone(&selectors)));
         Ok(Self {
-            snapshots: shared.svids.snapshots(),
-            node: shared.node.clone(),
+            snapshots: shared.parts.svids.snapshots(),
+            node: shared.parts.node.clone(),
             shared,
-            wanted,
+            access,
             process,
             selectors,
             subscription,
             opened: Instant::now(),
+            attested: Instant::now(),
             patience: deadline(request.metadata()),
             incomplete_since: None,
-            sent: None,
+            answered: false,
             _admitted: admitted,
         })
     }
@@ -115,7 +98,7 @@ impl Call {
     ///
     /// # Errors
     /// `PermissionDenied` for a caller without identity, `Unavailable` for all other trouble.
-    pub(super) async fn view(&mut self) -> Result<Arc<View>, Status> {
+    pub async fn view(&mut self) -> Result<Arc<View>, Status> {
         loop {
             let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
             let until = match self.judge(&snapshot) {
@@ -124,41 +107,59 @@ impl Call {
                 Verdict::Wait(until) => until,
             };
             drop(snapshot);
-            self.changed(until).await?;
+            self.changed_until(until).await?;
         }
     }
 
-    /// The next message of a stream: when the content for this caller is another than what was sent.
+    /// What the caller may have now, without waiting for it.
     ///
     /// # Errors
-    /// As [`Call::view`]; the stream ends with it. A stream never ends without an error.
-    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
-        loop {
-            let view = self.view().await?;
-            let content = match self.wanted {
-                Wanted::X509Bundles => view.x509_bundles(),
-                Wanted::JwtBundles => view.jwt_bundles(),
-                Wanted::X509Svids | Wanted::Identities | Wanted::Validation => view.x509_svids(),
-            };
-            let is_new = self.sent.as_ref() != Some(&content);
-            if is_new && (self.sent.is_none() || Box::pin(self.attest_again()).await?) {
-                self.sent = Some(content.clone());
-                return Ok(content);
-            }
-            drop((view, content));
-            if !is_new {
-                self.changed(None).await?;
-            }
+    /// As [`Session::view`].
+    pub fn glance(&mut self) -> Result<Option<Arc<View>>, Status> {
+        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        match self.judge(&snapshot) {
+            Verdict::Ready(view) => Ok(Some(view)),
+            Verdict::Wait(_) => Ok(None),
+            Verdict::End(status) => Err(status),
         }
     }
 
-    /// Whether the same holds for the process as before. If not, what holds now is taken up.
-    async fn attest_again(&mut self) -> Result<bool, Status> {
+    /// From now on the caller's SVIDs are issued and renewed for as long as the session lives.
+    pub fn want_svids(&mut self) {
+        if self.subscription.is_none() {
+            let svids = &self.shared.parts.svids;
+            self.subscription = Some(svids.subscribe(Arc::clone(&self.selectors)));
+        }
+    }
+
+    /// How long ago the process was attested.
+    pub fn attested_ago(&self) -> Duration {
+        self.attested.elapsed()
+    }
+
+    /// The process that made the call.
+    pub fn pid(&self) -> u32 {
+        self.process.pid()
+    }
+
+    /// Notes that the caller has got an answer. A stream that has given something is not ended for want of an
+    /// identity that may yet come.
+    pub fn mark_answered(&mut self) {
+        self.answered = true;
+    }
+
+    /// Whether the same holds for the process as before; to be asked before it gets anything new. If not, what
+    /// holds now is taken up, and [`Session::view`] shows it.
+    ///
+    /// # Errors
+    /// When the process has ended or cannot be attested, or no more can be sent.
+    pub async fn attest_again(&mut self) -> Result<bool, Status> {
         let attested = attest(&self.shared, &self.process);
         let selectors = match select(pin!(ended(&self.process, &self.shared)), pin!(attested)).await {
             Either::Left((status, _)) => return Err(status),
             Either::Right((selectors, _)) => selectors?,
         };
+        self.attested = Instant::now();
         if *selectors == *self.selectors {
             return Ok(true);
         }
@@ -167,38 +168,32 @@ impl Call {
             "other facts hold for a workload than when it opened its stream"
         );
         // The new subscription comes before the old one goes: what both want is kept.
-        self.subscription = subscribe(&self.shared, self.wanted, &selectors);
+        if self.subscription.is_some() {
+            self.subscription = Some(self.shared.parts.svids.subscribe(Arc::clone(&selectors)));
+        }
         self.selectors = selectors;
         self.incomplete_since = None;
         Ok(false)
     }
 
-    /// The stream of messages, beginning with one that is at hand.
-    pub(super) fn into_stream(
-        self,
-        first: Bytes,
-    ) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
-        let rest = stream::unfold(Some(self), |call| async move {
-            let mut call = call?;
-            match call.next().await {
-                Ok(content) => Some((Ok(content), Some(call))),
-                Err(status) => Some((Err(status), None)),
-            }
-        });
-        let first = stream::once(std::future::ready(Ok(first)));
-        stream::StreamExt::chain(first, rest)
+    /// Completes when the view may be another.
+    ///
+    /// # Errors
+    /// When no more can be sent.
+    pub async fn changed(&mut self) -> Result<(), Status> {
+        self.changed_until(None).await
     }
 
     fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
-        if self.shared.stop.is_stopped() || !self.node.borrow().may_serve() {
+        if self.shared.parts.stop.is_stopped() || !self.node.borrow().may_serve() {
             return Verdict::End(ending(&self.node));
         }
         let now = Instant::now();
         let synced = snapshot.synced_at.is_some();
-        let in_time_for_sync = now < self.opened + self.shared.policy.sync_interval;
+        let in_time_for_sync = now < self.opened + self.shared.parts.policy.sync_interval;
         let unsynced = || {
             if in_time_for_sync && !self.is_own_process() {
-                Verdict::Wait(Some(self.opened + self.shared.policy.sync_interval))
+                Verdict::Wait(Some(self.opened + self.shared.parts.policy.sync_interval))
             } else {
                 Verdict::End(Status::unavailable(
                     "agent has not been told its entries by the server yet",
@@ -206,22 +201,30 @@ impl Call {
             }
         };
         let view = self.shared.views.view(snapshot, &self.selectors);
+        if self.access == Access::Secrets {
+            // What an earlier run saved is served at once, and without it the bundle may be an old one.
+            return if synced || !view.is_empty() {
+                Verdict::Ready(view)
+            } else {
+                Verdict::Wait(None)
+            };
+        }
         if view.is_empty() {
-            let free = self.wanted == Wanted::Validation
-                || (matches!(self.wanted, Wanted::X509Bundles | Wanted::JwtBundles)
-                    && self.shared.policy.allow_unauthenticated_verifiers);
+            let free = self.access == Access::Validation
+                || (matches!(self.access, Access::X509Bundles | Access::JwtBundles)
+                    && self.shared.parts.policy.allow_unauthenticated_verifiers);
             return match self.grace(snapshot) {
                 _ if !synced => unsynced(),
                 _ if free => Verdict::Ready(self.shared.views.nobody(snapshot)),
-                Some(until) if self.sent.is_none() && now < until => Verdict::Wait(Some(until)),
+                Some(until) if !self.answered && now < until => Verdict::Wait(Some(until)),
                 _ => Verdict::End(denied()),
             };
         }
         // Before the first sync the own bundle has no keys for JWT-SVIDs.
-        if !synced && matches!(self.wanted, Wanted::JwtBundles | Wanted::Validation) {
+        if !synced && matches!(self.access, Access::JwtBundles | Access::Validation) {
             return unsynced();
         }
-        if self.wanted == Wanted::X509Svids {
+        if self.access == Access::X509Svids {
             return self.judge_issued(view, now);
         }
         Verdict::Ready(view)
@@ -239,7 +242,7 @@ impl Call {
             Verdict::Wait(Some(until))
         } else if issued > 0 {
             Verdict::Ready(view)
-        } else if self.sent.is_some() {
+        } else if self.answered {
             // The caller's SVIDs run out while the server is away; the next ones will come on this stream.
             Verdict::Wait(None)
         } else {
@@ -252,16 +255,16 @@ impl Call {
     /// case before they stop listening.
     fn grace(&self, snapshot: &Snapshot) -> Option<Instant> {
         let started_at = self.process.started_at()?;
-        let synced_at = snapshot.synced_at.max(self.shared.svids.synced_at());
+        let synced_at = snapshot.synced_at.max(self.shared.parts.svids.synced_at());
         if self.is_own_process() || synced_at.is_none_or(|synced_at| synced_at > started_at) {
             return None;
         }
-        let lag = if self.shared.sync.is_pushed() {
-            PUSH_LAG.min(self.shared.policy.sync_interval)
+        let lag = if self.shared.parts.sync.is_pushed() {
+            PUSH_LAG.min(self.shared.parts.policy.sync_interval)
         } else {
-            self.shared.policy.sync_interval
+            self.shared.parts.policy.sync_interval
         };
-        let age = Duration::try_from(self.shared.clock.now() - started_at).unwrap_or_default();
+        let age = Duration::try_from(self.shared.parts.clock.now() - started_at).unwrap_or_default();
         let left = (2 * lag).checked_sub(age)?;
         let patience = self.patience.map_or(lag, |patience| patience * 3 / 4);
         // Counted from the call's begin, not anew with each look.
@@ -270,11 +273,14 @@ impl Call {
 
     /// The agent itself asks for its health, and must not wait for an identity that it will never have.
     fn is_own_process(&self) -> bool {
-        self.process.pid() == self.shared.own_pid
+        self.process.pid() == self.shared.parts.own_pid
     }
 
     /// Completes when the content may be another, or at `until`.
-    async fn changed(&mut self, until: Option<Instant>) -> Result<(), Status> {
+    ///
+    /// # Errors
+    /// When no more can be sent.
+    pub async fn changed_until(&mut self, until: Option<Instant>) -> Result<(), Status> {
         let elapsed = async {
             match until {
                 Some(until) => tokio::time::sleep_until(until).await,
@@ -300,21 +306,17 @@ impl Call {
 async fn ended(process: &Process, shared: &Shared) -> Status {
     tokio::select! {
         () = process.exited() => Status::unavailable("the process that opened the stream has ended"),
-        () = shared.stop.stopped() => ending(&shared.node),
+        () = shared.parts.stop.stopped() => ending(&shared.parts.node),
     }
 }
 
 /// What holds for the process now.
 async fn attest(shared: &Shared, process: &Arc<Process>) -> Result<Arc<Selectors>, Status> {
-    let facts = shared.attestation.attest(process).await.map_err(|error| {
+    let facts = shared.parts.attestation.attest(process).await.map_err(|error| {
         tracing::warn!(%error, pid = process.pid(), "workload attestation failed");
         attestation_failed()
     })?;
     Ok(shared.views.share(facts))
-}
-
-fn subscribe(shared: &Shared, wanted: Wanted, selectors: &Arc<Selectors>) -> Option<Subscription> {
-    (wanted == Wanted::X509Svids).then(|| shared.svids.subscribe(Arc::clone(selectors)))
 }
 
 /// The `grpc-timeout` of a call, if it has one: up to eight digits and a unit.
@@ -334,7 +336,7 @@ fn deadline(metadata: &MetadataMap) -> Option<Duration> {
 }
 
 /// The answer to callers without identity; clients look for this very text.
-pub(super) fn denied() -> Status {
+pub fn denied() -> Status {
     Status::permission_denied("no identity issued")
 }
 

@@ -1,0 +1,85 @@
+//! Messages of the API, encoded once for all streams that send the same.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use finial_identity::bundle::Bundle;
+use finial_identity::spiffe_id::TrustDomain;
+use finial_proto::workload::{JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse};
+use prost::Message;
+use zeroize::Zeroizing;
+
+use crate::endpoints::session::View;
+
+/// Clients refuse larger messages unless told otherwise.
+const CLIENT_LIMIT: usize = 4 * 1024 * 1024;
+
+/// `X509SVIDResponse`, of the identities that have an SVID.
+pub(super) fn x509_svids(view: &View) -> Bytes {
+    struct Encoded(Bytes);
+    let encode = |view: &View| {
+        let bundle = Bytes::from(view.own_bundle().x509_der_concat());
+        let svids = view.issued().map(|(entry, issued)| X509svid {
+            spiffe_id: entry.spiffe_id.to_string(),
+            x509_svid: issued.chain_der.clone(),
+            x509_svid_key: issued.key_pkcs8.clone(),
+            bundle: bundle.clone(),
+            hint: entry.hint.clone(),
+        });
+        Encoded(secret(&X509svidResponse {
+            svids: svids.collect(),
+            crl: Vec::new(),
+            federated_bundles: x509(view.federated()),
+        }))
+    };
+    view.derived(encode).0.clone()
+}
+
+/// `X509BundlesResponse`. A caller without identity gets the own bundle alone.
+pub(super) fn x509_bundles(view: &View) -> Bytes {
+    struct Encoded(Bytes);
+    let encode = |view: &View| {
+        let answer = X509BundlesResponse {
+            crl: Vec::new(),
+            bundles: x509(view.all_bundles()),
+        };
+        Encoded(Bytes::from(answer.encode_to_vec()))
+    };
+    view.derived(encode).0.clone()
+}
+
+/// `JWTBundlesResponse`. A caller without identity gets the own bundle alone.
+pub(super) fn jwt_bundles(view: &View) -> Bytes {
+    struct Encoded(Bytes);
+    let encode = |view: &View| {
+        let documents = view
+            .all_bundles()
+            .map(|(name, bundle)| (name.id().to_string(), Bytes::from(bundle.to_jwks())));
+        let answer = JwtBundlesResponse {
+            bundles: documents.collect(),
+        };
+        Encoded(Bytes::from(answer.encode_to_vec()))
+    };
+    view.derived(encode).0.clone()
+}
+
+/// X.509 authorities by trust domain ID. A trust domain without any is left out: clients fail on an empty value.
+fn x509<'a>(bundles: impl Iterator<Item = (&'a TrustDomain, &'a Arc<Bundle>)>) -> BTreeMap<String, Bytes> {
+    bundles
+        .map(|(name, bundle)| (name.id().to_string(), Bytes::from(bundle.x509_der_concat())))
+        .filter(|(_id, authorities)| !authorities.is_empty())
+        .collect()
+}
+
+/// Encodes a message with private keys, into memory that is zeroised when its last user drops it.
+fn secret(message: &impl Message) -> Bytes {
+    let encoded = Zeroizing::new(message.encode_to_vec());
+    if encoded.len() > CLIENT_LIMIT {
+        tracing::warn!(
+            bytes = encoded.len(),
+            "answer to a workload exceeds what most clients accept; give it fewer identities or bundles"
+        );
+    }
+    Bytes::from_owner(encoded)
+}

@@ -1,0 +1,98 @@
+//! The streams of the API: the whole state at first, and again whenever it is another for this caller.
+
+use bytes::Bytes;
+use futures_util::stream::{self, Stream};
+use tonic::{Request, Status};
+
+use super::encoding;
+use crate::endpoints::session::{Access, Session, Sessions, View};
+
+/// What a stream sends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Content {
+    X509Svids,
+    X509Bundles,
+    JwtBundles,
+}
+
+/// A stream of one caller.
+#[derive(Debug)]
+pub(super) struct Messages {
+    pub(super) session: Session,
+    content: Content,
+    /// What was sent last.
+    sent: Option<Bytes>,
+}
+
+impl Messages {
+    /// Finds out who calls.
+    ///
+    /// # Errors
+    /// As [`Session::open`].
+    pub(super) async fn open<M>(
+        sessions: &Sessions,
+        request: &Request<M>,
+        content: Content,
+    ) -> Result<Self, Status> {
+        Ok(Self {
+            session: Session::open(sessions, request, content.access()).await?,
+            content,
+            sent: None,
+        })
+    }
+
+    /// The next message: when the content for this caller is another than what was sent.
+    ///
+    /// # Errors
+    /// As [`Session::view`]; the stream ends with it. A stream never ends without an error.
+    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
+        loop {
+            let view = self.session.view().await?;
+            let content = self.content.of(&view);
+            let is_new = self.sent.as_ref() != Some(&content);
+            if is_new && (self.sent.is_none() || Box::pin(self.session.attest_again()).await?) {
+                self.session.mark_answered();
+                self.sent = Some(content.clone());
+                return Ok(content);
+            }
+            drop((view, content));
+            if !is_new {
+                self.session.changed().await?;
+            }
+        }
+    }
+
+    /// The stream, beginning with a message that is at hand.
+    pub(super) fn into_stream(
+        self,
+        first: Bytes,
+    ) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
+        let rest = stream::unfold(Some(self), |messages| async move {
+            let mut messages = messages?;
+            match messages.next().await {
+                Ok(content) => Some((Ok(content), Some(messages))),
+                Err(status) => Some((Err(status), None)),
+            }
+        });
+        let first = stream::once(std::future::ready(Ok(first)));
+        stream::StreamExt::chain(first, rest)
+    }
+}
+
+impl Content {
+    fn access(self) -> Access {
+        match self {
+            Self::X509Svids => Access::X509Svids,
+            Self::X509Bundles => Access::X509Bundles,
+            Self::JwtBundles => Access::JwtBundles,
+        }
+    }
+
+    fn of(self, view: &View) -> Bytes {
+        match self {
+            Self::X509Svids => encoding::x509_svids(view),
+            Self::X509Bundles => encoding::x509_bundles(view),
+            Self::JwtBundles => encoding::jwt_bundles(view),
+        }
+    }
+}
