@@ -25,7 +25,7 @@ use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::endpoints::{self, RoutesError};
-use crate::node::{Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState};
+use crate::node::{Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, X509PopAttestor};
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::{JwtCache, SvidCache};
@@ -89,7 +89,7 @@ pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
     let jitter = Jitter::random();
     // First, for its directory is for everybody to enter, and may contain or be the data directory.
     let socket = PublicSocket::bind(&essentials.socket_path)?;
-    let node = open_node(essentials, &clock, &jitter)?;
+    let node = open_node(&config, &clock, &jitter)?;
     let handle = node.handle();
     let state = handle.state();
 
@@ -193,7 +193,8 @@ impl Bound {
     }
 }
 
-fn open_node(essentials: &Essentials, clock: &Clock, jitter: &Jitter) -> Result<Node, BuildError> {
+fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, BuildError> {
+    let essentials = config.essentials();
     let keys: Arc<dyn PrivateKeyManager> = match &essentials.keys {
         Keys::Memory => Arc::new(MemoryKeyManager::new()),
         Keys::Disk(directory) => {
@@ -210,7 +211,10 @@ fn open_node(essentials: &Essentials, clock: &Clock, jitter: &Jitter) -> Result<
         data_dir: essentials.data_dir.clone(),
         agent_version: VERSION.to_owned(),
     };
-    let attestor = join_token_attestor(essentials)?;
+    let attestor = match config.x509pop() {
+        Some(settings) => Some(Arc::new(X509PopAttestor::new(settings.clone())) as Arc<dyn NodeAttestor>),
+        None => join_token_attestor(essentials)?,
+    };
     Ok(Node::open(
         settings,
         keys,

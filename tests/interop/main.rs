@@ -5,3 +5,4 @@ mod envoy;
 mod fetch;
 mod jwt_libraries;
 mod mutual_tls;
+mod spire;

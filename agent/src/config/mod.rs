@@ -3,6 +3,7 @@
 
 mod bootstrap;
 mod health_checks;
+mod node_attestor;
 mod plugins;
 mod read;
 mod sds;
@@ -21,6 +22,7 @@ use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
 pub use self::sds::SdsSettings;
+pub use self::node_attestor::X509PopSettings;
 use crate::telemetry::LogSettings;
 
 /// Where the configuration stands unless `-config` says otherwise.
@@ -179,6 +181,7 @@ pub struct Config {
     allowed_foreign_jwt_claims: Vec<String>,
     disable_workload_api: bool,
     sds: Option<SdsSettings>,
+    x509pop: Option<X509PopSettings>,
     unix: Option<UnixSettings>,
     health_checks: Option<HealthChecks>,
     warnings: Vec<String>,
@@ -246,6 +249,7 @@ impl Config {
             allowed_foreign_jwt_claims: Vec::new(),
             disable_workload_api: false,
             sds: Some(SdsSettings::default()),
+            x509pop: None,
             unix: Some(UnixSettings::default()),
             health_checks: None,
             warnings: Vec::new(),
@@ -305,6 +309,11 @@ impl Config {
     /// Envoy's secret discovery, when it is on (`sds`, `disable_sds_api`).
     pub fn sds(&self) -> Option<&SdsSettings> {
         self.sds.as_ref()
+    }
+
+    /// `NodeAttestor "x509pop"`, when it is the one.
+    pub fn x509pop(&self) -> Option<&X509PopSettings> {
+        self.x509pop.as_ref()
     }
 
     /// `WorkloadAttestor "unix"`, when it is on.

@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use finial_identity::settings::Section;
 
-use super::{Keys, UnixSettings};
+use super::node_attestor::read_x509pop;
+use super::{Keys, UnixSettings, X509PopSettings};
 
 /// What the plugins come to.
 #[derive(Debug)]
 pub(super) struct Plugins {
     /// Where keys are kept.
     pub(super) keys: Keys,
+    /// `NodeAttestor "x509pop"`
+    pub(super) x509pop: Option<X509PopSettings>,
     /// `WorkloadAttestor "unix"`
     pub(super) unix: Option<UnixSettings>,
 }
@@ -19,10 +22,22 @@ pub(super) struct Plugins {
 pub(super) fn read(plugins: Section<'_>) -> Option<Plugins> {
     let keys =
         exactly_one(&plugins, "KeyManager").and_then(|(name, section)| read_key_manager(&name, section));
+    let mut x509pop = None;
     if let Some((name, section)) = exactly_one(&plugins, "NodeAttestor") {
         // Its token stands in the `agent` block.
         match name.as_str() {
             "join_token" => finish_plugin(section, |data| data.map(Section::finish)).unwrap_or_default(),
+            "x509pop" => {
+                if !section.has("plugin_data") {
+                    section.problem("plugin_data", "is required: private_key_path and certificate_path");
+                }
+                x509pop = finish_plugin(section, |data| {
+                    let data = data?;
+                    let settings = read_x509pop(&data);
+                    data.finish();
+                    settings
+                });
+            }
             other => not_served(&section, "NodeAttestor", other),
         }
     }
@@ -44,7 +59,11 @@ pub(super) fn read(plugins: Section<'_>) -> Option<Plugins> {
         not_served(&section, "SVIDStore", &name);
     }
     plugins.finish();
-    Some(Plugins { keys: keys?, unix })
+    Some(Plugins {
+        keys: keys?,
+        x509pop,
+        unix,
+    })
 }
 
 /// The blocks of a kind that are not switched off.

@@ -143,6 +143,7 @@ impl Agent {
             allowed_foreign_jwt_claims: self.allowed_foreign_jwt_claims,
             disable_workload_api: self.disable_workload_api,
             sds: self.sds,
+            x509pop: plugins.x509pop,
             unix: plugins.unix,
             health_checks,
             warnings,

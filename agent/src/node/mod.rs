@@ -14,6 +14,7 @@ mod obtain;
 mod renew;
 mod state;
 mod storage;
+mod x509pop;
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -35,6 +36,7 @@ pub use self::lifecycle::Node;
 pub use self::renew::{remaining_at_renewal, x509_remaining_at_renewal};
 pub use self::state::NodeState;
 pub use self::storage::{AgentData, AgentStorage, StorageError};
+pub use self::x509pop::X509PopAttestor;
 
 /// Proves to the server which node this is.
 #[async_trait]
