@@ -4,6 +4,7 @@ mod authorization;
 mod bad_input;
 mod cli;
 mod dev;
+mod full_disk;
 mod kill;
 mod latency;
 mod openssl;

@@ -32,6 +32,15 @@ pub enum AttestError {
         "attest with {0}: it works once and was used or refused; no SVID that was saved is valid at this time"
     )]
     Spent(&'static str),
+    /// What the node attestor shows works only once, and what it would bring could not be saved: a restart
+    /// would have neither.
+    #[error("attest with {attestor}: it works once and is not used before the SVID can be saved: {why}")]
+    NoRoom {
+        /// The attestor's name.
+        attestor: &'static str,
+        /// What cannot be written, and why.
+        why: String,
+    },
     /// The trust bundle cannot be had.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
@@ -56,7 +65,7 @@ pub enum AttestError {
         /// What happened.
         cause: UpstreamError,
     },
-    /// The agent's key could not be made or kept.
+    /// The agent's key could not be made.
     #[error("agent key: {0}")]
     Key(String),
     /// What the server signed is not a usable SVID of this agent.

@@ -14,7 +14,8 @@ use tokio::time::Instant;
 
 use super::attest::AttestError;
 use super::obtain::saved_svid;
-use super::storage::{AgentData, AgentStorage};
+use super::saving::Unsaved;
+use super::storage::AgentStorage;
 use super::{
     Backoff, Facts, HeldBundle, Jitter, NodeAttestor, NodeError, NodeHandle, NodeSettings, Shared, bundle_of,
     renew,
@@ -35,11 +36,14 @@ pub struct Node {
     pub(super) bundle: watch::Receiver<Arc<Bundle>>,
     /// A key that nobody certified yet, and where it is kept: for the next attempt.
     pub(super) unused_key: Option<(&'static str, Arc<PrivateKey>)>,
+    /// The newest SVID while the disk does not have it.
+    pub(super) unsaved: Option<Unsaved>,
     pub(super) reattestable: bool,
     /// What a single-use attestor shows has been used or refused; there is no use in showing it again.
     pub(super) spent: bool,
     pub(super) renewal: Schedule,
     pub(super) reattestation: Schedule,
+    pub(super) saving: Schedule,
     /// Renew at the next look, whatever the SVID's age.
     pub(super) forced: bool,
     pub(super) status_posted: bool,
@@ -117,10 +121,12 @@ impl Node {
             denials,
             bundle,
             unused_key: None,
+            unsaved: None,
             reattestable: data.reattestable,
             spent: false,
             renewal: Schedule::new(&jitter),
             reattestation: Schedule::new(&jitter),
+            saving: Schedule::new(&jitter),
             forced: false,
             status_posted: false,
             jitter,
@@ -181,24 +187,32 @@ impl Node {
         }
     }
 
-    fn until_look(&self) -> Duration {
-        let now = Instant::now();
-        let retry = [self.renewal.next, self.reattestation.next]
-            .into_iter()
-            .flatten()
-            .map(|at| at.saturating_duration_since(now))
+    pub(super) fn until_look(&self) -> Duration {
+        let (now, evicted) = (Instant::now(), self.is_evicted());
+        // A moment that a look would not act upon must not wake it again and again.
+        let attempt = match evicted {
+            true if self.may_attest() => self.reattestation.next,
+            true => None,
+            false => self.renewal.next,
+        };
+        let retries = [attempt, self.saving.next].into_iter().flatten();
+        let retry = retries
+            .map(|at| at.saturating_duration_since(now).max(renew::SHORTEST_WAIT))
             .min();
-        let look = match self.svid() {
-            _ if self.is_evicted() => renew::CHECK_INTERVAL,
+        let look = match self.newest_svid() {
+            _ if evicted => renew::CHECK_INTERVAL,
             _ if self.forced && self.renewal.next.is_none() => Duration::ZERO,
             Some(svid) if self.renewal.next.is_none() => renew::until_check(svid.leaf(), self.clock.now()),
             _ => renew::CHECK_INTERVAL,
         };
-        retry.map_or(look, |retry| retry.min(look))
+        let former = self.held().and_then(|_held| self.svid());
+        let use_held = former.map(|svid| renew::until_last_eighth(svid.leaf(), self.clock.now()));
+        [retry, use_held].into_iter().flatten().fold(look, Duration::min)
     }
 
     /// Attests again, renews, or does nothing, as the age of the SVID and earlier failures say.
-    async fn look(&mut self) -> Result<(), NodeError> {
+    pub(super) async fn look(&mut self) -> Result<(), NodeError> {
+        self.catch_up().await;
         let now = self.clock.now();
         let usable = self.svid().filter(|svid| !renew::is_expired(svid.leaf(), now));
         let Some(svid) = usable else {
@@ -214,7 +228,8 @@ impl Node {
         if !self.status_posted && self.is_linked() {
             self.post_status().await?;
         }
-        let due = self.forced || renew::is_due(svid.leaf(), now, self.jitter.draw());
+        let newest = self.newest_svid().unwrap_or_else(|| Arc::clone(&svid));
+        let due = self.forced || renew::is_due(newest.leaf(), now, self.jitter.draw());
         if !due || !self.renewal.is_due() {
             return Ok(());
         }
@@ -247,11 +262,14 @@ impl Node {
         Ok(())
     }
 
-    async fn denied(&mut self, reason: DenialReason) -> Result<(), NodeError> {
+    pub(super) async fn denied(&mut self, reason: DenialReason) -> Result<(), NodeError> {
         match reason {
             DenialReason::AgentBanned => return Err(self.banned().await),
             DenialReason::Unknown => return Ok(()),
             _ => {}
+        }
+        if self.use_held("the server denied the former one") {
+            return Ok(());
         }
         if self.may_attest() {
             if self.reattestation.is_due() {
@@ -268,8 +286,7 @@ impl Node {
     pub(super) async fn banned(&mut self) -> NodeError {
         tracing::error!("the server banned this agent");
         self.shared().note(|facts| facts.banned = true);
-        self.withdraw_svid();
-        self.save(|data| data.svid.clear()).await;
+        self.forget_svid().await;
         NodeError::Banned
     }
 
@@ -304,23 +321,12 @@ impl Node {
     /// Saves the bundle that is held now, and renews an SVID that a newly tainted authority has signed.
     pub(super) async fn bundle_changed(&mut self) {
         let bundle = Arc::clone(&self.bundle.borrow_and_update());
-        let authorities = bundle.x509_certificates();
-        self.save(move |data| data.bundle = authorities).await;
-        if self.svid().is_some_and(|svid| is_tainted(&svid, &bundle)) && !self.forced {
+        self.persist().await;
+        let newest_is_tainted = self.newest_svid().is_some_and(|svid| is_tainted(&svid, &bundle));
+        if newest_is_tainted && !self.forced {
             tracing::warn!("agent SVID is renewed because its authority is tainted");
             self.forced = true;
         }
-    }
-
-    pub(super) async fn save(&self, change: impl FnOnce(&mut AgentData) + Send + 'static) {
-        let storage = Arc::clone(&self.storage);
-        let saved = tokio::task::spawn_blocking(move || storage.update(change)).await;
-        let error = match saved {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(error) => error.to_string(),
-        };
-        tracing::error!(error, "agent data could not be saved");
     }
 
     pub(super) fn withdraw_svid(&mut self) {
@@ -349,11 +355,11 @@ impl Schedule {
         }
     }
 
-    fn is_due(&self) -> bool {
+    pub(super) fn is_due(&self) -> bool {
         self.next.is_none_or(|at| at <= Instant::now())
     }
 
-    fn failed(&mut self) {
+    pub(super) fn failed(&mut self) {
         let wait = self.backoff.failed();
         self.next = Instant::now().checked_add(wait);
     }
@@ -365,7 +371,7 @@ impl Schedule {
 }
 
 /// Whether the chain was signed by an authority that is marked as tainted.
-fn is_tainted(svid: &X509Svid, bundle: &Bundle) -> bool {
+pub(super) fn is_tainted(svid: &X509Svid, bundle: &Bundle) -> bool {
     let signed_by = |ski: &[u8]| {
         svid.chain()
             .iter()

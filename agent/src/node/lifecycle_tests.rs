@@ -35,7 +35,7 @@ impl NodeAttestor for Repeatable {
     }
 }
 
-async fn agent_serial(agent: &TestAgent, other_than: Option<&str>) -> String {
+pub(super) async fn agent_serial(agent: &TestAgent, other_than: Option<&str>) -> String {
     let mut svid = agent.node.svid();
     let wanted = svid.wait_for(|svid| {
         let serial = svid.as_ref().map(|svid| svid.leaf().serial_hex());

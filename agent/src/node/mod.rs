@@ -12,6 +12,9 @@ mod lifecycle;
 mod lifecycle_tests;
 mod obtain;
 mod renew;
+mod saving;
+#[cfg(test)]
+mod saving_tests;
 mod state;
 mod storage;
 mod x509pop;
@@ -143,6 +146,8 @@ struct Facts {
     evicted: Option<String>,
     renewal_trouble: Option<String>,
     link_trouble: Option<String>,
+    /// What is not on disk, and why.
+    disk_trouble: Option<saving::DiskTrouble>,
 }
 
 impl NodeHandle {
@@ -255,7 +260,13 @@ impl Facts {
             .as_ref()
             .or(self.renewal_trouble.as_ref())
             .or(self.link_trouble.as_ref());
-        trouble.map_or(NodeState::Serving, |why| NodeState::Degraded(why.clone()))
+        match (trouble, &self.disk_trouble) {
+            (None, None) => NodeState::Serving,
+            (Some(why), None) => NodeState::Degraded(why.clone()),
+            (None, Some(disk)) => NodeState::Degraded(disk.to_string()),
+            // A disk is not repaired by what repairs the link, and the other way round.
+            (Some(why), Some(disk)) => NodeState::Degraded(format!("{why}; {disk}")),
+        }
     }
 }
 

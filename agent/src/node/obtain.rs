@@ -3,7 +3,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use finial_identity::bundle::Bundle;
 use finial_identity::key::{KeyType, PrivateKey, PrivateKeyManager};
 use finial_identity::process::Clock;
 use finial_identity::x509::X509Svid;
@@ -11,6 +10,7 @@ use tokio::sync::watch;
 
 use super::attest::{self, AttestError};
 use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
+use super::saving::Use;
 use super::storage::{AgentData, StorageError};
 use super::{Backoff, HeldBundle, Node, NodeError, NodeSettings, bootstrap, bundle_of, renew};
 use crate::upstream::{ServerTrust, UpstreamError};
@@ -21,7 +21,7 @@ impl Node {
         if self.reattestable && self.may_attest() {
             return self.attest().await;
         }
-        let (_slot, key) = self.next_key().await?;
+        let (slot, key) = self.next_key().await?;
         let csr_der = attest::request(&key)?;
         let answer = self.upstream().renew(csr_der).await;
         let chain = answer.map_err(|cause| AttestError::Upstream {
@@ -29,7 +29,7 @@ impl Node {
             cause,
         })?;
         let svid = attest::usable_svid(chain, key, &self.settings.trust_domain)?;
-        self.take_up(svid, self.reattestable, None).await;
+        self.take_up(slot, svid, self.reattestable, Use::OnceSaved).await;
         Ok(())
     }
 
@@ -81,8 +81,11 @@ impl Node {
         Ok(())
     }
 
-    /// Puts the saved SVID to use if it is valid now.
+    /// Puts the SVID that is in memory alone, else the saved one, to use if it is valid now.
     fn restore(&mut self) -> bool {
+        if self.use_held("there is no other") {
+            return true;
+        }
         let data = self.storage.data();
         let path = self.storage.path().to_owned();
         let Ok(Some(svid)) = saved_svid(&data, &self.settings, path, &*self.keys, &self.clock) else {
@@ -96,7 +99,7 @@ impl Node {
         true
     }
 
-    /// One attestation; the new SVID is saved and in use afterwards.
+    /// One attestation; the new SVID is in use afterwards, and saved if the disk takes it.
     pub(super) async fn attest(&mut self) -> Result<(), AttestError> {
         let attestor = self.attestor.clone().ok_or(AttestError::NoAttestor)?;
         if self.spent {
@@ -108,7 +111,14 @@ impl Node {
             ServerTrust::Insecure => None,
         };
         self.shared().note(|facts| facts.attesting = true);
-        let (_slot, key) = self.next_key().await?;
+        let (slot, key) = self.next_key().await?;
+        if attestor.works_once() {
+            let room = self.check_room(slot, &key).await;
+            room.map_err(|why| AttestError::NoRoom {
+                attestor: attestor.name(),
+                why,
+            })?;
+        }
         let attested = attest::attest(self.upstream(), trust, &*attestor, key).await;
         let settled = attested.as_ref().map_or_else(AttestError::is_permanent, |_| true);
         self.spent = attestor.works_once() && settled;
@@ -125,7 +135,11 @@ impl Node {
             Some(bundle_of(&self.settings.trust_domain, configured.to_vec()))
         });
         tracing::info!(spiffe_id = %attested.svid.spiffe_id(), attestor = attestor.name(), "agent attested");
-        self.take_up(attested.svid, attested.reattestable, bundle).await;
+        if let Some(bundle) = bundle {
+            self.handle.adopt_bundle(bundle);
+        }
+        self.take_up(slot, attested.svid, attested.reattestable, Use::AtOnce)
+            .await;
         Ok(())
     }
 
@@ -166,53 +180,49 @@ impl Node {
     }
 
     /// The next key, saved before anybody is asked to certify it. It never takes the place of the key of the
-    /// saved SVID, even if that seems to have expired: the clock may be wrong.
-    async fn next_key(&mut self) -> Result<(&'static str, Arc<PrivateKey>), AttestError> {
+    /// saved SVID, even if that seems to have expired: the clock may be wrong. A key that the disk does not take
+    /// is saved with its SVID.
+    pub(super) async fn next_key(&mut self) -> Result<(&'static str, Arc<PrivateKey>), AttestError> {
         let data = self.storage.data();
         let saved = data
             .svid
             .first()
             .and_then(|leaf| renew::key_of(&*self.keys, leaf));
         let slot = renew::next_slot(saved.map(|(slot, _key)| slot));
-        if let Some((_, key)) = self.unused_key.as_ref().filter(|(kept, _)| *kept == slot) {
-            return Ok((slot, Arc::clone(key)));
-        }
-        let made = self.keys.generate_key(slot, KeyType::EcP256).await;
-        made.map_err(|error| AttestError::Key(error.to_string()))?;
-        let key = self.keys.private_key(slot);
-        let key = key.ok_or_else(|| AttestError::Key(format!("key was not kept: {slot}")))?;
+        let key = match &self.unused_key {
+            Some((kept, key)) if *kept == slot => Arc::clone(key),
+            _ => {
+                let made = PrivateKey::generate(KeyType::EcP256);
+                Arc::new(made.map_err(|error| AttestError::Key(error.to_string()))?)
+            }
+        };
         self.unused_key = Some((slot, Arc::clone(&key)));
+        if let Err(error) = self.keep_key(slot, &key).await {
+            tracing::debug!(%error, "the next key is in memory only");
+        }
         Ok((slot, key))
     }
 
-    /// Saves a new SVID and puts it to use. A disk that fails costs the next start an attestation, not this
-    /// run its identity.
-    async fn take_up(&mut self, svid: X509Svid, reattestable: bool, bundle: Option<Bundle>) {
+    /// Saves a new SVID and puts it to use. A disk that fails costs nothing that can be kept without it.
+    pub(super) async fn take_up(
+        &mut self,
+        slot: &'static str,
+        svid: X509Svid,
+        reattestable: bool,
+        when: Use,
+    ) {
         self.unused_key = None;
-        let chain = svid.chain().to_vec();
-        let authorities = bundle.as_ref().map(Bundle::x509_certificates);
-        self.save(move |data| {
-            data.svid = chain;
-            data.reattestable = reattestable;
-            if let Some(authorities) = authorities {
-                data.bundle = authorities;
-            }
-        })
-        .await;
         self.reattestable = reattestable;
-        if let Some(bundle) = bundle {
-            self.handle.adopt_bundle(bundle);
-        }
         tracing::info!(
             spiffe_id = %svid.spiffe_id(), serial = svid.leaf().serial_hex(), expires_at = %svid.leaf().not_after(),
             "agent SVID issued"
         );
         self.reattestation.succeeded();
-        self.put_to_use(Arc::new(svid));
+        self.save_and_use(slot, Arc::new(svid), when).await;
         self.shared().note(|facts| facts.evicted = None);
     }
 
-    fn put_to_use(&mut self, svid: Arc<X509Svid>) {
+    pub(super) fn put_to_use(&mut self, svid: Arc<X509Svid>) {
         self.shared().svid.send_replace(Some(svid));
         self.shared().note(|facts| {
             facts.has_svid = true;

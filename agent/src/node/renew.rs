@@ -20,15 +20,22 @@ pub fn remaining_at_renewal(from: OffsetDateTime, until: OffsetDateTime, drawn: 
     (until - from) * (0.45 + 0.1 * drawn)
 }
 
-/// The same for a certificate. The ten seconds that servers backdate certificates by are no part of a life:
-/// else one of less than ten seconds would be due from the start.
+/// The same for a certificate, whose life is counted without the time it is backdated by.
 pub fn x509_remaining_at_renewal(leaf: &Certificate, drawn: f64) -> time::Duration {
+    remaining_at_renewal(leaf.not_after() - life(leaf), leaf.not_after(), drawn)
+}
+
+/// The ten seconds that servers backdate certificates by are no part of a life: else one of less than ten seconds
+/// would be due from the start.
+fn life(leaf: &Certificate) -> time::Duration {
     let life = leaf.not_after() - leaf.not_before();
     let backdated = if life > BACKDATE { BACKDATE } else { life / 2 };
-    remaining_at_renewal(leaf.not_before() + backdated, leaf.not_after(), drawn)
+    life - backdated
 }
 
 const BACKDATE: time::Duration = time::Duration::seconds(10);
+/// Looking more often would find nothing new.
+pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
 /// Whether an SVID is due at `now`.
 pub(super) fn is_due(leaf: &Certificate, now: OffsetDateTime, drawn: f64) -> bool {
@@ -40,11 +47,27 @@ pub(super) fn is_expired(leaf: &Certificate, now: OffsetDateTime) -> bool {
     leaf.not_after() <= now + time::Duration::SECOND
 }
 
+/// Whether no more than an eighth of the SVID's life is left.
+pub(super) fn is_in_last_eighth(leaf: &Certificate, now: OffsetDateTime) -> bool {
+    leaf.not_after() - now <= last_eighth(leaf)
+}
+
+/// How long until the SVID is in its last eighth, at most [`CHECK_INTERVAL`].
+pub(super) fn until_last_eighth(leaf: &Certificate, now: OffsetDateTime) -> Duration {
+    let left = leaf.not_after() - last_eighth(leaf) - now;
+    let wait = Duration::try_from(left).unwrap_or(Duration::ZERO);
+    wait.clamp(SHORTEST_WAIT, CHECK_INTERVAL)
+}
+
+fn last_eighth(leaf: &Certificate) -> time::Duration {
+    life(leaf) / 8
+}
+
 /// How long until the SVID is certainly due, at most [`CHECK_INTERVAL`].
 pub(super) fn until_check(leaf: &Certificate, now: OffsetDateTime) -> Duration {
     let due = leaf.not_after() - x509_remaining_at_renewal(leaf, 0.0);
     let wait = Duration::try_from(due - now).unwrap_or(Duration::ZERO);
-    wait.clamp(Duration::from_millis(50), CHECK_INTERVAL)
+    wait.clamp(SHORTEST_WAIT, CHECK_INTERVAL)
 }
 
 /// How long to wait after a failed renewal: as the backoff says, but often enough that several attempts fit
@@ -101,6 +124,17 @@ mod tests {
         let long = authority.leaf("/spire/agent/x/1", NOW, NOW + time::Duration::hours(1));
         assert_eq!(until_check(&long, NOW), CHECK_INTERVAL);
         assert!(until_check(&short, NOW + time::Duration::days(1)) < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn the_last_eighth_is_of_the_life_without_the_backdating() {
+        let leaf =
+            Authority::new("example.org").leaf("/spire/agent/x/1", NOW, NOW + time::Duration::seconds(810));
+        let at = |seconds: i64| NOW + time::Duration::seconds(10 + seconds);
+        assert!(!is_in_last_eighth(&leaf, at(699)) && is_in_last_eighth(&leaf, at(700)));
+        assert_eq!(until_last_eighth(&leaf, at(0)), CHECK_INTERVAL);
+        assert_eq!(until_last_eighth(&leaf, at(698)), Duration::from_secs(2));
+        assert_eq!(until_last_eighth(&leaf, at(900)), SHORTEST_WAIT);
     }
 
     #[test]

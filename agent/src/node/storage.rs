@@ -105,6 +105,19 @@ impl AgentStorage {
         Ok(())
     }
 
+    /// Whether a file as large as any that is needed could be written now. Blocks for as long as the disk takes.
+    ///
+    /// # Errors
+    /// [`StorageError::File`].
+    pub fn check_room(&self) -> Result<(), StorageError> {
+        let path = self.path.with_file_name(ROOM_FILE);
+        let written = private_file::write(&path, &[b' '; ROOM], FileMode::SECRET);
+        let removed = private_file::remove(&path);
+        written?;
+        removed?;
+        Ok(())
+    }
+
     fn locked(&self) -> std::sync::MutexGuard<'_, AgentData> {
         // The data is replaced whole, so a panic cannot leave it half-changed.
         self.data
@@ -150,6 +163,10 @@ fn encode(data: &AgentData) -> Vec<u8> {
 }
 
 fn decode(bytes: &[u8]) -> Result<AgentData, String> {
+    // serde would take a list for the fields in their order.
+    if bytes.iter().find(|byte| !byte.is_ascii_whitespace()) != Some(&b'{') {
+        return Err("not a JSON object".to_owned());
+    }
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
     Ok(AgentData {
         svid: decode_certificates("svid", file.svid)?,
@@ -193,6 +210,10 @@ const FILE_NAME: &str = "agent-data.json";
 /// How SPIRE writes a time that was never set.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 const MAX_FILE: usize = 16 << 20;
+/// Written and removed to see whether there is room; left behind only by a crash in between.
+const ROOM_FILE: &str = "agent-data.room";
+/// More than an SVID with its chain and a bundle take.
+const ROOM: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests {
@@ -254,6 +275,8 @@ mod tests {
             "{\"svid\":[\"!\"],\"bundle\":null}",
             "{\"svid\":[\"AAAA\"],\"bundle\":null}",
             "[]",
+            "[null,null,true,0,\"0001-01-01T00:00:00Z\",0]",
+            "\n [null,null]",
         ] {
             std::fs::write(&path, content).unwrap();
             let error = AgentStorage::open(dir.path()).unwrap_err().to_string();
@@ -291,5 +314,17 @@ mod tests {
         std::fs::create_dir(storage.path()).unwrap();
         assert!(storage.update(|data| data.reattestable = true).is_err());
         assert!(!storage.data().reattestable);
+    }
+
+    #[test]
+    fn room_is_tested_by_writing_and_nothing_is_left() {
+        let dir = tempfile::tempdir().unwrap();
+        let data_dir = dir.path().join("data");
+        let storage = AgentStorage::open(&data_dir).unwrap();
+        storage.check_room().unwrap();
+        assert_eq!(std::fs::read_dir(&data_dir).unwrap().count(), 0);
+        std::fs::rename(&data_dir, dir.path().join("away")).unwrap();
+        let error = storage.check_room().unwrap_err().to_string();
+        assert!(error.contains(&*data_dir.to_string_lossy()), "{error}");
     }
 }

@@ -1,0 +1,227 @@
+//! The agent's data directory on a disk that is full or read-only for a while: a small tmpfs in a mount namespace of
+//! its own, because no mode forbids writing to root.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use finial_tests::{Entry, Program, Stack, StackOptions, absent, finial, wait_until};
+use rustix::process::{Pid, Signal, kill_process};
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// Long enough that a busy machine is not overtaken, short enough to wait for two renewals.
+const AGENT_TTL: &str = "40s";
+
+#[test]
+fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
+    let stack = Stack::server_only(StackOptions {
+        server: format!("agent_ttl = \"{AGENT_TTL}\""),
+        ..StackOptions::default()
+    });
+    let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
+        return;
+    };
+    stack.write_bundle();
+    let token = stack.join_token();
+    let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
+    wait_healthy(&stack, &mut agent);
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    let (id, first) = (stack.agent_id(), agent_serial(&stack));
+    assert!(disk.holds(&first));
+
+    disk.fill();
+    agent.wait_for_line("held back", LIMIT);
+    assert_eq!(
+        agent_serial(&stack),
+        first,
+        "the server has not seen another SVID"
+    );
+
+    // Killed while a new SVID is held back: the saved one is still accepted.
+    agent.kill_hard();
+    agent = disk.start_agent(&stack, &[]);
+    wait_healthy(&stack, &mut agent);
+    reaches_its_server(&stack, "/held-back");
+
+    // The saved SVID nears its end: the new one is used from memory.
+    wait_until("the renewed SVID to be used", LIMIT, || {
+        agent_serial(&stack) != first
+    });
+    agent.wait_for_line("used before it could be saved", LIMIT);
+    assert!(disk.holds(&first), "nothing could be written");
+    reaches_its_server(&stack, "/from-memory");
+    let said = agent.lines();
+    let times = said
+        .iter()
+        .filter(|line| line.contains("agent data could not be saved"))
+        .count();
+    assert!(times <= 3, "said {times} times:\n{}", said.join("\n"));
+
+    disk.free();
+    agent.wait_for_line("agent data is saved again", LIMIT);
+    assert!(!disk.holds(&first));
+
+    // Killed after the space came back: what was made meanwhile is there.
+    agent.kill_hard();
+    agent = disk.start_agent(&stack, &[]);
+    wait_healthy(&stack, &mut agent);
+    reaches_its_server(&stack, "/saved");
+    assert!(disk.holds(&agent_serial(&stack)));
+    assert_eq!(stack.agent_id(), id, "the agent is the same");
+    let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
+    assert_eq!(agents["agents"].as_array().map(Vec::len), Some(1));
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn a_join_token_is_not_spent_on_a_disk_that_is_read_only() {
+    let stack = Stack::server_only(StackOptions::default());
+    let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
+        return;
+    };
+    stack.write_bundle();
+    let token = stack.join_token();
+    disk.remount("ro");
+    let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
+    let line = agent.wait_for_line("it works once and is not used", LIMIT);
+    assert!(line.contains("keys.json"), "{line}");
+    assert!(!line.contains(&token), "the token is not shown");
+    let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
+    assert!(agents["agents"].as_array().is_none_or(Vec::is_empty), "{agents}");
+    disk.remount("rw");
+    wait_healthy(&stack, &mut agent);
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    assert!(disk.holds(&agent_serial(&stack)));
+}
+
+/// A tmpfs of 512 KiB that only the programs started in its namespace see, until this is dropped.
+#[derive(Debug)]
+struct SmallDisk {
+    /// Holds the namespace; ends when its input does.
+    holder: Child,
+    dir: PathBuf,
+}
+
+impl SmallDisk {
+    fn mount(dir: &Path) -> Option<Self> {
+        std::fs::create_dir(dir).expect("a mount point");
+        let script = "mount -t tmpfs -o size=512k,mode=0700 tmpfs \"$0\" && echo mounted && exec cat";
+        let started = Command::new("unshare")
+            .args(["--mount", "--propagation", "private", "sh", "-c", script])
+            .arg(dir)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn();
+        let Ok(mut holder) = started else {
+            absent("unshare is not installed: no disk can be filled");
+            return None;
+        };
+        let mut said = [0; 8];
+        let out = holder.stdout.as_mut().expect("stdout is piped");
+        let mounted = std::io::Read::read_exact(out, &mut said).is_ok() && &said == b"mounted\n";
+        let disk = SmallDisk {
+            holder,
+            dir: dir.to_owned(),
+        };
+        if !mounted || !disk.enter("true").status().is_ok_and(|status| status.success()) {
+            absent("mounting in a namespace is not permitted here: no disk can be filled");
+            return None;
+        }
+        Some(disk)
+    }
+
+    /// A program that sees the disk; its process becomes that program's.
+    fn enter(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new("nsenter");
+        command
+            .arg(format!("--mount=/proc/{}/ns/mnt", self.holder.id()))
+            .arg(program);
+        command
+    }
+
+    fn start_agent(&self, stack: &Stack, args: &[&str]) -> Program {
+        let mut command = self.enter(finial());
+        command
+            .args(["agent", "run", "-config"])
+            .arg(stack.dir().join("agent.conf"))
+            .args(args);
+        Program::start("agent", &mut command)
+    }
+
+    /// The disk's directory as this process reaches it.
+    fn path(&self) -> PathBuf {
+        let inside = self.dir.strip_prefix("/").expect("an absolute path");
+        PathBuf::from(format!("/proc/{}/root", self.holder.id())).join(inside)
+    }
+
+    /// Takes what room there is, to the last page.
+    fn fill(&self) {
+        let mut filler = std::fs::File::create(self.path().join("filler")).expect("a file");
+        let full = std::iter::repeat_with(|| filler.write_all(&[0; 4096])).find_map(Result::err);
+        assert_eq!(
+            full.map(|error| error.kind()),
+            Some(std::io::ErrorKind::StorageFull)
+        );
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.path().join("filler")).expect("the filler goes");
+    }
+
+    fn remount(&self, mode: &str) {
+        let mut command = self.enter("mount");
+        command.arg("-o").arg(format!("remount,{mode}")).arg(&self.dir);
+        let done = command.status().expect("mount runs");
+        assert!(done.success(), "remount,{mode}: {done}");
+    }
+
+    /// Whether `agent-data.json` has the SVID with this serial number, in decimal.
+    fn holds(&self, serial: &str) -> bool {
+        let text = std::fs::read(self.path().join("agent-data.json")).expect("agent-data.json");
+        let data: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+        let pem = data["svid"][0].as_str().expect("a saved SVID");
+        let pem = data_encoding::BASE64.decode(pem.as_bytes()).expect("base64");
+        let pem = String::from_utf8(pem).expect("PEM text");
+        let chain = finial_identity::x509::Certificate::from_pem(&pem).expect("PEM");
+        chain[0].serial_decimal() == serial
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // The mount goes with the last process in the namespace.
+        let _ = kill_process(Pid::from_child(&self.holder), Signal::KILL);
+        let _ = self.holder.wait();
+    }
+}
+
+fn wait_healthy(stack: &Stack, agent: &mut Program) {
+    wait_until("the agent to be healthy", LIMIT, || {
+        assert!(
+            agent.is_running(),
+            "the agent ended:\n{}",
+            agent.lines().join("\n")
+        );
+        stack.agent_cli(&["healthcheck"]).status.success()
+    });
+}
+
+/// A new entry comes through the agent to this process: the server accepts the agent, and the agent serves.
+fn reaches_its_server(stack: &Stack, path: &str) {
+    stack.create_entry(&Entry::for_me(path));
+    stack.wait_identity(path);
+}
+
+/// In decimal.
+fn agent_serial(stack: &Stack) -> String {
+    let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
+    agents["agents"][0]["x509svid_serial_number"]
+        .as_str()
+        .expect("a serial number")
+        .to_owned()
+}
