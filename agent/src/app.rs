@@ -25,11 +25,16 @@ use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::endpoints::{self, RoutesError};
-use crate::node::{Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, X509PopAttestor};
+use crate::node::{
+    Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, X509PopAttestor,
+};
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::{JwtCache, SvidCache};
-use crate::workload::{DEFAULT_DEADLINE, ProcFs, UnixAttestor, WorkloadAttestation, WorkloadAttestor};
+use crate::workload::{
+    DEFAULT_DEADLINE, DockerAttestor, ProcFs, SystemdAttestor, UnixAttestor, WorkloadAttestation,
+    WorkloadAttestor,
+};
 
 /// What the agent tells the server about itself.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -128,7 +133,7 @@ pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();
     let sessions = Sessions::new(SessionParts {
-        attestation: attestation(&config),
+        attestation: attestation(&config, &clock),
         svids,
         sync: SyncMode::new(move || counters.snapshots() > 0 && counters.polls() == 0),
         node: state.clone(),
@@ -237,11 +242,23 @@ fn join_token_attestor(essentials: &Essentials) -> Result<Option<Arc<dyn NodeAtt
     })
 }
 
-fn attestation(config: &Config) -> WorkloadAttestation {
-    let unix = config
-        .unix()
-        .map(|settings| Arc::new(UnixAttestor::new(settings, Path::new("/"))) as Arc<dyn WorkloadAttestor>);
-    WorkloadAttestation::new(unix.into_iter().collect(), DEFAULT_DEADLINE)
+fn attestation(config: &Config, clock: &Clock) -> WorkloadAttestation {
+    let configured = config.workload_attestors();
+    let mut attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
+    if let Some(settings) = configured.unix {
+        attestors.push(Arc::new(UnixAttestor::new(
+            settings,
+            Path::new("/"),
+            clock.clone(),
+        )));
+    }
+    if let Some(settings) = &configured.docker {
+        attestors.push(Arc::new(DockerAttestor::new(settings.clone())));
+    }
+    if configured.systemd {
+        attestors.push(Arc::new(SystemdAttestor::new()));
+    }
+    WorkloadAttestation::new(attestors, DEFAULT_DEADLINE)
 }
 
 async fn listen_health(config: &Config) -> Result<Option<(TcpListener, HealthPaths)>, BuildError> {

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 mod agent;
 #[path = "../../tests/fuzz/targets/server.rs"]
 mod server;
+#[path = "../../tests/fuzz/targets/workload.rs"]
+mod workload;
 
 /// How many cuts and how many flips are tried of each file.
 const VARIANTS: usize = 48;
@@ -41,7 +43,10 @@ fn files_cut_short_or_with_a_bit_flipped_pass_too() {
 }
 
 fn targets() -> impl Iterator<Item = &'static agent::Target> {
-    agent::TARGETS.iter().chain(server::TARGETS)
+    agent::TARGETS
+        .iter()
+        .chain(server::TARGETS)
+        .chain(workload::TARGETS)
 }
 
 fn files(target: &str) -> Vec<PathBuf> {

@@ -11,7 +11,14 @@ mod targets;
 mod seeds;
 
 /// Targets that enter the agent or the server: their crates replay them.
-const ELSEWHERE: &[&str] = &["agent_config", "agent_data", "server_config", "workload_files"];
+const ELSEWHERE: &[&str] = &[
+    "agent_config",
+    "agent_data",
+    "container",
+    "docker_answer",
+    "server_config",
+    "workload_files",
+];
 
 /// How many cuts and how many flips are tried of each file.
 const VARIANTS: usize = 48;

@@ -25,6 +25,10 @@ pub struct StackOptions {
     pub agent: String,
     /// `plugin_data` of the `unix` workload attestor.
     pub unix_attestor: String,
+    /// Lines inside the agent's `plugins { }`.
+    pub agent_plugins: String,
+    /// Variables of the agent's environment.
+    pub agent_env: Vec<(String, String)>,
 }
 
 impl Default for StackOptions {
@@ -37,6 +41,8 @@ impl Default for StackOptions {
             server: String::new(),
             agent: String::new(),
             unix_attestor: String::new(),
+            agent_plugins: String::new(),
+            agent_env: Vec::new(),
         }
     }
 }
@@ -249,6 +255,7 @@ impl Stack {
         let config = self.dir().join("agent.conf");
         let mut command = Command::new(finial());
         command.args(["agent", "run", "-config"]).arg(config).args(args);
+        command.envs(self.options.agent_env.iter().cloned());
         self.agent = Some(Program::start("agent", &mut command));
     }
 
@@ -326,12 +333,14 @@ plugins {{
   KeyManager "disk" {{ plugin_data {{ directory = "{dir}/agent" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
   WorkloadAttestor "unix" {{ plugin_data {{ {unix} }} }}
+  {plugins}
 }}
 "#,
             td = options.trust_domain,
             port = self.port,
             extra = options.agent,
             unix = options.unix_attestor,
+            plugins = options.agent_plugins,
         );
         std::fs::write(self.dir().join("server.conf"), server).expect("server.conf is written");
         std::fs::write(self.dir().join("agent.conf"), agent).expect("agent.conf is written");

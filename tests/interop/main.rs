@@ -5,4 +5,6 @@ mod envoy;
 mod fetch;
 mod jwt_libraries;
 mod mutual_tls;
+mod podman;
 mod spire;
+mod systemd;

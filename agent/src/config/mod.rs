@@ -1,7 +1,9 @@
 //! The agent's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags over the file,
 //! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
 
+mod attestors;
 mod bootstrap;
+mod cgroup_patterns;
 mod health_checks;
 mod node_attestor;
 mod plugins;
@@ -21,8 +23,10 @@ use finial_identity::settings::{Document, Format, MAX_TEXT, ParseError, Settings
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
-pub use self::sds::SdsSettings;
+pub use self::attestors::{DockerSettings, UnixSettings, UserSocket, WorkloadAttestors};
+pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
 pub use self::node_attestor::X509PopSettings;
+pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
 
 /// Where the configuration stands unless `-config` says otherwise.
@@ -136,16 +140,6 @@ pub enum BootstrapSource {
     Insecure,
 }
 
-/// What `WorkloadAttestor "unix"` finds out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct UnixSettings {
-    /// `discover_workload_path`: find out `path` and `sha256` too.
-    pub discover_workload_path: bool,
-    /// `workload_size_limit` in bytes: a larger program fails the attestation; 0 means any size, a negative
-    /// number no hash.
-    pub workload_size_limit: i64,
-}
-
 /// What an agent cannot do without; everything else has a default.
 #[derive(Clone, Debug)]
 pub struct Essentials {
@@ -182,7 +176,7 @@ pub struct Config {
     disable_workload_api: bool,
     sds: Option<SdsSettings>,
     x509pop: Option<X509PopSettings>,
-    unix: Option<UnixSettings>,
+    workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
     warnings: Vec<String>,
 }
@@ -250,7 +244,10 @@ impl Config {
             disable_workload_api: false,
             sds: Some(SdsSettings::default()),
             x509pop: None,
-            unix: Some(UnixSettings::default()),
+            workload_attestors: WorkloadAttestors {
+                unix: Some(UnixSettings::default()),
+                ..WorkloadAttestors::default()
+            },
             health_checks: None,
             warnings: Vec::new(),
         }
@@ -316,9 +313,9 @@ impl Config {
         self.x509pop.as_ref()
     }
 
-    /// `WorkloadAttestor "unix"`, when it is on.
-    pub fn unix(&self) -> Option<UnixSettings> {
-        self.unix
+    /// The `WorkloadAttestor` blocks.
+    pub fn workload_attestors(&self) -> &WorkloadAttestors {
+        &self.workload_attestors
     }
 
     /// The HTTP health listener, when it is on.

@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use finial_identity::settings::Section;
 
+use super::attestors::{self, WorkloadAttestors};
 use super::node_attestor::read_x509pop;
-use super::{Keys, UnixSettings, X509PopSettings};
+use super::{Keys, X509PopSettings};
 
 /// What the plugins come to.
 #[derive(Debug)]
@@ -14,12 +15,12 @@ pub(super) struct Plugins {
     pub(super) keys: Keys,
     /// `NodeAttestor "x509pop"`
     pub(super) x509pop: Option<X509PopSettings>,
-    /// `WorkloadAttestor "unix"`
-    pub(super) unix: Option<UnixSettings>,
+    /// `WorkloadAttestor`
+    pub(super) workload_attestors: WorkloadAttestors,
 }
 
 /// Reads the block; `None` when something was reported that leaves a gap.
-pub(super) fn read(plugins: Section<'_>) -> Option<Plugins> {
+pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins> {
     let keys =
         exactly_one(&plugins, "KeyManager").and_then(|(name, section)| read_key_manager(&name, section));
     let mut x509pop = None;
@@ -29,7 +30,10 @@ pub(super) fn read(plugins: Section<'_>) -> Option<Plugins> {
             "join_token" => finish_plugin(section, |data| data.map(Section::finish)).unwrap_or_default(),
             "x509pop" => {
                 if !section.has("plugin_data") {
-                    section.problem("plugin_data", "is required: private_key_path and certificate_path");
+                    section.problem(
+                        "plugin_data",
+                        "is required: private_key_path and certificate_path",
+                    );
                 }
                 x509pop = finish_plugin(section, |data| {
                     let data = data?;
@@ -41,20 +45,7 @@ pub(super) fn read(plugins: Section<'_>) -> Option<Plugins> {
             other => not_served(&section, "NodeAttestor", other),
         }
     }
-    let mut unix = None;
-    let attestors = enabled(&plugins, "WorkloadAttestor");
-    if attestors.is_empty() {
-        plugins.problem("WorkloadAttestor", "at least one WorkloadAttestor is required");
-    }
-    for (name, section) in attestors {
-        match name.as_str() {
-            "unix" if unix.is_some() => {
-                section.problem("plugin_data", "WorkloadAttestor \"unix\" is configured twice")
-            }
-            "unix" => unix = Some(finish_plugin(section, read_unix)),
-            other => not_served(&section, "WorkloadAttestor", other),
-        }
-    }
+    let workload_attestors = attestors::read(&plugins, warnings);
     for (name, section) in enabled(&plugins, "SVIDStore") {
         not_served(&section, "SVIDStore", &name);
     }
@@ -62,12 +53,12 @@ pub(super) fn read(plugins: Section<'_>) -> Option<Plugins> {
     Some(Plugins {
         keys: keys?,
         x509pop,
-        unix,
+        workload_attestors,
     })
 }
 
 /// The blocks of a kind that are not switched off.
-fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
+pub(super) fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
     let mut found = plugins.labelled(kind);
     found.retain(|(_name, section)| section.bool("enabled").unwrap_or(true));
     found
@@ -85,7 +76,7 @@ fn exactly_one<'a>(plugins: &Section<'a>, kind: &str) -> Option<(String, Section
     found.pop()
 }
 
-fn not_served(section: &Section<'_>, kind: &str, name: &str) {
+pub(super) fn not_served(section: &Section<'_>, kind: &str, name: &str) {
     section.problem(
         "plugin_data",
         format!("{kind} {name:?} is not served by this version"),
@@ -93,7 +84,7 @@ fn not_served(section: &Section<'_>, kind: &str, name: &str) {
 }
 
 /// Reads a built-in plugin's own data, if there is any, and refuses what makes it an external one.
-fn finish_plugin<'a, T>(section: Section<'a>, read: impl FnOnce(Option<Section<'a>>) -> T) -> T {
+pub(super) fn finish_plugin<'a, T>(section: Section<'a>, read: impl FnOnce(Option<Section<'a>>) -> T) -> T {
     for key in ["plugin_cmd", "plugin_args", "plugin_checksum"] {
         if section.ignore(key) {
             section.problem(key, "external plugins are not served");
@@ -133,16 +124,4 @@ fn read_key_manager(name: &str, section: Section<'_>) -> Option<Keys> {
             None
         }
     }
-}
-
-fn read_unix(data: Option<Section<'_>>) -> UnixSettings {
-    let Some(data) = data else {
-        return UnixSettings::default();
-    };
-    let settings = UnixSettings {
-        discover_workload_path: data.bool("discover_workload_path").unwrap_or_default(),
-        workload_size_limit: data.i64("workload_size_limit").unwrap_or_default(),
-    };
-    data.finish();
-    settings
 }

@@ -25,7 +25,9 @@ pub(super) fn read(document: &Document, flags: &Flags) -> Result<Config, Setting
     let agent = root
         .required_section("agent")
         .map(|agent| Agent::read(agent, flags, &problems, &mut warnings));
-    let plugins = root.required_section("plugins").and_then(plugins::read);
+    let plugins = root
+        .required_section("plugins")
+        .and_then(|plugins| plugins::read(plugins, &mut warnings));
     let health_checks = root.section("health_checks").and_then(health_checks::read);
     if root.ignore("telemetry") {
         warnings
@@ -144,7 +146,7 @@ impl Agent {
             disable_workload_api: self.disable_workload_api,
             sds: self.sds,
             x509pop: plugins.x509pop,
-            unix: plugins.unix,
+            workload_attestors: plugins.workload_attestors,
             health_checks,
             warnings,
         })

@@ -58,7 +58,7 @@ fn a_minimal_file_gives_spires_defaults() {
         (Duration::from_secs(5), None)
     );
     assert!(!config.allow_unauthenticated_verifiers() && !config.disable_workload_api());
-    assert_eq!(config.unix(), Some(UnixSettings::default()));
+    assert_eq!(config.workload_attestors().unix, Some(UnixSettings::default()));
     assert!(config.health_checks().is_none() && config.allowed_foreign_jwt_claims().is_empty());
     assert_eq!(config.warnings(), [""; 0]);
 }
@@ -113,7 +113,7 @@ fn every_served_key_has_its_effect() {
         discover_workload_path: true,
         workload_size_limit: -1,
     };
-    assert_eq!(config.unix(), Some(unix));
+    assert_eq!(config.workload_attestors().unix, Some(unix));
     let health = config.health_checks().unwrap();
     assert_eq!((health.address.as_str(), health.port), ("0.0.0.0", 8080));
     assert_eq!(
@@ -353,6 +353,9 @@ fn json_and_yaml_say_the_same() {
         plugins:\n  KeyManager:\n    memory:\n  NodeAttestor:\n    join_token:\n  WorkloadAttestor:\n    unix:\n      plugin_data:\n        discover_workload_path: true\n";
     for (text, path) in [(json, "a.json"), (yaml, "a.yaml")] {
         let config = Config::parse(text, Path::new(path), &Flags::default()).unwrap();
-        assert!(config.unix().unwrap().discover_workload_path, "{path}");
+        assert!(
+            config.workload_attestors().unix.unwrap().discover_workload_path,
+            "{path}"
+        );
     }
 }

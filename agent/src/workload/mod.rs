@@ -1,12 +1,17 @@
 //! Workload attestation: which facts hold for the process that called.
 //!
 //! A fact is a selector. An attestor answers with all facts of its kind that hold, so that what is not among them
-//! is known not to hold; one that cannot tell fails. A failure of any attestor fails the attestation: with fewer
-//! facts a workload could only lose identities for a reason that nobody sees. (SPIRE goes on without the
-//! attestor that failed.)
+//! is known not to hold, as for a process that is in no container; one that cannot tell fails. A failure of any
+//! attestor fails the attestation: with fewer facts a workload could only lose identities for a reason that
+//! nobody sees. (SPIRE goes on without the attestor that failed.)
 
+pub mod container;
+pub mod docker;
+mod permits;
 pub mod process;
 pub mod procfs;
+mod program_hash;
+pub mod systemd;
 pub mod unix;
 mod user_database;
 
@@ -18,12 +23,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use finial_identity::selector::{Selector, SelectorError};
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
+pub use self::container::ContainerError;
+pub use self::docker::DockerAttestor;
 pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
+pub use self::systemd::SystemdAttestor;
 pub use self::unix::UnixAttestor;
 
-/// How long attestors may take together, unless told otherwise.
+/// How long each attestor may take, unless told otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Finds out facts of one kind about a process.
@@ -32,8 +41,8 @@ pub trait WorkloadAttestor: Send + Sync + std::fmt::Debug {
     /// The name in the configuration, and the type of the selectors.
     fn name(&self) -> &'static str;
 
-    /// All facts of this kind that hold for the process. Whether it lived through the call is checked by
-    /// the caller, afterwards.
+    /// All facts of this kind that hold for the process; none when it is known that none holds. Whether it lived
+    /// through the call is checked by the caller, afterwards. May be dropped at any time.
     ///
     /// # Errors
     /// When any of them cannot be told.
@@ -45,6 +54,18 @@ pub trait WorkloadAttestor: Send + Sync + std::fmt::Debug {
 pub struct WorkloadAttestation {
     attestors: Arc<[Arc<dyn WorkloadAttestor>]>,
     deadline: Duration,
+}
+
+/// What one attestor said about a process, for those who want to know why an identity is or is not given.
+///
+/// Facts may be secret: `docker:env:…` has whatever a container was given. `Debug` shows how many there are.
+pub struct AttestorReport {
+    /// The attestor's name.
+    pub name: &'static str,
+    /// How long it took.
+    pub took: Duration,
+    /// The facts, none if it is known that none holds; or why they are not known.
+    pub outcome: Result<Vec<Selector>, AttestorError>,
 }
 
 /// Why it is not known who called.
@@ -60,14 +81,6 @@ pub enum AttestError {
         attestor: &'static str,
         /// What happened.
         source: AttestorError,
-    },
-    /// An attestor did not answer in time.
-    #[error("workload attestor {attestor}: no answer within {} s", deadline.as_secs_f32())]
-    TimedOut {
-        /// Its name.
-        attestor: &'static str,
-        /// The time it had.
-        deadline: Duration,
     },
 }
 
@@ -106,6 +119,26 @@ pub enum AttestorError {
     /// The process executes another program than when it connected, or which one that was is not known.
     #[error("process executes another program than when it connected: pid {0}")]
     ProgramChanged(u32),
+    /// The program was written to, or its file was changed otherwise, while it was hashed.
+    #[error("program changed while it was hashed: pid {0}")]
+    ProgramRewritten(u32),
+    /// It cannot be told which container the process is in.
+    #[error("{0}")]
+    Container(#[from] ContainerError),
+    /// The control group has the name of a container's and is not that container's.
+    #[error("process is in a cgroup named after a container that it is not in: {0}")]
+    ForeignCgroup(String),
+    /// A program that knows more about the process did not say it.
+    #[error("{action}: {source}")]
+    Service {
+        /// What was tried.
+        action: String,
+        /// What happened.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// There was no answer in time.
+    #[error("no answer within {} s", .0.as_secs_f32())]
+    TimedOut(Duration),
     /// A fact cannot be written as a selector.
     #[error("fact is no selector: {0}")]
     Selector(#[from] SelectorError),
@@ -128,30 +161,34 @@ impl WorkloadAttestation {
     /// # Errors
     /// [`AttestError`]; the failure of one attestor is the failure of all.
     pub async fn attest(&self, process: &Arc<Process>) -> Result<HashSet<Selector>, AttestError> {
-        let answers = join_all(self.attestors.iter().map(|attestor| async {
-            let name = attestor.name();
-            match tokio::time::timeout(self.deadline, attestor.attest(process)).await {
-                Ok(Ok(facts)) => Ok(facts),
-                Ok(Err(source)) => Err(AttestError::Attestor {
-                    attestor: name,
-                    source,
-                }),
-                Err(_elapsed) => Err(AttestError::TimedOut {
-                    attestor: name,
-                    deadline: self.deadline,
-                }),
-            }
-        }))
-        .await;
+        let reports = self.examine(process).await;
         // A process that ended explains every other failure.
         if !process.is_alive() {
             return Err(AttestError::Gone(process.pid()));
         }
         let mut facts = HashSet::new();
-        for answer in answers {
-            facts.extend(answer?);
+        for AttestorReport { name, outcome, .. } in reports {
+            facts.extend(outcome.map_err(|source| AttestError::Attestor {
+                attestor: name,
+                source,
+            })?);
         }
         Ok(facts)
+    }
+
+    /// What each attestor says, in the order of the configuration. Only of a process that is alive afterwards is
+    /// it true ([`Process::is_alive`]).
+    pub async fn examine(&self, process: &Arc<Process>) -> Vec<AttestorReport> {
+        let asked = self.attestors.iter().map(|attestor| async {
+            let begun = Instant::now();
+            let answer = tokio::time::timeout(self.deadline, attestor.attest(process)).await;
+            AttestorReport {
+                name: attestor.name(),
+                took: begun.elapsed(),
+                outcome: answer.unwrap_or(Err(AttestorError::TimedOut(self.deadline))),
+            }
+        });
+        join_all(asked).await
     }
 }
 
@@ -160,6 +197,38 @@ impl AttestorError {
     pub fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();
         move |source| Self::Io { action, source }
+    }
+
+    /// An error of another program, with what was tried.
+    pub fn service<E: Into<Box<dyn std::error::Error + Send + Sync>>>(
+        action: impl Into<String>,
+    ) -> impl FnOnce(E) -> Self {
+        let action = action.into();
+        move |source| Self::Service {
+            action,
+            source: source.into(),
+        }
+    }
+}
+
+impl std::fmt::Debug for AttestorReport {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let outcome = self.outcome.as_ref().map(Vec::len);
+        f.debug_struct("AttestorReport")
+            .field("name", &self.name)
+            .field("took", &self.took)
+            .field("outcome", &outcome)
+            .finish()
+    }
+}
+
+/// Files of `/proc` can make a reader wait, and hashing takes long: neither belongs on the thread that serves.
+async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, AttestorError> + Send + 'static,
+) -> Result<T, AttestorError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(answer) => answer,
+        Err(_cut_off) => Err(AttestorError::CutOff),
     }
 }
 
@@ -226,6 +295,22 @@ mod tests {
         let attestation = attestation(vec![Fake::Knows("a"), Fake::Hangs]);
         let error = attestation.attest(&ourselves()).await.unwrap_err();
         assert_eq!(error.to_string(), "workload attestor fake: no answer within 3 s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_report_tells_of_each_attestor_what_it_said_and_how_long_it_took() {
+        let attestation = attestation(vec![Fake::Knows("a"), Fake::Fails, Fake::Hangs]);
+        let reports = attestation.examine(&ourselves()).await;
+        let [knows, fails, hangs] = reports.as_slice() else {
+            panic!("{reports:?}");
+        };
+        assert_eq!(knows.name, "fake");
+        assert_eq!(knows.outcome.as_ref().unwrap()[0].as_str(), "fake:a");
+        assert!(matches!(fails.outcome, Err(AttestorError::CutOff)), "{fails:?}");
+        let limit = Duration::from_secs(3);
+        assert!(matches!(hangs.outcome, Err(AttestorError::TimedOut(deadline)) if deadline == limit));
+        assert!(hangs.took >= limit && knows.took < limit, "{reports:?}");
+        assert!(!format!("{knows:?}").contains("fake:a"), "facts may be secret");
     }
 
     #[tokio::test]

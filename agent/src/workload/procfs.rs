@@ -10,6 +10,10 @@ use time::{Duration, OffsetDateTime};
 /// Most bytes of `status` and `stat` that are read; the kernel writes far fewer, except for thousands of groups.
 const MAX_FILE_BYTES: u64 = 1024 * 1024;
 
+/// Most bytes of `cgroup` and `mountinfo`. A hundred thousand mounts, which is the kernel's limit, may need more; a
+/// process that has so many is not told about.
+const MAX_LIST_BYTES: u64 = 16 * 1024 * 1024;
+
 /// Units of the start time in `/proc/<pid>/stat` per second: `USER_HZ`, which is 100 on every Linux.
 const TICKS_PER_SECOND: i64 = 100;
 
@@ -38,21 +42,15 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// The file that is open.
-    ///
-    /// # Errors
-    /// What the system said.
-    pub fn of(file: &File) -> io::Result<Self> {
-        Self::at(file, Path::new(""), AtFlags::EMPTY_PATH)
+    /// The file with this inode number on this device (major, minor).
+    pub(super) fn new(device: (u32, u32), inode: u64) -> Self {
+        Self { device, inode }
     }
 
     /// Whoever serves the file system, perhaps the workload itself, is not asked: an inode number is known.
     fn at(dir: impl std::os::fd::AsFd, path: &Path, flags: AtFlags) -> io::Result<Self> {
         let told = statx(dir, path, flags | AtFlags::STATX_DONT_SYNC, StatxFlags::INO)?;
-        Ok(Self {
-            device: (told.stx_dev_major, told.stx_dev_minor),
-            inode: told.stx_ino,
-        })
+        Ok(Self::new((told.stx_dev_major, told.stx_dev_minor), told.stx_ino))
     }
 }
 
@@ -120,6 +118,30 @@ impl ProcFs {
         })
     }
 
+    /// The control groups of a process, in the format of cgroups(7).
+    ///
+    /// # Errors
+    /// When there is no such process or the file is too large.
+    pub fn cgroup(&self, pid: u32) -> io::Result<String> {
+        read_whole(&self.folder(pid).join("cgroup"))
+    }
+
+    /// What a process has mounted, in the format of proc(5).
+    ///
+    /// # Errors
+    /// When there is no such process, it may not be looked at, or the file is too large.
+    pub fn mountinfo(&self, pid: u32) -> io::Result<String> {
+        read_whole(&self.folder(pid).join("mountinfo"))
+    }
+
+    /// The mount namespace of a process; the same text for the same namespace.
+    ///
+    /// # Errors
+    /// When there is no such process or it may not be looked at.
+    pub fn mount_namespace(&self, pid: u32) -> io::Result<PathBuf> {
+        std::fs::read_link(self.folder(pid).join("ns/mnt"))
+    }
+
     /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not tell.
     pub fn instant_of(&self, ticks: u64) -> Option<OffsetDateTime> {
         let stat = read_text(&self.root.join("stat")).ok()?;
@@ -140,6 +162,21 @@ fn read_text(path: &Path) -> io::Result<String> {
     let mut text = Vec::new();
     File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
     // A program may put any bytes into its name, which is of no interest here.
+    Ok(String::from_utf8_lossy(&text).into_owned())
+}
+
+/// A part of a list would be fewer facts, so a list that is too long is an error.
+fn read_whole(path: &Path) -> io::Result<String> {
+    let mut text = Vec::new();
+    File::open(path)?
+        .take(MAX_LIST_BYTES + 1)
+        .read_to_end(&mut text)?;
+    if text.len() as u64 > MAX_LIST_BYTES {
+        return Err(malformed(format!(
+            "{} has more than {MAX_LIST_BYTES} bytes",
+            path.display()
+        )));
+    }
     Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
@@ -199,6 +236,15 @@ mod tests {
         let stat = format!("7 (x) R 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0) {fields}");
         let (_dir, procfs) = layout(7, &[("stat", &stat)]);
         assert_eq!(procfs.start_ticks(7).unwrap(), 4711);
+    }
+
+    #[test]
+    fn a_list_that_is_too_long_is_an_error_not_a_part_of_it() {
+        let limit = usize::try_from(MAX_LIST_BYTES).unwrap();
+        for (length, fine) in [(limit, true), (limit + 1, false)] {
+            let (_dir, procfs) = layout(7, &[("cgroup", &"x".repeat(length))]);
+            assert_eq!(procfs.cgroup(7).is_ok(), fine);
+        }
     }
 
     #[test]

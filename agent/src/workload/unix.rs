@@ -5,27 +5,19 @@
 //! sees it: a container chooses it freely, and a deleted program ends in ` (deleted)`. Names come from
 //! `/etc/passwd` and `/etc/group` alone; a number without a name there has none.
 
-use std::fs::File;
-use std::io::{self, Read as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
+use finial_identity::process::Clock;
 use finial_identity::selector::Selector;
-use tokio::sync::Semaphore;
 
+use super::program_hash::ProgramHashes;
 use super::user_database::NameFile;
-use super::{AttestorError, FileId, Process, WorkloadAttestor};
+use super::{AttestorError, FileId, Process, WorkloadAttestor, off_thread};
 use crate::config::UnixSettings;
 
 const NAME: &str = "unix";
-
-/// How many programs are hashed at the same time.
-const MAX_HASHES: usize = 4;
-
-/// How much of a program is read at a time.
-const READ_SIZE: usize = 64 * 1024;
 
 /// Attests by what `/proc` says.
 #[derive(Debug)]
@@ -33,17 +25,18 @@ pub struct UnixAttestor {
     settings: UnixSettings,
     users: Arc<NameFile>,
     groups: Arc<NameFile>,
-    hashes: Arc<Semaphore>,
+    hashes: ProgramHashes,
 }
 
 impl UnixAttestor {
-    /// An attestor that finds `etc/passwd` and `etc/group` below `root`, usually `/`.
-    pub fn new(settings: UnixSettings, root: &Path) -> Self {
+    /// An attestor that finds `etc/passwd` and `etc/group` below `root`, usually `/`. The clock tells which files
+    /// were changed so recently that their hash is not to be remembered.
+    pub fn new(settings: UnixSettings, root: &Path, clock: Clock) -> Self {
         Self {
             settings,
             users: Arc::new(NameFile::at(root.join("etc/passwd"))),
             groups: Arc::new(NameFile::at(root.join("etc/group"))),
-            hashes: Arc::new(Semaphore::new(MAX_HASHES)),
+            hashes: ProgramHashes::new(clock),
         }
     }
 }
@@ -58,51 +51,29 @@ impl WorkloadAttestor for UnixAttestor {
         let settings = self.settings;
         let (users, groups) = (Arc::clone(&self.users), Arc::clone(&self.groups));
         let who = Arc::clone(process);
-        let mut facts = off_thread(move || {
-            let mut facts = ids(&who, &users, &groups)?;
+        let (uid, mut facts) = off_thread(move || {
+            let (uid, mut facts) = ids(&who, &users, &groups)?;
             if settings.discover_workload_path {
                 facts.extend(path(&who)?);
             }
-            Ok(facts)
+            Ok((uid, facts))
         })
         .await?;
         if settings.discover_workload_path && settings.workload_size_limit >= 0 {
-            let permit = Arc::clone(&self.hashes).acquire_owned().await;
-            let permit = permit.map_err(|_closed| AttestorError::CutOff)?;
-            let who = Arc::clone(process);
             let limit = settings.workload_size_limit.unsigned_abs();
-            let unwanted = CancelOnDrop::default();
-            let cancelled = Arc::clone(&unwanted.0);
-            let hash = off_thread(move || {
-                let _permit = permit;
-                sha256(&who, limit, &cancelled)
-            });
-            facts.push(Selector::new(NAME, &format!("sha256:{}", hash.await?))?);
+            let hash = self.hashes.sha256(process, uid, limit).await?;
+            facts.push(fact("sha256", hash)?);
         }
         Ok(facts)
     }
 }
 
-/// Tells a hash that nobody waits for it any more, as after the deadline: it holds a permit that others need.
-#[derive(Default)]
-struct CancelOnDrop(Arc<AtomicBool>);
-
-impl Drop for CancelOnDrop {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-async fn off_thread<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, AttestorError> + Send + 'static,
-) -> Result<T, AttestorError> {
-    match tokio::task::spawn_blocking(work).await {
-        Ok(answer) => answer,
-        Err(_cut_off) => Err(AttestorError::CutOff),
-    }
-}
-
-fn ids(process: &Process, users: &NameFile, groups: &NameFile) -> Result<Vec<Selector>, AttestorError> {
+/// The effective user id, and the facts about user and groups.
+fn ids(
+    process: &Process,
+    users: &NameFile,
+    groups: &NameFile,
+) -> Result<(u32, Vec<Selector>), AttestorError> {
     let ids = process
         .procfs()
         .ids(process.pid())
@@ -131,7 +102,7 @@ fn ids(process: &Process, users: &NameFile, groups: &NameFile) -> Result<Vec<Sel
             facts.push(fact("supplementary_group", name)?);
         }
     }
-    Ok(facts)
+    Ok((ids.uid, facts))
 }
 
 /// The program's path. One that is no text cannot be written as a selector, so no entry can name it.
@@ -144,47 +115,12 @@ fn path(process: &Process) -> Result<Option<Selector>, AttestorError> {
 }
 
 /// What is told of the program must be about the one that connected.
-fn same_program(process: &Process, program: FileId) -> Result<(), AttestorError> {
+pub(super) fn same_program(process: &Process, program: FileId) -> Result<(), AttestorError> {
     if process.program_at_connect() == Some(program) {
         Ok(())
     } else {
         Err(AttestorError::ProgramChanged(process.pid()))
     }
-}
-
-/// The hash of the very file that is being executed, whatever its path leads to by now.
-fn sha256(process: &Process, limit: u64, cancelled: &AtomicBool) -> Result<String, AttestorError> {
-    let io = |source: io::Error| AttestorError::Io {
-        action: "read program".to_owned(),
-        source,
-    };
-    let mut program = File::open(process.procfs().folder(process.pid()).join("exe")).map_err(io)?;
-    same_program(process, FileId::of(&program).map_err(io)?)?;
-    let size = program.metadata().map_err(io)?.len();
-    if limit > 0 && size > limit {
-        return Err(AttestorError::ProgramTooLarge { size, limit });
-    }
-    let mut context = ring::digest::Context::new(&ring::digest::SHA256);
-    let mut buffer = vec![0; READ_SIZE];
-    let mut seen: u64 = 0;
-    loop {
-        let count = match program.read(&mut buffer) {
-            Ok(0) => break,
-            Ok(count) => count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(io(error)),
-        };
-        seen = seen.saturating_add(u64::try_from(count).unwrap_or(u64::MAX));
-        if limit > 0 && seen > limit {
-            return Err(AttestorError::ProgramTooLarge { size: seen, limit });
-        }
-        context.update(buffer.get(..count).unwrap_or_default());
-        if cancelled.load(Ordering::Relaxed) || !process.is_alive() {
-            // Nobody waits for the answer, and the rest may be large.
-            return Err(AttestorError::CutOff);
-        }
-    }
-    Ok(data_encoding::HEXLOWER.encode(context.finish().as_ref()))
 }
 
 fn fact(name: &str, value: impl std::fmt::Display) -> Result<Selector, AttestorError> {
@@ -224,7 +160,7 @@ mod tests {
         }
 
         async fn attest(&self, settings: UnixSettings) -> Result<BTreeSet<String>, AttestorError> {
-            let attestor = UnixAttestor::new(settings, self.root.path());
+            let attestor = UnixAttestor::new(settings, self.root.path(), Clock::system());
             let facts = attestor.attest(&self.process).await?;
             Ok(facts.iter().map(ToString::to_string).collect())
         }
@@ -287,7 +223,7 @@ mod tests {
         std::fs::copy("/proc/self/stat", folder.join("stat")).unwrap();
         std::fs::write(dir.path().join("etc/group"), "sudo:x:27:\n").unwrap();
         let process = Process::open(i64::from(pid), &ProcFs::at(dir.path())).unwrap();
-        let attestor = UnixAttestor::new(UnixSettings::default(), dir.path());
+        let attestor = UnixAttestor::new(UnixSettings::default(), dir.path(), Clock::system());
         let facts: Vec<String> = attestor
             .attest(&Arc::new(process))
             .await
@@ -357,7 +293,8 @@ mod tests {
             );
         };
         refused(path(&process).map(|_| ()));
-        refused(sha256(&process, 0, &AtomicBool::new(false)).map(|_| ()));
+        let hashes = ProgramHashes::new(Clock::system());
+        refused(hashes.sha256(&process, 0, 0).await.map(|_| ()));
         child.kill().unwrap();
         child.wait().unwrap();
     }
@@ -408,19 +345,6 @@ mod tests {
         let error = workload.attest(limited(size - 1)).await.unwrap_err();
         assert!(matches!(error, AttestorError::ProgramTooLarge { .. }), "{error}");
         assert!(workload.attest(limited(size)).await.is_ok());
-    }
-
-    #[test]
-    fn a_hash_that_nobody_waits_for_stops() {
-        let runtime = tokio::runtime::Runtime::new().unwrap();
-        let _inside = runtime.enter();
-        let workload = Workload::start();
-        let unwanted = CancelOnDrop::default();
-        let cancelled = Arc::clone(&unwanted.0);
-        assert!(sha256(&workload.process, 0, &cancelled).is_ok());
-        drop(unwanted);
-        let outcome = sha256(&workload.process, 0, &cancelled);
-        assert!(matches!(outcome, Err(AttestorError::CutOff)), "{outcome:?}");
     }
 
     #[tokio::test]

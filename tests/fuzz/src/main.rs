@@ -12,13 +12,20 @@ mod agent;
 mod identity;
 #[path = "../targets/server.rs"]
 mod server;
+#[path = "../targets/workload.rs"]
+mod workload;
 
 static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
     let name = std::env::var("FINIAL_FUZZ_TARGET").unwrap_or_default();
     let all = || {
-        [identity::TARGETS, agent::TARGETS, server::TARGETS]
-            .into_iter()
-            .flatten()
+        [
+            identity::TARGETS,
+            agent::TARGETS,
+            server::TARGETS,
+            workload::TARGETS,
+        ]
+        .into_iter()
+        .flatten()
     };
     match all().find(|(known, _)| *known == name) {
         Some((_, run)) => *run,

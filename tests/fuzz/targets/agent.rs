@@ -8,6 +8,7 @@ use finial_agent::config::{Config, Flags, UnixSettings};
 use finial_agent::node::AgentStorage;
 use finial_agent::workload::unix::UnixAttestor;
 use finial_agent::workload::{ProcFs, Process, WorkloadAttestor as _};
+use finial_identity::process::Clock;
 use tokio::runtime::Runtime;
 
 /// A target's name, which is also the folder of its corpus, and what runs it.
@@ -90,7 +91,7 @@ fn run_workload_files(data: &[u8]) {
     }
     RUNTIME.block_on(async {
         let process = Process::open(i64::from(std::process::id()), &procfs).expect("this very process");
-        let attestor = UnixAttestor::new(UnixSettings::default(), root.path());
+        let attestor = UnixAttestor::new(UnixSettings::default(), root.path(), Clock::system());
         let (ids, facts) = (
             procfs.ids(process.pid()),
             attestor.attest(&Arc::new(process)).await,

@@ -1,0 +1,73 @@
+//! Entry points of the fuzzer into the agent's workload attestors that read what others wrote.
+
+use finial_agent::config::CgroupPatterns;
+use finial_agent::workload::container::{
+    ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, parse_cgroup_mounts, parse_cgroups,
+};
+use finial_agent::workload::docker::Container;
+
+/// A target's name, which is also the folder of its corpus, and what runs it.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets of this part.
+pub const TARGETS: &[Target] = &[("container", run_container), ("docker_answer", run_docker_answer)];
+
+/// `/proc/<pid>/cgroup`, `/proc/<pid>/mountinfo` and patterns of the operator's, separated by NUL bytes.
+fn run_container(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut parts = text.split('\0');
+    let mut next = || parts.next().unwrap_or_default();
+    let (groups, mounts, patterns) = (next(), next(), next());
+    if let Ok(groups) = parse_cgroups(groups) {
+        if let Ok(Some(found)) = in_cgroups(&groups) {
+            check(&found);
+            assert!(found.holds(&groups), "a container's process is in its container");
+            assert!(groups.iter().any(|group| group.path.starts_with(&found.group)));
+        }
+        let patterns: Vec<String> = patterns.lines().map(str::to_owned).collect();
+        if let Ok(patterns) = CgroupPatterns::new(patterns)
+            && let Ok(Some(found)) = by_rule(&groups, |path| patterns.id_in(path))
+        {
+            assert!(!found.id.is_empty() && !found.id.contains(['/', '?', '%', ' ']));
+            assert!(found.group.ends_with(&found.id));
+            assert!(found.holds(&groups));
+        }
+    }
+    if let Ok(mounts) = parse_cgroup_mounts(mounts)
+        && let Ok(Some(found)) = in_mounts(&mounts)
+    {
+        check(&found);
+        assert_eq!(found.seen_in, SeenIn::Mount);
+        assert!(mounts.iter().any(|mount| mount.starts_with(&found.group)));
+    }
+}
+
+fn check(found: &ContainerRef) {
+    assert_eq!(found.id.len(), 64);
+    assert!(found.id.bytes().all(|byte| byte.is_ascii_hexdigit()));
+    let last = found.group.rsplit('/').next().unwrap_or_default();
+    assert!(last.contains(&found.id), "{found:?}");
+    if let Some(uid) = &found.pod_uid {
+        assert_eq!(uid.len(), 36);
+        assert!(uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-'));
+    }
+}
+
+/// An engine's answer about a container.
+fn run_docker_answer(data: &[u8]) {
+    let container = match Container::parse(data) {
+        Ok(container) => container,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return;
+        }
+    };
+    assert!(container.pid() != Some(0));
+    if let Ok(facts) = container.facts() {
+        for fact in facts {
+            assert_eq!(fact.kind(), "docker");
+            let (name, _value) = fact.value().split_once(':').expect("a name before the value");
+            assert!(["label", "env", "image_id", "image_config_digest"].contains(&name));
+        }
+    }
+}
