@@ -54,7 +54,7 @@ fn two_envoys_talk_by_mutual_tls_and_others_are_refused() {
         let lines = mesh_lines(&mesh);
         ["backend", "frontend"]
             .iter()
-            .all(|node| lines.contains(&format!("node_id=\"{node}\"")))
+            .all(|node| lines.contains(&format!("node_id={node}")))
     });
     assert_eq!(get(backend.admin, "/ready", &[]).0, 503);
     let since = Instant::now();

@@ -9,13 +9,14 @@ use prost::Message as _;
 use tonic::Status;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::exchange::{MAX_NAMES, Protocol, check_names, check_type, log_rejection};
+use super::exchange::{Protocol, check_names, check_type, log_rejection};
 use super::node::Requester;
 use super::secrets::{Asked, Found, SECRET_TYPE, version_of};
 use crate::config::SdsSettings;
 
 /// Subscribes to everything, or unsubscribes from it.
 const WILDCARD: &str = "*";
+const MAX_VERSION_BYTES: usize = 64;
 
 /// One stream.
 #[derive(Debug)]
@@ -26,6 +27,8 @@ pub(super) struct Delta {
     asked: Asked,
     /// Versions of what the client has by its own account, and of what it was sent, by name.
     held: BTreeMap<String, String>,
+    /// Of the last response, until the client has accepted or refused it.
+    last_nonce: Option<String>,
 }
 
 /// A response before it is sent.
@@ -34,6 +37,7 @@ pub(super) struct Reply {
     /// Names and versions in the response.
     given: Vec<(String, String)>,
     removed: Vec<String>,
+    nonce: String,
     message: Bytes,
 }
 
@@ -45,6 +49,7 @@ impl Delta {
             is_first: true,
             asked: Asked::default(),
             held: BTreeMap::new(),
+            last_nonce: None,
         }
     }
 
@@ -59,21 +64,25 @@ impl Protocol for Delta {
 
     fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         check_type(&request.type_url)?;
-        check_names(&request.resource_names_subscribe)?;
-        check_names(&request.resource_names_unsubscribe)?;
+        check_names(request.initial_resource_versions.keys())?;
         if let Some(node) = &request.node {
             self.requester = Requester::of(node, &self.settings);
         }
-        if let Some(error) = &request.error_detail {
-            let names: Vec<String> = self.asked.names.iter().cloned().collect();
-            log_rejection(&self.requester, &names, error);
+        let settled = self.last_nonce.take_if(|nonce| *nonce == request.response_nonce);
+        if let Some(error) = &request.error_detail
+            && settled.is_some()
+        {
+            log_rejection(&self.requester, self.asked.names.iter(), error);
         }
         let is_first = std::mem::replace(&mut self.is_first, false);
         if is_first {
             // A stream that begins without names subscribes to everything.
             self.asked.everything = request.resource_names_subscribe.is_empty();
-            let versions = request.initial_resource_versions.into_iter().take(MAX_NAMES);
-            self.held = versions.collect();
+            // A version that is longer is none of ours.
+            let versions = request.initial_resource_versions.into_iter();
+            self.held = versions
+                .filter(|(_name, version)| version.len() <= MAX_VERSION_BYTES)
+                .collect();
         }
         for name in request.resource_names_subscribe {
             if name == WILDCARD {
@@ -93,11 +102,7 @@ impl Protocol for Delta {
                 self.asked.names.remove(&name);
             }
         }
-        if self.asked.names.len() > MAX_NAMES {
-            return Err(Status::resource_exhausted(format!(
-                "more than {MAX_NAMES} names are subscribed on one stream"
-            )));
-        }
+        check_names(self.asked.names.iter())?;
         let held = std::mem::take(&mut self.held);
         self.held = held
             .into_iter()
@@ -140,7 +145,7 @@ impl Protocol for Delta {
             system_version_info: version_of(found),
             resources,
             type_url: SECRET_TYPE.to_owned(),
-            nonce,
+            nonce: nonce.clone(),
             removed_resources: removed.clone(),
         };
         let encoded = Zeroizing::new(response.encode_to_vec());
@@ -154,6 +159,7 @@ impl Protocol for Delta {
         Some(Reply {
             given,
             removed,
+            nonce,
             message: Bytes::from_owner(encoded),
         })
     }
@@ -163,6 +169,7 @@ impl Protocol for Delta {
         for name in reply.removed {
             self.held.remove(&name);
         }
+        self.last_nonce = Some(reply.nonce);
         reply.message
     }
 }

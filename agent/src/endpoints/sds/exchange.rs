@@ -15,10 +15,9 @@ use super::secrets::{self, Asked, Found, SECRET_TYPE};
 use crate::config::SdsSettings;
 use crate::endpoints::session::{Access, Session, Sessions};
 
-/// Most names of one request, and of one stream.
-pub(super) const MAX_NAMES: usize = 1024;
-/// The longest SPIFFE ID (SPIFFE-ID §2.3); no name that means something is longer.
-const MAX_NAME_BYTES: usize = 2048;
+/// Most names of one stream, and most bytes of them together: they are kept for as long as it is open.
+const MAX_NAMES: usize = 256;
+const MAX_NAMES_BYTES: usize = 32 * 1024;
 /// Characters of a client's words that are logged.
 const LOGGED_MESSAGE: usize = 512;
 /// Names that are logged in one line.
@@ -167,20 +166,20 @@ impl<P: Protocol> Exchange<P> {
             return;
         }
         self.reports_left -= 1;
-        let (node_id, pid) = (&self.protocol.requester().id, self.session.pid());
-        let names: Vec<&String> = self.missing.iter().take(LOGGED_NAMES).collect();
+        let (node_id, pid) = (self.protocol.requester().id.as_str(), self.session.pid());
+        let names = listed(self.missing.iter());
         if lost {
             tracing::warn!(
-                ?node_id,
+                node_id,
                 pid,
-                ?names,
+                names,
                 "secrets that an Envoy has are there no longer"
             );
         } else {
             tracing::info!(
-                ?node_id,
+                node_id,
                 pid,
-                ?names,
+                names,
                 "secrets that an Envoy asks for are not there yet"
             );
         }
@@ -192,31 +191,37 @@ pub(super) fn check_type(type_url: &str) -> Result<(), Status> {
     if type_url.is_empty() || type_url == SECRET_TYPE {
         return Ok(());
     }
-    let shown: String = type_url.chars().take(MAX_NAME_BYTES).collect();
+    let shown: String = type_url.chars().take(LOGGED_MESSAGE).collect();
     Err(Status::invalid_argument(format!(
         "no other type than {SECRET_TYPE} is served: {shown}"
     )))
 }
 
-/// Neither more nor longer names than make sense.
-pub(super) fn check_names(names: &[String]) -> Result<(), Status> {
-    if names.len() > MAX_NAMES || names.iter().any(|name| name.len() > MAX_NAME_BYTES) {
+/// Keeps what a stream holds of its client's words within bounds.
+pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result<(), Status> {
+    let (count, bytes) = names.fold((0, 0), |(count, bytes), name| (count + 1, bytes + name.len()));
+    if count > MAX_NAMES || bytes > MAX_NAMES_BYTES {
         return Err(Status::invalid_argument(format!(
-            "a request may have {MAX_NAMES} names of {MAX_NAME_BYTES} bytes at most"
+            "a stream may have {MAX_NAMES} names of {MAX_NAMES_BYTES} bytes together, not {count} of {bytes}"
         )));
     }
     Ok(())
 }
 
 /// A client keeps what it had; the same is not sent again.
-pub(super) fn log_rejection(requester: &Requester, names: &[String], error: &rpc::Status) {
+pub(super) fn log_rejection<'a>(
+    requester: &Requester,
+    names: impl Iterator<Item = &'a String>,
+    error: &rpc::Status,
+) {
     let error: String = error.message.chars().take(LOGGED_MESSAGE).collect();
-    tracing::warn!(
-        node_id = ?requester.id,
-        names = ?names.iter().take(LOGGED_NAMES).collect::<Vec<_>>(),
-        error = ?error,
-        "Envoy refused a secret"
-    );
+    let (node_id, names) = (requester.id.as_str(), listed(names));
+    tracing::warn!(node_id, names, error, "Envoy refused a secret");
+}
+
+fn listed<'a>(names: impl Iterator<Item = &'a String>) -> String {
+    let names: Vec<&str> = names.take(LOGGED_NAMES).map(String::as_str).collect();
+    names.join(" ")
 }
 
 fn nonce() -> String {

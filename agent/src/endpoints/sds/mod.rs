@@ -96,7 +96,7 @@ impl Sds {
     /// Everything at once or nothing: there is no later answer in which the rest could come.
     async fn fetch(self, request: Request<DiscoveryRequest>) -> Result<Bytes, Status> {
         check_type(&request.get_ref().type_url)?;
-        check_names(&request.get_ref().resource_names)?;
+        check_names(request.get_ref().resource_names.iter())?;
         let mut session = Session::open(&self.sessions, &request, Access::Secrets).await?;
         let request = request.into_inner();
         let requester = match &request.node {

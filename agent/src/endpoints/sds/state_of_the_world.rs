@@ -25,6 +25,8 @@ pub(super) struct StateOfTheWorld {
     is_due: bool,
     /// Version and nonce of the last response, also when the client refused it.
     last: Option<(String, String)>,
+    /// The client has accepted or refused it.
+    is_settled: bool,
 }
 
 /// A response before it is sent.
@@ -43,6 +45,7 @@ impl StateOfTheWorld {
             asked: None,
             is_due: false,
             last: None,
+            is_settled: true,
         }
     }
 }
@@ -53,7 +56,7 @@ impl Protocol for StateOfTheWorld {
 
     fn receive(&mut self, request: DiscoveryRequest) -> Result<(), Status> {
         check_type(&request.type_url)?;
-        check_names(&request.resource_names)?;
+        check_names(request.resource_names.iter())?;
         if let Some(node) = &request.node {
             self.requester = Requester::of(node, &self.settings);
         }
@@ -62,8 +65,11 @@ impl Protocol for StateOfTheWorld {
         if self.asked.is_some() && request.response_nonce != nonce {
             return Ok(());
         }
-        if let Some(error) = &request.error_detail {
-            log_rejection(&self.requester, &request.resource_names, error);
+        let is_settled = std::mem::replace(&mut self.is_settled, true);
+        if let Some(error) = &request.error_detail
+            && !is_settled
+        {
+            log_rejection(&self.requester, request.resource_names.iter(), error);
         }
         let asked = asked(request.resource_names);
         if self.asked.as_ref() != Some(&asked) {
@@ -98,6 +104,7 @@ impl Protocol for StateOfTheWorld {
 
     fn sent(&mut self, reply: Reply) -> Bytes {
         self.is_due = false;
+        self.is_settled = false;
         self.last = Some((reply.version, reply.nonce));
         reply.message
     }

@@ -174,15 +174,34 @@ fn a_refused_resource_is_not_sent_again_until_it_is_another() {
 fn names_do_not_pile_up_without_bound() {
     let world = World::new();
     let mut protocol = protocol(&world);
-    let batch = |n: usize| {
-        let batch: Vec<String> = (0..512).map(|i| format!("{n}-{i}")).collect();
+    let batch = |n: usize, length: usize| {
+        let batch: Vec<String> = (0..100).map(|i| format!("{n}-{i:0length$}")).collect();
         DeltaDiscoveryRequest {
             resource_names_subscribe: batch,
             ..Default::default()
         }
     };
-    protocol.receive(batch(0)).unwrap();
-    protocol.receive(batch(1)).unwrap();
-    let refusal = protocol.receive(batch(2)).unwrap_err();
-    assert_eq!(refusal.code(), Code::ResourceExhausted);
+    for n in 0..2 {
+        protocol.receive(batch(n, 8)).unwrap();
+        // What is unsubscribed makes room.
+        let mut again = batch(n + 10, 8);
+        again.resource_names_unsubscribe = again.resource_names_subscribe.clone();
+        protocol.receive(again).unwrap();
+    }
+    assert_eq!(
+        protocol.receive(batch(2, 8)).unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let mut protocol = self::protocol(&world);
+    assert_eq!(
+        protocol.receive(batch(0, 400)).unwrap_err().code(),
+        Code::InvalidArgument
+    );
+    let mut protocol = self::protocol(&world);
+    let held = (0..300).map(|n| (n.to_string(), "v".to_owned())).collect();
+    let first = DeltaDiscoveryRequest {
+        initial_resource_versions: held,
+        ..Default::default()
+    };
+    assert_eq!(protocol.receive(first).unwrap_err().code(), Code::InvalidArgument);
 }

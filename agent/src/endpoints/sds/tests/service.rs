@@ -237,13 +237,16 @@ async fn fetch_answers_once_and_names_what_the_caller_may_not_have() {
     );
     served.world.publish_entries(vec![served.world.unissued("a")]);
     let mut early = client.clone();
-    let (answer, ()) = tokio::join!(early.fetch_secrets(request(&[], "")), async {
-        // It waits for the SVID that is being signed.
-        while served.world.svids.subscription_count() == 0 {
-            tokio::task::yield_now().await;
-        }
-        served.world.publish_entries(vec![served.world.entry("a")]);
-    });
+    // It waits for the SVID that is being signed.
+    let (answer, ()) = in_time(async {
+        tokio::join!(early.fetch_secrets(request(&[], "")), async {
+            while served.world.svids.subscription_count() == 0 {
+                tokio::task::yield_now().await;
+            }
+            served.world.publish_entries(vec![served.world.entry("a")]);
+        })
+    })
+    .await;
     let answer = answer.unwrap().into_inner();
     assert_eq!((answer.resources.len(), answer.nonce.as_str()), (2, ""));
     let answer = client
