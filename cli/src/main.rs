@@ -1,9 +1,10 @@
-//! The one binary: `finial server …`, `finial agent …`, `finial dev`.
+//! The one binary: `finial server …`, `finial agent …`, `finial dev`, `finial bench …`.
 //!
 //! Arguments are normalised (`args`), parsed by the command trees of the two libraries, and handed to
 //! them with the surroundings they may see: standard streams and environment variables.
 
 mod args;
+mod bench;
 mod dev;
 mod runtime;
 
@@ -51,6 +52,7 @@ fn command() -> Command {
         .subcommand(finial_server::cli::command())
         .subcommand(finial_agent::cli::command())
         .subcommand(dev::command())
+        .subcommand(bench::command())
 }
 
 fn run(matches: &ArgMatches) -> anyhow::Result<()> {
@@ -58,6 +60,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("server", matches)) => runtime::server(matches),
         Some(("agent", matches)) => runtime::agent(matches),
         Some(("dev", matches)) => dev::run(matches),
+        Some(("bench", matches)) => bench::run(matches),
         _ => anyhow::bail!("no command was named"),
     }
 }

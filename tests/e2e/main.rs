@@ -2,6 +2,7 @@
 
 mod authorization;
 mod bad_input;
+mod bench;
 mod cli;
 mod dev;
 mod full_disk;

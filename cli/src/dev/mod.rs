@@ -5,7 +5,7 @@
 //! a workload does: it fetches an X.509-SVID and a JWT-SVID and prints them.
 
 mod directory;
-mod operator;
+pub(crate) mod operator;
 mod progress;
 mod show;
 mod workload;
