@@ -26,7 +26,8 @@ use crate::endpoints::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::endpoints::{self, RoutesError};
 use crate::node::{
-    Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, X509PopAttestor,
+    Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, RotationStrategy,
+    X509PopAttestor,
 };
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
@@ -116,6 +117,7 @@ pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
         handle,
         SyncSettings {
             sync_interval: config.sync_interval(),
+            rotation: RotationStrategy::new(config.availability_target()),
             x509_svid_cache_max_size: config.x509_svid_cache_max_size(),
             workload_key_type: config.workload_key_type(),
             agent_version: VERSION.to_owned(),
@@ -214,6 +216,7 @@ fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, Bu
         server_port: essentials.server_port,
         bootstrap: essentials.bootstrap.clone(),
         data_dir: essentials.data_dir.clone(),
+        rotation: RotationStrategy::new(config.availability_target()),
         agent_version: VERSION.to_owned(),
     };
     let attestor = match config.x509pop() {

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 
 use crate::node::{
     BootstrapSource, BundleFormat, Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeHandle,
-    NodeSettings, NodeState,
+    NodeSettings, NodeState, RotationStrategy,
 };
 use crate::svids::{
     CachedEntry, JwtCache, JwtCacheSettings, Snapshot, SvidCache, SyncCounters, SyncSettings, Synchronizer,
@@ -130,6 +130,7 @@ pub(crate) fn open_at(
             format: BundleFormat::Pem,
         },
         data_dir: dir.to_owned(),
+        rotation: RotationStrategy::default(),
         agent_version: "1.2.3".to_owned(),
     };
     Node::open(settings, keys, attestor, clock, Jitter::new(|| 0.5)).unwrap()

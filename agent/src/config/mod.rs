@@ -167,6 +167,7 @@ pub struct Config {
     essentials: Essentials,
     log: LogSettings,
     workload_key_type: KeyType,
+    availability_target: Option<Duration>,
     x509_svid_cache_max_size: usize,
     jwt_svid_cache_max_size: usize,
     jwt_svid_cache_hit_timeout: Option<Duration>,
@@ -235,6 +236,7 @@ impl Config {
             essentials,
             log: LogSettings::default(),
             workload_key_type: KeyType::EcP256,
+            availability_target: None,
             x509_svid_cache_max_size: DEFAULT_CACHE_SIZE,
             jwt_svid_cache_max_size: DEFAULT_CACHE_SIZE,
             jwt_svid_cache_hit_timeout: None,
@@ -266,6 +268,11 @@ impl Config {
     /// `workload_x509_svid_key_type`
     pub fn workload_key_type(&self) -> KeyType {
         self.workload_key_type
+    }
+
+    /// `availability_target`
+    pub fn availability_target(&self) -> Option<Duration> {
+        self.availability_target
     }
 
     /// `x509_svid_cache_max_size`

@@ -54,6 +54,7 @@ struct Agent {
     join_token: Option<JoinToken>,
     log: LogSettings,
     workload_key_type: KeyType,
+    availability_target: Option<Duration>,
     x509_svid_cache_max_size: usize,
     jwt_svid_cache_max_size: usize,
     allow_unauthenticated_verifiers: bool,
@@ -96,6 +97,7 @@ impl Agent {
             join_token: read_join_token(&agent, flags),
             log: read_log(&agent, flags, problems),
             workload_key_type: read_key_type(&agent),
+            availability_target: read_availability_target(&agent),
             x509_svid_cache_max_size: cache_size("x509_svid_cache_max_size"),
             jwt_svid_cache_max_size: cache_size("jwt_svid_cache_max_size"),
             allow_unauthenticated_verifiers: flags
@@ -137,6 +139,7 @@ impl Agent {
             },
             log: self.log,
             workload_key_type: self.workload_key_type,
+            availability_target: self.availability_target,
             x509_svid_cache_max_size: self.x509_svid_cache_max_size,
             jwt_svid_cache_max_size: self.jwt_svid_cache_max_size,
             jwt_svid_cache_hit_timeout: self.experimental.jwt_svid_cache_hit_timeout,
@@ -225,6 +228,14 @@ fn read_key_type(agent: &Section<'_>) -> KeyType {
     read.unwrap_or(KeyType::EcP256)
 }
 
+fn read_availability_target(agent: &Section<'_>) -> Option<Duration> {
+    let target = agent.duration("availability_target")?;
+    if target < MIN_AVAILABILITY_TARGET {
+        agent.problem("availability_target", "must be at least 24h");
+    }
+    Some(target)
+}
+
 fn read_log(agent: &Section<'_>, flags: &Flags, problems: &Problems) -> LogSettings {
     let defaults = LogSettings::default();
     let file = agent.string("log_file");
@@ -283,3 +294,5 @@ fn reported(problems: Problems) -> SettingsError {
         .into_result()
         .expect_err("there is a problem, if only the one above")
 }
+
+const MIN_AVAILABILITY_TARGET: Duration = Duration::from_secs(24 * 3600);

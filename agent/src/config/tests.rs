@@ -70,7 +70,7 @@ fn every_served_key_has_its_effect() {
             trust_domain = "spiffe://example.org" server_address = "a" server_port = 1
             data_dir = "/d" socket_path = "/s" insecure_bootstrap = true join_token = "secret-token"
             log_file = "/l" log_level = "DEBUG" log_format = "json" log_source_location = true
-            workload_x509_svid_key_type = "rsa-2048" x509_svid_cache_max_size = 5 jwt_svid_cache_max_size = 6
+            workload_x509_svid_key_type = "rsa-2048" availability_target = "24h" x509_svid_cache_max_size = 5 jwt_svid_cache_max_size = 6
             allow_unauthenticated_verifiers = true allowed_foreign_jwt_claims = ["a", "b"] disable_workload_api = true
             experimental { sync_interval = "30s" jwt_svid_cache_hit_timeout = "6s" }
         }
@@ -98,6 +98,8 @@ fn every_served_key_has_its_effect() {
     assert_eq!(config.log().level, crate::telemetry::LogLevel::Debug);
     assert_eq!(config.log().format, crate::telemetry::LogFormat::Json);
     assert_eq!(config.workload_key_type(), KeyType::Rsa2048);
+    let day = Duration::from_secs(24 * 3600);
+    assert_eq!(config.availability_target(), Some(day));
     assert_eq!(
         (
             config.x509_svid_cache_max_size(),
@@ -211,7 +213,7 @@ fn keys_that_would_change_what_is_served_are_refused_by_name() {
             "authorized_delegates",
             "authorized_delegates = [\"spiffe://example.org/a\"]",
         ),
-        ("availability_target", "availability_target = \"24h\""),
+        ("availability_target", "availability_target = \"23h59m\""),
         ("trust_bundle_url", "trust_bundle_url = \"https://a\""),
         (
             "trust_bundle_spiffe_workload_api",

@@ -17,15 +17,6 @@ pub(super) fn agent(agent: &Section<'_>, warnings: &mut Vec<String>) {
             "the delegated identity API is not served by this version",
         );
     }
-    if agent
-        .duration("availability_target")
-        .is_some_and(|target| !target.is_zero())
-    {
-        agent.problem(
-            "availability_target",
-            "is not served by this version: SVIDs are renewed at about half of their life",
-        );
-    }
     if !agent.strings("log_selectors").is_empty() {
         warnings.push(
             "agent.log_selectors: selectors are not logged by this version; the key has no effect".to_owned(),

@@ -202,7 +202,9 @@ impl Node {
         let look = match self.newest_svid() {
             _ if evicted => renew::CHECK_INTERVAL,
             _ if self.forced && self.renewal.next.is_none() => Duration::ZERO,
-            Some(svid) if self.renewal.next.is_none() => renew::until_check(svid.leaf(), self.clock.now()),
+            Some(svid) if self.renewal.next.is_none() => {
+                renew::until_check(self.settings.rotation, svid.leaf(), self.clock.now())
+            }
             _ => renew::CHECK_INTERVAL,
         };
         let former = self.held().and_then(|_held| self.svid());
@@ -229,7 +231,7 @@ impl Node {
             self.post_status().await?;
         }
         let newest = self.newest_svid().unwrap_or_else(|| Arc::clone(&svid));
-        let due = self.forced || renew::is_due(newest.leaf(), now, self.jitter.draw());
+        let due = self.forced || renew::is_due(self.settings.rotation, newest.leaf(), now, self.jitter.draw());
         if !due || !self.renewal.is_due() {
             return Ok(());
         }

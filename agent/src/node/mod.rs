@@ -12,6 +12,7 @@ mod lifecycle;
 mod lifecycle_tests;
 mod obtain;
 mod renew;
+mod rotation;
 mod saving;
 #[cfg(test)]
 mod saving_tests;
@@ -36,7 +37,8 @@ pub use self::backoff::{Backoff, Jitter};
 pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, bundle_of};
 pub use self::join_token::JoinTokenAttestor;
 pub use self::lifecycle::Node;
-pub use self::renew::{remaining_at_renewal, x509_remaining_at_renewal};
+pub use self::renew::remaining_at_renewal;
+pub use self::rotation::RotationStrategy;
 pub use self::state::NodeState;
 pub use self::storage::{AgentData, AgentStorage, StorageError};
 pub use self::x509pop::X509PopAttestor;
@@ -78,6 +80,8 @@ pub struct NodeSettings {
     pub bootstrap: BootstrapSource,
     /// Where `agent-data.json` is kept.
     pub data_dir: PathBuf,
+    /// When the agent's SVID is renewed (`availability_target`).
+    pub rotation: RotationStrategy,
     /// Told to the server at start.
     pub agent_version: String,
 }

@@ -7,6 +7,8 @@ use finial_identity::key::{PrivateKey, PrivateKeyManager};
 use finial_identity::x509::Certificate;
 use time::OffsetDateTime;
 
+use super::rotation::RotationStrategy;
+
 /// Where the agent's keys are kept, one after the other, as SPIRE's agents do: the key of the present SVID
 /// stays until the next SVID is there.
 pub(super) const SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
@@ -21,7 +23,7 @@ pub fn remaining_at_renewal(from: OffsetDateTime, until: OffsetDateTime, drawn: 
 }
 
 /// The same for a certificate, whose life is counted without the time it is backdated by.
-pub fn x509_remaining_at_renewal(leaf: &Certificate, drawn: f64) -> time::Duration {
+pub(super) fn x509_remaining_at_renewal(leaf: &Certificate, drawn: f64) -> time::Duration {
     remaining_at_renewal(leaf.not_after() - life(leaf), leaf.not_after(), drawn)
 }
 
@@ -38,8 +40,13 @@ const BACKDATE: time::Duration = time::Duration::seconds(10);
 pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
 /// Whether an SVID is due at `now`.
-pub(super) fn is_due(leaf: &Certificate, now: OffsetDateTime, drawn: f64) -> bool {
-    leaf.not_after() - now <= x509_remaining_at_renewal(leaf, drawn)
+pub(super) fn is_due(
+    rotation: RotationStrategy,
+    leaf: &Certificate,
+    now: OffsetDateTime,
+    drawn: f64,
+) -> bool {
+    leaf.not_after() - now <= rotation.remaining_at_renewal(leaf, drawn)
 }
 
 /// Whether an SVID can be used no longer, a second early.
@@ -64,8 +71,8 @@ fn last_eighth(leaf: &Certificate) -> time::Duration {
 }
 
 /// How long until the SVID is certainly due, at most [`CHECK_INTERVAL`].
-pub(super) fn until_check(leaf: &Certificate, now: OffsetDateTime) -> Duration {
-    let due = leaf.not_after() - x509_remaining_at_renewal(leaf, 0.0);
+pub(super) fn until_check(rotation: RotationStrategy, leaf: &Certificate, now: OffsetDateTime) -> Duration {
+    let due = leaf.not_after() - rotation.remaining_at_renewal(leaf, 0.0);
     let wait = Duration::try_from(due - now).unwrap_or(Duration::ZERO);
     wait.clamp(SHORTEST_WAIT, CHECK_INTERVAL)
 }
@@ -103,13 +110,27 @@ mod tests {
 
     const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
 
+    fn half() -> RotationStrategy {
+        RotationStrategy::default()
+    }
+
     #[test]
     fn is_due_at_half_of_its_life_give_or_take_a_tenth() {
         let leaf =
             Authority::new("example.org").leaf("/spire/agent/x/1", NOW, NOW + time::Duration::seconds(1010));
         let at = |seconds: i64| NOW + time::Duration::seconds(10 + seconds);
-        assert!(!is_due(&leaf, at(449), 1.0) && is_due(&leaf, at(450), 1.0));
-        assert!(!is_due(&leaf, at(549), 0.0) && is_due(&leaf, at(550), 0.0));
+        assert!(!is_due(half(), &leaf, at(449), 1.0) && is_due(half(), &leaf, at(450), 1.0));
+        assert!(!is_due(half(), &leaf, at(549), 0.0) && is_due(half(), &leaf, at(550), 0.0));
+    }
+
+    #[test]
+    fn with_an_availability_target_is_due_when_that_much_is_left() {
+        let rotation = RotationStrategy::new(Some(Duration::from_secs(24 * 3600)));
+        let end = NOW + time::Duration::hours(40);
+        let leaf = Authority::new("example.org").leaf("/spire/agent/x/1", NOW, end);
+        let left = |minutes: i64| end - time::Duration::hours(24) - time::Duration::minutes(minutes);
+        assert!(!is_due(rotation, &leaf, left(1), 0.0) && is_due(rotation, &leaf, left(0), 0.0));
+        assert!(!is_due(rotation, &leaf, left(11), 1.0) && is_due(rotation, &leaf, left(10), 1.0));
     }
 
     #[test]
@@ -120,10 +141,10 @@ mod tests {
             NOW - time::Duration::seconds(10),
             NOW + time::Duration::seconds(4),
         );
-        assert_eq!(until_check(&short, NOW), Duration::from_millis(2200));
+        assert_eq!(until_check(half(), &short, NOW), Duration::from_millis(2200));
         let long = authority.leaf("/spire/agent/x/1", NOW, NOW + time::Duration::hours(1));
-        assert_eq!(until_check(&long, NOW), CHECK_INTERVAL);
-        assert!(until_check(&short, NOW + time::Duration::days(1)) < Duration::from_secs(1));
+        assert_eq!(until_check(half(), &long, NOW), CHECK_INTERVAL);
+        assert!(until_check(half(), &short, NOW + time::Duration::days(1)) < Duration::from_secs(1));
     }
 
     #[test]

@@ -1,29 +1,32 @@
 //! What the agent holds for its workloads: one immutable snapshot on a `watch`, one writer.
 //!
 //! Streams of workloads hold a [`Subscription`], which marks the entries that it matches as wanted, read
-//! [`Snapshot::matching`] and wait for the next snapshot. Entries and SVIDs that did not change are shared
-//! between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
+//! [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and SVIDs that did not change
+//! are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use finial_identity::bundle::Bundle;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use finial_identity::x509::X509Svid;
-use time::OffsetDateTime;
-use tokio::sync::{Notify, watch};
+use time::{Duration, OffsetDateTime};
+use tokio::sync::watch;
 use zeroize::Zeroizing;
 
+use super::counters::CacheCounters;
+use super::entries::Entries;
 use super::jwt::{JwtCache, JwtError, SignedJwt};
+use super::subscriptions::{News, Subscribers, Subscription};
 
 /// All that the agent can hand out, at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Entries the agent is authorized for, sorted by entry id.
-    pub entries: Arc<[Arc<CachedEntry>]>,
+    pub entries: Entries,
     /// The bundle of the agent's trust domain. It has no JWT authorities until the first sync.
     pub own_bundle: Arc<Bundle>,
     /// Bundles of the trust domains that entries federate with, as far as the server has them.
@@ -77,19 +80,11 @@ pub struct SvidCache {
     shared: Arc<Shared>,
 }
 
-/// Marks the entries that its selectors match as wanted, until it is dropped.
-#[must_use = "entries are wanted only for as long as the subscription lives"]
-#[derive(Debug)]
-pub struct Subscription {
-    id: u64,
-    shared: Arc<Shared>,
-}
-
 impl Snapshot {
     /// A snapshot that holds nothing but the bundle known so far.
     pub fn empty(own_bundle: Arc<Bundle>) -> Self {
         Self {
-            entries: Arc::from([]),
+            entries: Entries::default(),
             own_bundle,
             federated: BTreeMap::new(),
             synced_at: None,
@@ -100,18 +95,12 @@ impl Snapshot {
     /// The entries all of whose selectors are among `selectors`, ordered by entry id. Entries for SVID
     /// stores are left out: they never reach a workload's socket.
     pub fn matching(&self, selectors: &HashSet<Selector>) -> Vec<&Arc<CachedEntry>> {
-        self.entries
-            .iter()
-            .filter(|entry| entry.matches(selectors))
-            .collect()
+        self.entries.matching(selectors)
     }
 
     /// The entry with this id.
     pub fn entry(&self, entry_id: &str) -> Option<&Arc<CachedEntry>> {
-        let at = self
-            .entries
-            .binary_search_by(|entry| entry.entry_id.as_str().cmp(entry_id));
-        at.ok().and_then(|index| self.entries.get(index))
+        self.entries.get(entry_id)
     }
 
     /// The bundle of a trust domain: the own one or a federated one.
@@ -121,20 +110,6 @@ impl Snapshot {
         } else {
             self.federated.get(trust_domain)
         }
-    }
-
-    /// The bundles of the trust domains that an entry federates with, as far as they are known.
-    pub fn federated_for(&self, entry: &CachedEntry) -> BTreeMap<TrustDomain, Arc<Bundle>> {
-        entry
-            .federates_with
-            .iter()
-            .filter_map(|name| Some((name.clone(), Arc::clone(self.federated.get(name)?))))
-            .collect()
-    }
-
-    /// How many X509-SVIDs are held.
-    pub fn svid_count(&self) -> usize {
-        self.entries.iter().filter(|entry| entry.svid.is_some()).count()
     }
 }
 
@@ -163,6 +138,14 @@ impl IssuedSvid {
     pub fn expires_at(&self) -> OffsetDateTime {
         self.svid.leaf().not_after()
     }
+
+    /// Until when it is handed out: until shortly before it expires, for the way to the workload takes time too.
+    /// Snapshots drop it then; whoever holds an older snapshot compares.
+    pub fn usable_until(&self) -> OffsetDateTime {
+        let leaf = self.svid.leaf();
+        let life = leaf.not_after() - leaf.not_before();
+        leaf.not_after() - LAST_MOMENT.min(life / 20)
+    }
 }
 
 impl fmt::Debug for IssuedSvid {
@@ -180,15 +163,15 @@ impl SvidCache {
         Self {
             shared: Arc::new(Shared {
                 snapshots,
-                subscribers: Mutex::new(Subscribers::default()),
-                wake: Notify::new(),
+                subscribers: Arc::default(),
                 synced_at: Mutex::new(None),
                 jwt,
             }),
         }
     }
 
-    /// Follows the snapshots; the present one is there at once.
+    /// Follows all snapshots; the present one is there at once. Whoever serves one workload waits on a
+    /// [`Subscription`] instead.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.shared.snapshots.subscribe()
     }
@@ -198,15 +181,30 @@ impl SvidCache {
         Arc::clone(&self.shared.snapshots.borrow())
     }
 
-    /// Marks the entries that match `selectors` as wanted for as long as the guard lives: they are issued
-    /// whatever the size limit says, and their SVIDs are kept fresh.
+    /// Hears of what concerns a workload with `selectors`, and marks the entries that match as wanted for as long
+    /// as it lives: they are issued whatever the size limit says, and their SVIDs are kept fresh.
     pub fn subscribe(&self, selectors: Arc<HashSet<Selector>>) -> Subscription {
-        let id = self.shared.lock().add(selectors);
-        self.shared.wake.notify_one();
-        Subscription {
-            id,
-            shared: Arc::clone(&self.shared),
-        }
+        self.shared.subscribers.subscribe(selectors, true)
+    }
+
+    /// Hears of what concerns a workload with `selectors`, also of its first entry, and has nothing issued for it.
+    pub fn observe(&self, selectors: Arc<HashSet<Selector>>) -> Subscription {
+        self.shared.subscribers.subscribe(selectors, false)
+    }
+
+    /// How many subscriptions want SVIDs now.
+    pub fn subscription_count(&self) -> usize {
+        self.shared.subscribers.count().1
+    }
+
+    /// How many subscriptions there are, those that only observe among them.
+    pub fn stream_count(&self) -> usize {
+        self.shared.subscribers.count().0
+    }
+
+    /// What the caches hold and did.
+    pub fn counters(&self) -> &Arc<CacheCounters> {
+        self.shared.jwt.counters()
     }
 
     /// A JWT-SVID for an entry: a cached one while more than about half of its life remains, else a new
@@ -232,15 +230,6 @@ impl SvidCache {
         &self.shared.jwt
     }
 
-    /// Puts `next` in the place of the present snapshot and gives it the next version. There is one
-    /// writer, the sync task.
-    pub fn publish(&self, mut next: Snapshot) {
-        self.shared.snapshots.send_modify(|present| {
-            next.version = present.version.saturating_add(1);
-            *present = Arc::new(next);
-        });
-    }
-
     /// When the server last confirmed the entries; between snapshots this moves on while
     /// [`Snapshot::synced_at`] stands still.
     pub fn synced_at(&self) -> Option<OffsetDateTime> {
@@ -248,84 +237,44 @@ impl SvidCache {
         *synced_at.unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Puts `next` in the place of the present snapshot, gives it the next version and tells those whom it
+    /// concerns. There is one writer, the sync task.
+    pub(super) fn publish_news(&self, mut next: Snapshot, news: &News) {
+        let mut version = 0;
+        self.shared.snapshots.send_modify(|present| {
+            version = present.version.saturating_add(1);
+            next.version = version;
+            *present = Arc::new(next);
+        });
+        // After the snapshot: whoever subscribes in between reads the new one, or hears of it.
+        self.shared.subscribers.tell(version, news);
+        self.counters().snapshots.add(1);
+    }
+
+    /// Publishes a snapshot that a test made, and finds out whom it concerns.
+    #[cfg(test)]
+    pub(crate) fn publish(&self, next: Snapshot) {
+        let news = super::tests::news_between(&self.snapshot(), &next);
+        self.publish_news(next, &news);
+    }
+
     pub(super) fn confirm_sync(&self, at: OffsetDateTime) {
         let synced_at = self.shared.synced_at.lock();
         *synced_at.unwrap_or_else(PoisonError::into_inner) = Some(at);
     }
 
-    /// Subscriptions that came and went since the last call, and those there are now, all of one moment.
-    pub(super) fn take_subscriptions(&self) -> Subscriptions {
-        let mut subscribers = self.shared.lock();
-        Subscriptions {
-            added: std::mem::take(&mut subscribers.added),
-            removed: std::mem::take(&mut subscribers.removed),
-            live: subscribers.live.values().map(Arc::clone).collect(),
-        }
+    pub(super) fn subscribers(&self) -> &Subscribers {
+        &self.shared.subscribers
     }
-
-    /// How many subscriptions there are.
-    #[cfg(test)]
-    pub(crate) fn subscription_count(&self) -> usize {
-        self.shared.lock().live.len()
-    }
-
-    /// Completes when a subscription came or went.
-    pub(super) async fn subscriptions_changed(&self) {
-        self.shared.wake.notified().await;
-    }
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        self.shared.lock().remove(self.id);
-        self.shared.wake.notify_one();
-    }
-}
-
-/// Selectors of subscriptions.
-#[derive(Debug)]
-pub(super) struct Subscriptions {
-    pub(super) added: Vec<Arc<HashSet<Selector>>>,
-    pub(super) removed: Vec<Arc<HashSet<Selector>>>,
-    pub(super) live: Vec<Arc<HashSet<Selector>>>,
 }
 
 #[derive(Debug)]
 struct Shared {
     snapshots: watch::Sender<Arc<Snapshot>>,
-    subscribers: Mutex<Subscribers>,
-    wake: Notify,
+    subscribers: Arc<Subscribers>,
     synced_at: Mutex<Option<OffsetDateTime>>,
     jwt: JwtCache,
 }
 
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Subscribers> {
-        // Every change under the lock is complete when it is released, also by a panic.
-        self.subscribers.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug, Default)]
-struct Subscribers {
-    next_id: u64,
-    live: HashMap<u64, Arc<HashSet<Selector>>>,
-    added: Vec<Arc<HashSet<Selector>>>,
-    removed: Vec<Arc<HashSet<Selector>>>,
-}
-
-impl Subscribers {
-    fn add(&mut self, selectors: Arc<HashSet<Selector>>) -> u64 {
-        let id = self.next_id;
-        self.next_id = self.next_id.wrapping_add(1);
-        self.added.push(Arc::clone(&selectors));
-        self.live.insert(id, selectors);
-        id
-    }
-
-    fn remove(&mut self, id: u64) {
-        if let Some(selectors) = self.live.remove(&id) {
-            self.removed.push(selectors);
-        }
-    }
-}
+/// An SVID is handed out until so long before it expires, at most.
+const LAST_MOMENT: Duration = Duration::SECOND;

@@ -1,20 +1,38 @@
 //! The workloads' identities: what the agent may issue, the SVIDs it holds, and their renewal.
 //!
 //! `feed` learns the authorized entries and bundles from the server, `sync` is the single writer that has SVIDs
-//! signed and publishes snapshots of its `model`, `renewal` decides purely what is due, `cache` is what sockets read.
+//! signed and publishes snapshots of its `model`, `renewal` decides purely what is due and `trust` what no longer
+//! counts, `cache` is what sockets read, and `subscriptions` tells them when to read it again.
 
 pub mod cache;
+mod counters;
+mod entries;
 mod feed;
 mod index;
 pub mod jwt;
 mod keys;
 mod model;
-pub mod renewal;
+mod record;
+mod renewal;
+mod subscriptions;
 pub mod sync;
+mod trust;
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod scale_tests;
 #[cfg(test)]
 mod sync_tests;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod visits;
 
-pub use cache::{CachedEntry, IssuedSvid, Snapshot, Subscription, SvidCache};
+pub use cache::{CachedEntry, IssuedSvid, Snapshot, SvidCache};
+pub use counters::{CacheCounters, Count};
+pub use entries::Entries;
 pub use feed::SyncCounters;
 pub use jwt::{JwtCache, JwtCacheSettings, JwtError, JwtSource, SignedJwt};
+pub use subscriptions::Subscription;
 pub use sync::{SyncSettings, Synchronizer};

@@ -1,6 +1,6 @@
 //! What the sync task knows, from which each snapshot is made. One owner, no locks, no network.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use finial_identity::bundle::Bundle;
@@ -9,66 +9,70 @@ use finial_identity::spiffe_id::TrustDomain;
 use time::{Duration, OffsetDateTime};
 
 use super::cache::{CachedEntry, IssuedSvid, Snapshot};
+use super::counters::CacheCounters;
+use super::entries::Entries;
 use super::keys::SvidRequest;
-use super::renewal::{self, HeldTimes, Plan, Standing};
-use crate::upstream::{AuthorizedEntry, BundleChanges, EntryStamp};
+use super::record::{Held, Record};
+use super::renewal::{HeldTimes, Schedule};
+use super::subscriptions::News;
+use super::trust::{Distrust, Step, Worth};
+#[cfg(test)]
+use super::visits;
+use crate::upstream::{AuthorizedEntry, BundleChanges};
 
 /// Entries with their SVIDs, and bundles.
 #[derive(Debug)]
 pub(super) struct Model {
-    records: BTreeMap<String, Record>,
+    records: HashMap<Arc<str>, Record>,
+    /// What snapshots show of the records.
+    entries: Entries,
+    schedule: Schedule,
+    /// Entries by the trust domains they federate with.
+    federating: HashMap<TrustDomain, HashSet<Arc<str>>>,
+    /// Entries that wait for another try.
+    failing: HashSet<Arc<str>>,
     own_bundle: Arc<Bundle>,
+    distrust: Distrust,
     federated: BTreeMap<TrustDomain, Arc<Bundle>>,
     synced_at: Option<OffsetDateTime>,
     /// Counts wants, so that they can be ordered.
     wants: u64,
+    /// How many X509-SVIDs are held.
+    held: usize,
     /// Something that snapshots show has changed since the last one.
     changed: bool,
+    news: News,
+    counters: Arc<CacheCounters>,
 }
 
 /// Tokens that must not be handed out any more.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Forget {
-    pub(super) entries: Vec<String>,
+    pub(super) entries: HashSet<String>,
     pub(super) jwt_key_ids: HashSet<String>,
 }
 
-#[derive(Debug)]
-struct Record {
-    entry: AuthorizedEntry,
-    cached: Arc<CachedEntry>,
-    held: Option<Held>,
-    subscribers: usize,
-    last_wanted: u64,
-    in_flight: bool,
-    retry: Retry,
-    /// The server was asked for a snapshot because it did not know this revision of the entry.
-    resynced: bool,
-}
-
-#[derive(Debug)]
-struct Held {
-    times: HeldTimes,
-    stamp: EntryStamp,
-    /// Signed by an authority that was tainted or revoked since.
-    distrusted: bool,
-}
-
-#[derive(Debug, Default)]
-struct Retry {
-    failures: u32,
-    at: Option<OffsetDateTime>,
-}
+/// Whether somebody wants an entry's SVID now.
+type IsWanted<'a> = &'a dyn Fn(&CachedEntry) -> bool;
 
 impl Model {
-    pub(super) fn new(own_bundle: Arc<Bundle>) -> Self {
+    /// Holds nothing yet but a bundle; at most `limit` SVIDs that nobody wants.
+    pub(super) fn new(own_bundle: Arc<Bundle>, limit: usize, counters: Arc<CacheCounters>) -> Self {
         Self {
-            records: BTreeMap::new(),
+            records: HashMap::new(),
+            entries: Entries::default(),
+            schedule: Schedule::new(limit),
+            federating: HashMap::new(),
+            failing: HashSet::new(),
             own_bundle,
+            distrust: Distrust::default(),
             federated: BTreeMap::new(),
             synced_at: None,
             wants: 0,
+            held: 0,
             changed: false,
+            news: News::default(),
+            counters,
         }
     }
 
@@ -78,51 +82,44 @@ impl Model {
         &mut self,
         upserts: Vec<AuthorizedEntry>,
         removals: &[String],
-        subscribed: &[Arc<HashSet<Selector>>],
+        is_wanted: IsWanted<'_>,
     ) -> Forget {
         let mut forget = Forget::default();
         for entry in upserts {
-            if let Some(record) = self.records.get_mut(&entry.id) {
-                if record.entry == entry {
-                    continue;
-                }
-                forget.entries.push(entry.id.clone());
-                record.replace(entry, subscribed);
-            } else {
-                let record = Record::new(entry, subscribed);
-                self.records.insert(record.entry.id.clone(), record);
+            if let Some(id) = self.upsert(entry, is_wanted) {
+                forget.entries.insert(id);
             }
-            self.changed = true;
         }
         for id in removals {
-            if self.records.remove(id).is_some() {
-                forget.entries.push(id.clone());
-                self.changed = true;
+            if self.remove(id) {
+                forget.entries.insert(id.clone());
             }
         }
         forget
     }
 
-    /// Takes up the own bundle. SVIDs that newly tainted or revoked authorities signed become outdated.
-    pub(super) fn set_own_bundle(&mut self, bundle: Arc<Bundle>) -> Forget {
+    /// Takes up the own bundle. What newly revoked authorities signed is dropped; what newly tainted ones signed
+    /// is replaced from now on, a part at a time, the SVIDs that are wanted first.
+    pub(super) fn set_own_bundle(&mut self, bundle: Arc<Bundle>, now: OffsetDateTime) -> Forget {
         if *self.own_bundle == *bundle {
             return Forget::default();
         }
-        let distrusted = newly_distrusted(&self.own_bundle, &bundle);
-        for record in self.records.values_mut() {
-            record.distrust(&distrusted.x509_key_ids);
+        let step = self.distrust.change(&self.own_bundle, &bundle);
+        if step.concerns_x509() {
+            self.replace_distrusted(&step, now);
         }
         self.own_bundle = bundle;
         self.changed = true;
+        self.news.everyone = true;
         Forget {
-            entries: Vec::new(),
-            jwt_key_ids: distrusted.jwt_key_ids,
+            entries: HashSet::new(),
+            jwt_key_ids: step.jwt_key_ids,
         }
     }
 
     /// Takes up the bundles of foreign trust domains.
     pub(super) fn apply_federated(&mut self, changes: BundleChanges) {
-        let before = self.federated.clone();
+        let mut removed: HashSet<TrustDomain> = changes.removed.into_iter().collect();
         if changes.complete {
             let named: HashSet<_> = changes
                 .federated
@@ -130,568 +127,346 @@ impl Model {
                 .map(|bundle| &bundle.trust_domain)
                 .chain(&changes.kept)
                 .collect();
-            self.federated.retain(|name, _bundle| named.contains(name));
+            let unnamed = self.federated.keys().filter(|name| !named.contains(name));
+            removed.extend(unnamed.cloned());
         }
         for bundle in changes.federated {
-            let same = self
-                .federated
-                .get(&bundle.trust_domain)
-                .is_some_and(|held| **held == bundle);
-            if !same {
-                self.federated
-                    .insert(bundle.trust_domain.clone(), Arc::new(bundle));
+            let name = bundle.trust_domain.clone();
+            let held = self.federated.get(&name);
+            if !removed.contains(&name) && held.is_none_or(|held| **held != bundle) {
+                self.federated.insert(name.clone(), Arc::new(bundle));
+                self.bundle_changed(&name);
             }
         }
-        for name in &changes.removed {
-            self.federated.remove(name);
+        for name in removed {
+            if self.federated.remove(&name).is_some() {
+                self.bundle_changed(&name);
+            }
         }
-        self.changed |= before != self.federated;
     }
 
     /// The server confirmed the entries at `at`. The first time is worth a snapshot of its own.
     pub(super) fn confirmed(&mut self, at: OffsetDateTime) {
-        self.changed |= self.synced_at.is_none();
-        self.synced_at = Some(at);
+        if self.synced_at.replace(at).is_none() {
+            self.changed = true;
+            self.news.everyone = true;
+        }
     }
 
-    pub(super) fn subscribed(&mut self, selectors: &HashSet<Selector>) {
-        self.count(selectors, 1);
-    }
-
-    pub(super) fn unsubscribed(&mut self, selectors: &HashSet<Selector>) {
-        self.count(selectors, -1);
-    }
-
-    /// What to do now.
-    pub(super) fn plan(&self, now: OffsetDateTime, limit: usize) -> Plan {
-        let standings: Vec<_> = self
-            .records
-            .values()
-            .filter(|record| !record.entry.store_svid)
-            .map(Record::standing)
+    /// Somebody with these selectors began or ceased to want what matches.
+    pub(super) fn touched(&mut self, selectors: &HashSet<Selector>, is_wanted: IsWanted<'_>) {
+        self.wants += 1;
+        let matching = self.entries.matching(selectors);
+        let ids: Vec<Arc<str>> = matching
+            .iter()
+            .filter_map(|entry| self.key(&entry.entry_id))
             .collect();
-        renewal::plan(&standings, now, limit)
-    }
-
-    /// Drops SVIDs that expired, or that are too many.
-    pub(super) fn drop_svids(&mut self, ids: &[String]) {
         for id in ids {
-            if let Some(record) = self.records.get_mut(id)
-                && record.held.take().is_some()
-            {
-                record.show(None);
-                self.changed = true;
+            if let Some(record) = self.records.get_mut(&id) {
+                record.is_wanted = is_wanted(&record.cached);
+                record.last_wanted = self.wants;
+                self.file(&id);
             }
         }
     }
 
-    /// Marks entries as being signed and returns what to ask for.
-    pub(super) fn start_signing(&mut self, ids: &[String]) -> Vec<SvidRequest> {
-        let mut wanted = Vec::with_capacity(ids.len());
-        for id in ids {
-            if let Some(record) = self.records.get_mut(id) {
-                record.in_flight = true;
-                wanted.push(SvidRequest {
-                    entry_id: id.clone(),
-                    spiffe_id: record.entry.spiffe_id.clone(),
-                    stamp: record.stamp(),
-                });
+    /// Takes up the time: drops SVIDs that expired or are too many.
+    pub(super) fn advance(&mut self, now: OffsetDateTime) {
+        loop {
+            let drop = self.schedule.advance(now);
+            if drop.is_empty() {
+                return;
+            }
+            for id in drop {
+                let record = self.records.get(&id);
+                let Some(held) = record.and_then(|record| record.held.as_ref()) else {
+                    continue;
+                };
+                if held.times.expires_at <= now {
+                    self.counters.x509_expired.add(1);
+                } else {
+                    self.counters.x509_evicted.add(1);
+                }
+                self.drop_svid(&id);
             }
         }
-        wanted
+    }
+
+    /// How many entries are to be signed now.
+    pub(super) fn ready(&self) -> usize {
+        self.schedule.ready_len()
+    }
+
+    /// When something becomes due or expires.
+    pub(super) fn next(&self) -> Option<OffsetDateTime> {
+        self.schedule.next()
+    }
+
+    /// Marks the most urgent entries as being signed and returns what to ask for.
+    pub(super) fn start_signing(&mut self, most: usize) -> Vec<SvidRequest> {
+        let ids: Vec<_> = self.schedule.ready().take(most).map(Arc::clone).collect();
+        let mut requests = Vec::with_capacity(ids.len());
+        for id in ids {
+            if let Some(record) = self.records.get_mut(&id) {
+                record.is_in_flight = true;
+                requests.push(record.request());
+                self.file(&id);
+            }
+        }
+        requests
     }
 
     /// A signature is no longer under way, whatever came of it.
     pub(super) fn stop_signing(&mut self, id: &str) {
-        if let Some(record) = self.records.get_mut(id) {
-            record.in_flight = false;
+        if let Some(id) = self.key(id)
+            && let Some(record) = self.records.get_mut(&id)
+        {
+            record.is_in_flight = false;
+            self.file(&id);
         }
     }
 
-    /// Takes up a new SVID, due at half of its life give or take as `drawn` says. Dropped when the entry is gone
-    /// or has become another identity meanwhile.
-    pub(super) fn issued(&mut self, wanted: &SvidRequest, svid: IssuedSvid, drawn: f64) {
-        let Some(record) = self.records.get_mut(&wanted.entry_id) else {
-            return;
+    /// Takes up a new SVID, to be renewed at `renew_at`. Passed over when the entry is gone or has become another
+    /// identity meanwhile.
+    ///
+    /// # Errors
+    /// When the SVID is of no use.
+    pub(super) fn issued(
+        &mut self,
+        request: &SvidRequest,
+        svid: IssuedSvid,
+        renew_at: OffsetDateTime,
+        now: OffsetDateTime,
+    ) -> Result<(), &'static str> {
+        let Some(id) = self.key(&request.entry_id) else {
+            return Ok(());
         };
-        if record.entry.spiffe_id != wanted.spiffe_id {
-            return;
+        let Some(record) = self.records.get_mut(&id) else {
+            return Ok(());
+        };
+        if record.entry.spiffe_id != request.spiffe_id {
+            return Ok(());
         }
-        let leaf = svid.svid.leaf();
-        let remaining = crate::node::x509_remaining_at_renewal(leaf, drawn);
-        record.held = Some(Held {
-            times: HeldTimes {
-                renew_at: leaf.not_after() - remaining,
-                expires_at: leaf.not_after(),
-            },
-            stamp: wanted.stamp,
-            distrusted: false,
-        });
-        record.retry = Retry::default();
-        record.resynced = false;
-        record.show(Some(Arc::new(svid)));
-        self.changed = true;
+        let replace_at = match self.distrust.judge(&svid.svid) {
+            Worth::Good => None,
+            Worth::ToReplace => Some(now + STILL_TAINTED),
+            Worth::Nothing => return Err("SVID is signed by a revoked authority"),
+        };
+        let times = HeldTimes {
+            renew_at,
+            expires_at: svid.usable_until(),
+        };
+        let held = Held {
+            times,
+            stamp: request.stamp,
+            replace_at,
+        };
+        match record.take_svid(svid, held) {
+            Some(_before) => self.counters.x509_rotated.add(1),
+            None => self.held += 1,
+        }
+        self.counters.x509_issued.add(1);
+        self.failing.remove(&id);
+        self.show(&id);
+        Ok(())
     }
 
     /// An entry could not be signed; it is tried again, later after each failure. Returns how often it failed.
     pub(super) fn sign_failed(&mut self, id: &str, now: OffsetDateTime) -> u32 {
-        let Some(record) = self.records.get_mut(id) else {
+        let Some(id) = self.key(id) else {
             return 0;
         };
-        record.retry.failures = record.retry.failures.saturating_add(1);
-        let doubled = RETRY_FIRST * 2_i32.saturating_pow(record.retry.failures.min(10) - 1);
-        record.retry.at = Some(now + doubled.min(RETRY_LIMIT));
-        record.retry.failures
+        let Some(record) = self.records.get_mut(&id) else {
+            return 0;
+        };
+        let failures = record.retry_later(now);
+        self.counters.x509_failed.add(1);
+        self.failing.insert(Arc::clone(&id));
+        self.file(&id);
+        failures
     }
 
     /// Whether the server's not knowing an entry calls for a snapshot: once for each revision of the entry.
     pub(super) fn needs_resync(&mut self, id: &str) -> bool {
-        match self.records.get_mut(id) {
-            Some(record) if !record.resynced => {
-                record.resynced = true;
-                true
-            }
-            _ => false,
-        }
+        let record = self.records.get_mut(id);
+        record.is_some_and(|record| !std::mem::replace(&mut record.is_resynced, true))
     }
 
     /// Entries that failed are due at once, as when the server is back.
     pub(super) fn retry_now(&mut self) {
-        for record in self.records.values_mut() {
-            record.retry.at = None;
+        for id in std::mem::take(&mut self.failing) {
+            if let Some(record) = self.records.get_mut(&id) {
+                record.retry.at = None;
+                self.file(&id);
+            }
         }
     }
 
-    /// The next snapshot, if it would differ from the last.
-    pub(super) fn snapshot(&mut self) -> Option<Snapshot> {
+    /// The next snapshot, if it would differ from the last, and whom it concerns.
+    pub(super) fn snapshot(&mut self) -> Option<(Snapshot, News)> {
         if !std::mem::take(&mut self.changed) {
             return None;
         }
-        Some(Snapshot {
-            entries: self
-                .records
-                .values()
-                .map(|record| Arc::clone(&record.cached))
-                .collect(),
+        self.counters.entries.set(self.records.len());
+        self.counters.x509_svids.set(self.held);
+        let snapshot = Snapshot {
+            entries: self.entries.clone(),
             own_bundle: Arc::clone(&self.own_bundle),
             federated: self.federated.clone(),
             synced_at: self.synced_at,
             version: 0,
-        })
+        };
+        Some((snapshot, std::mem::take(&mut self.news)))
     }
 
-    fn count(&mut self, selectors: &HashSet<Selector>, by: isize) {
-        self.wants = self.wants.wrapping_add(1);
-        for record in self.records.values_mut() {
-            if record.cached.matches(selectors) {
-                record.subscribers = record.subscribers.saturating_add_signed(by);
-                record.last_wanted = self.wants;
+    /// Returns the id of an entry that was another before.
+    fn upsert(&mut self, entry: AuthorizedEntry, is_wanted: IsWanted<'_>) -> Option<String> {
+        let Some(id) = self.key(&entry.id) else {
+            let id: Arc<str> = Arc::from(entry.id.as_str());
+            self.federate(&id, &entry.federates_with);
+            self.take_record(&id, Record::new(entry), is_wanted);
+            return None;
+        };
+        let mut record = self.records.remove(&id)?;
+        if record.entry == entry {
+            self.records.insert(id, record);
+            return None;
+        }
+        self.part(&id, &record.entry.federates_with);
+        self.federate(&id, &entry.federates_with);
+        self.held -= usize::from(record.replace(entry));
+        self.failing.remove(&id);
+        self.take_record(&id, record, is_wanted);
+        Some(id.to_string())
+    }
+
+    fn take_record(&mut self, id: &Arc<str>, mut record: Record, is_wanted: IsWanted<'_>) {
+        record.is_wanted = is_wanted(&record.cached);
+        self.records.insert(Arc::clone(id), record);
+        self.show(id);
+    }
+
+    fn remove(&mut self, id: &str) -> bool {
+        let Some((id, record)) = self.records.remove_entry(id) else {
+            return false;
+        };
+        self.part(&id, &record.entry.federates_with);
+        self.schedule.remove(&id);
+        self.failing.remove(&id);
+        self.held -= usize::from(record.held.is_some());
+        self.news.entries.extend(self.entries.remove(&id));
+        self.changed = true;
+        true
+    }
+
+    fn drop_svid(&mut self, id: &Arc<str>) {
+        if let Some(record) = self.records.get_mut(id)
+            && record.drop_svid()
+        {
+            self.held -= 1;
+            self.show(id);
+        }
+    }
+
+    /// Looks at everything that is held, which happens when an authority goes and not otherwise.
+    fn replace_distrusted(&mut self, step: &Step, now: OffsetDateTime) {
+        let mut replace = Vec::new();
+        let mut useless = Vec::new();
+        for (id, record) in &self.records {
+            let (Some(held), Some(issued)) = (&record.held, &record.cached.svid) else {
+                continue;
+            };
+            match step.judge(&issued.svid) {
+                Worth::Good => {}
+                Worth::ToReplace => {
+                    replace.push((!record.is_wanted, held.times.expires_at, Arc::clone(id)));
+                }
+                Worth::Nothing => useless.push(Arc::clone(id)),
+            }
+        }
+        let (tainted, revoked) = (replace.len(), useless.len());
+        if tainted + revoked == 0 {
+            return;
+        }
+        tracing::info!(
+            tainted,
+            revoked,
+            "X509-SVIDs of authorities that no longer count are replaced"
+        );
+        self.counters.x509_tainted.add(tainted + revoked);
+        for id in useless {
+            self.drop_svid(&id);
+        }
+        replace.sort_unstable();
+        for (at, (.., id)) in replace.into_iter().enumerate() {
+            let part = i32::try_from(at / TAINTED_PART).unwrap_or(i32::MAX);
+            let Some(record) = self.records.get_mut(&id) else {
+                continue;
+            };
+            record.replace_at(now + TAINTED_PAUSE * part);
+            self.file(&id);
+        }
+    }
+
+    fn federate(&mut self, id: &Arc<str>, names: &[TrustDomain]) {
+        for name in names {
+            let ids = self.federating.entry(name.clone()).or_default();
+            ids.insert(Arc::clone(id));
+        }
+    }
+
+    fn part(&mut self, id: &Arc<str>, names: &[TrustDomain]) {
+        for name in names {
+            if let Some(ids) = self.federating.get_mut(name) {
+                ids.remove(id);
+                if ids.is_empty() {
+                    self.federating.remove(name);
+                }
             }
         }
     }
-}
 
-impl Record {
-    fn new(entry: AuthorizedEntry, subscribed: &[Arc<HashSet<Selector>>]) -> Self {
-        let cached = Arc::new(show(&entry, None));
-        let subscribers = count_subscribers(&cached, subscribed);
-        Self {
-            entry,
-            cached,
-            held: None,
-            subscribers,
-            last_wanted: 0,
-            in_flight: false,
-            retry: Retry::default(),
-            resynced: false,
-        }
+    fn bundle_changed(&mut self, name: &TrustDomain) {
+        let ids = self.federating.get(name).into_iter().flatten();
+        let concerned = ids.filter_map(|id| self.entries.get(id)).map(Arc::clone);
+        self.news.entries.extend(concerned);
+        self.changed = true;
     }
 
-    fn replace(&mut self, entry: AuthorizedEntry, subscribed: &[Arc<HashSet<Selector>>]) {
-        if self.entry.spiffe_id != entry.spiffe_id {
-            self.held = None;
-        }
-        self.entry = entry;
-        self.retry = Retry::default();
-        self.resynced = false;
-        let svid = self.cached.svid.clone().filter(|_| self.held.is_some());
-        self.show(svid);
-        self.subscribers = count_subscribers(&self.cached, subscribed);
-    }
-
-    fn show(&mut self, svid: Option<Arc<IssuedSvid>>) {
-        self.cached = Arc::new(show(&self.entry, svid));
-    }
-
-    fn distrust(&mut self, key_ids: &[Vec<u8>]) {
-        let (Some(held), Some(issued)) = (&mut self.held, &self.cached.svid) else {
+    /// Shows in snapshots what a record is now.
+    fn show(&mut self, id: &Arc<str>) {
+        let Some(record) = self.records.get(id) else {
             return;
         };
-        let signed_by = |id: &Vec<u8>| {
-            let mut links = issued.svid.chain().iter();
-            links.any(|link| link.authority_key_id() == Some(id.as_slice()))
-        };
-        held.distrusted |= key_ids.iter().any(signed_by);
+        let cached = Arc::clone(&record.cached);
+        let before = self.entries.insert(Arc::clone(&cached));
+        let others = before
+            .filter(|before| before.selectors != cached.selectors || before.store_svid != cached.store_svid);
+        self.news.entries.extend(others);
+        self.news.entries.push(cached);
+        self.changed = true;
+        self.file(id);
     }
 
-    fn standing(&self) -> Standing<'_> {
-        let outdated = |held: &Held| held.distrusted || self.stamp().differs_from(&held.stamp);
-        Standing {
-            entry_id: &self.entry.id,
-            wanted: self.subscribers > 0,
-            prefetch: !self.entry.disable_x509_svid_prefetch,
-            held: self.held.as_ref().map(|held| held.times),
-            outdated: self.held.as_ref().is_some_and(outdated),
-            in_flight: self.in_flight,
-            retry_at: self.retry.at,
-            last_wanted: self.last_wanted,
+    /// Files a record under what is to be done about it. Entries for SVID stores are not signed here.
+    fn file(&mut self, id: &Arc<str>) {
+        #[cfg(test)]
+        visits::count();
+        match self.records.get(id) {
+            Some(record) if !record.entry.store_svid => self.schedule.set(id, record.standing()),
+            _ => self.schedule.remove(id),
         }
     }
 
-    fn stamp(&self) -> EntryStamp {
-        EntryStamp {
-            revision_number: self.entry.revision_number,
-            created_at: self.entry.created_at,
-        }
+    fn key(&self, id: &str) -> Option<Arc<str>> {
+        let (id, _record) = self.records.get_key_value(id)?;
+        Some(Arc::clone(id))
     }
 }
 
-/// The subject key ids and `kid`s that no longer count.
-struct Distrusted {
-    x509_key_ids: Vec<Vec<u8>>,
-    jwt_key_ids: HashSet<String>,
-}
-
-/// What was trusted in `before` and is tainted or gone in `after`.
-fn newly_distrusted(before: &Bundle, after: &Bundle) -> Distrusted {
-    let x509 = before.x509_authorities.iter().filter(|held| !held.tainted);
-    let jwt = before.jwt_authorities.iter().filter(|held| !held.tainted);
-    Distrusted {
-        x509_key_ids: x509
-            .filter(|held| {
-                let mut next = after.x509_authorities.iter();
-                !next.any(|other| other.certificate == held.certificate && !other.tainted)
-            })
-            .filter_map(|held| Some(held.certificate.subject_key_id()?.to_vec()))
-            .collect(),
-        jwt_key_ids: jwt
-            .filter(|held| {
-                let mut next = after.jwt_authorities.iter();
-                !next.any(|other| other.key_id == held.key_id && !other.tainted)
-            })
-            .map(|held| held.key_id.clone())
-            .collect(),
-    }
-}
-
-fn show(entry: &AuthorizedEntry, svid: Option<Arc<IssuedSvid>>) -> CachedEntry {
-    CachedEntry {
-        entry_id: entry.id.clone(),
-        spiffe_id: entry.spiffe_id.clone(),
-        selectors: entry.selectors.clone(),
-        hint: entry.hint.clone(),
-        created_at: entry.created_at,
-        federates_with: entry.federates_with.clone(),
-        admin: entry.admin,
-        downstream: entry.downstream,
-        store_svid: entry.store_svid,
-        jwt_svid_include_jti: entry.jwt_svid_include_jti,
-        svid,
-    }
-}
-
-fn count_subscribers(entry: &CachedEntry, subscribed: &[Arc<HashSet<Selector>>]) -> usize {
-    subscribed
-        .iter()
-        .filter(|selectors| entry.matches(selectors))
-        .count()
-}
-
-/// The identity an entry stands for, as tests name it.
-#[cfg(test)]
-pub(super) fn identity(path: &str) -> finial_identity::spiffe_id::SpiffeId {
-    finial_identity::spiffe_id::SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap()
-}
-
-const RETRY_FIRST: Duration = Duration::milliseconds(500);
-const RETRY_LIMIT: Duration = Duration::seconds(5);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::test_pki::Authority;
-    use finial_identity::bundle::X509Authority;
-    use time::macros::datetime;
-
-    const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
-
-    fn selectors(values: &[&str]) -> Arc<HashSet<Selector>> {
-        Arc::new(
-            values
-                .iter()
-                .map(|value| Selector::new("unix", value).unwrap())
-                .collect(),
-        )
-    }
-
-    fn entry(id: &str, values: &[&str]) -> AuthorizedEntry {
-        let mut sorted: Vec<_> = selectors(values).iter().cloned().collect();
-        sorted.sort();
-        AuthorizedEntry {
-            id: id.to_owned(),
-            spiffe_id: identity(&format!("/{id}")),
-            selectors: sorted,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
-            revision_number: 0,
-            store_svid: false,
-            hint: String::new(),
-            created_at: 1,
-            disable_x509_svid_prefetch: false,
-            jwt_svid_include_jti: false,
-        }
-    }
-
-    fn model(entries: Vec<AuthorizedEntry>) -> Model {
-        let bundle = Bundle::new(identity("/x").trust_domain().clone());
-        let mut model = Model::new(Arc::new(bundle));
-        model.apply_entries(entries, &[], &[]);
-        model
-    }
-
-    fn issue(model: &mut Model, authority: &Authority, id: &str) {
-        let wanted = model.start_signing(&[id.to_owned()]).pop().unwrap();
-        model.stop_signing(id);
-        let svid = authority.svid(wanted.spiffe_id.path());
-        model.issued(&wanted, IssuedSvid::new(svid), 0.5);
-    }
-
-    fn now() -> OffsetDateTime {
-        Authority::new("x.org").certificate().not_before() + Duration::days(1)
-    }
-
-    #[test]
-    fn entries_are_sorted_by_id_and_unchanged_ones_are_shared() {
-        let mut model = model(vec![entry("b", &["uid:2"]), entry("a", &["uid:1"])]);
-        let first = model.snapshot().unwrap();
-        let ids: Vec<_> = first
-            .entries
-            .iter()
-            .map(|entry| entry.entry_id.as_str())
-            .collect();
-        assert_eq!(ids, ["a", "b"]);
-        assert!(model.snapshot().is_none());
-        let mut changed = entry("b", &["uid:2"]);
-        changed.hint = "internal".to_owned();
-        model.apply_entries(vec![entry("a", &["uid:1"]), changed], &[], &[]);
-        let second = model.snapshot().unwrap();
-        assert!(Arc::ptr_eq(&first.entries[0], &second.entries[0]));
-        assert!(!Arc::ptr_eq(&first.entries[1], &second.entries[1]));
-        assert_eq!(second.entry("b").unwrap().hint, "internal");
-    }
-
-    #[test]
-    fn a_workload_gets_the_entries_whose_selectors_it_has_all() {
-        let mut model = model(vec![
-            entry("a", &["uid:1", "gid:1"]),
-            entry("b", &["uid:1"]),
-            entry("c", &["uid:2"]),
-            AuthorizedEntry {
-                store_svid: true,
-                ..entry("d", &["uid:1"])
-            },
-        ]);
-        let snapshot = model.snapshot().unwrap();
-        let ids = |values: &[&str]| -> Vec<String> {
-            let matching = snapshot.matching(&selectors(values));
-            matching.iter().map(|entry| entry.entry_id.clone()).collect()
-        };
-        assert_eq!(ids(&["uid:1", "gid:1", "path:/x"]), ["a", "b"]);
-        assert_eq!(ids(&["uid:1"]), ["b"]);
-        assert!(ids(&["gid:1"]).is_empty());
-    }
-
-    #[test]
-    fn a_new_revision_keeps_the_svid_until_the_next_and_another_identity_does_not() {
-        let authority = Authority::new("example.org");
-        let mut model = model(vec![entry("a", &["uid:1"])]);
-        issue(&mut model, &authority, "a");
-        assert!(model.plan(now(), 10).due.is_empty());
-        model.apply_entries(
-            vec![AuthorizedEntry {
-                revision_number: 1,
-                ..entry("a", &["uid:1"])
-            }],
-            &[],
-            &[],
-        );
-        assert_eq!(model.plan(now(), 10).due, ["a"]);
-        assert!(model.snapshot().unwrap().entries[0].svid.is_some());
-        issue(&mut model, &authority, "a");
-        assert!(model.plan(now(), 10).due.is_empty());
-        model.apply_entries(
-            vec![AuthorizedEntry {
-                created_at: 2,
-                revision_number: 1,
-                ..entry("a", &["uid:1"])
-            }],
-            &[],
-            &[],
-        );
-        assert_eq!(model.plan(now(), 10).due, ["a"]);
-        let other = AuthorizedEntry {
-            spiffe_id: identity("/other"),
-            ..entry("a", &["uid:1"])
-        };
-        model.apply_entries(vec![other], &[], &[]);
-        assert!(model.snapshot().unwrap().entries[0].svid.is_none());
-    }
-
-    #[test]
-    fn an_svid_signed_for_what_the_entry_was_does_not_count_for_what_it_is() {
-        let authority = Authority::new("example.org");
-        let mut model = model(vec![entry("a", &["uid:1"])]);
-        let wanted = model.start_signing(&["a".to_owned()]).pop().unwrap();
-        model.apply_entries(
-            vec![AuthorizedEntry {
-                revision_number: 1,
-                ..entry("a", &["uid:1"])
-            }],
-            &[],
-            &[],
-        );
-        model.stop_signing("a");
-        model.issued(&wanted, IssuedSvid::new(authority.svid("/a")), 0.5);
-        assert_eq!(model.plan(now(), 10).due, ["a"]);
-        let other = AuthorizedEntry {
-            spiffe_id: identity("/other"),
-            ..entry("a", &["uid:1"])
-        };
-        model.apply_entries(vec![other], &[], &[]);
-        model.issued(&wanted, IssuedSvid::new(authority.svid("/a")), 0.5);
-        assert!(model.snapshot().unwrap().entries[0].svid.is_none());
-    }
-
-    #[test]
-    fn subscriptions_are_counted_also_when_the_selectors_of_an_entry_change() {
-        let mut model = model(vec![AuthorizedEntry {
-            disable_x509_svid_prefetch: true,
-            ..entry("a", &["uid:1"])
-        }]);
-        let (one, two) = (selectors(&["uid:1"]), selectors(&["uid:2"]));
-        assert!(model.plan(NOW, 10).due.is_empty());
-        model.subscribed(&one);
-        assert_eq!(model.plan(NOW, 10).due, ["a"]);
-        let moved = AuthorizedEntry {
-            disable_x509_svid_prefetch: true,
-            ..entry("a", &["uid:2"])
-        };
-        model.apply_entries(vec![moved], &[], &[Arc::clone(&one)]);
-        assert!(model.plan(NOW, 10).due.is_empty());
-        model.subscribed(&two);
-        assert_eq!(model.plan(NOW, 10).due, ["a"]);
-        model.unsubscribed(&one);
-        assert_eq!(model.plan(NOW, 10).due, ["a"]);
-        model.unsubscribed(&two);
-        assert!(model.plan(NOW, 10).due.is_empty());
-    }
-
-    #[test]
-    fn svids_of_a_tainted_or_revoked_authority_are_signed_anew_once() {
-        let (old, new) = (Authority::new("example.org"), Authority::new("example.org"));
-        let both = |tainted: bool| {
-            let mut bundle = new.bundle();
-            bundle.x509_authorities.push(X509Authority {
-                tainted,
-                ..X509Authority::new(old.certificate())
-            });
-            Arc::new(bundle)
-        };
-        let mut model = model(vec![entry("a", &["uid:1"]), entry("b", &["uid:1"])]);
-        model.set_own_bundle(both(false));
-        issue(&mut model, &old, "a");
-        issue(&mut model, &new, "b");
-        assert!(model.plan(now(), 10).due.is_empty());
-        model.set_own_bundle(both(true));
-        assert_eq!(model.plan(now(), 10).due, ["a"]);
-        issue(&mut model, &old, "a");
-        assert!(model.plan(now(), 10).due.is_empty());
-        model.set_own_bundle(Arc::new(new.bundle()));
-        assert!(model.plan(now(), 10).due.is_empty());
-        model.set_own_bundle(Arc::new(old.bundle()));
-        assert_eq!(model.plan(now(), 10).due, ["b"]);
-    }
-
-    #[test]
-    fn a_failed_entry_waits_longer_each_time_and_not_at_all_when_the_server_is_back() {
-        let mut model = model(vec![entry("a", &["uid:1"])]);
-        for (failure, millis) in [(1, 500), (2, 1000), (3, 2000), (4, 4000), (5, 5000), (6, 5000)] {
-            assert_eq!(model.sign_failed("a", NOW), failure);
-            let plan = model.plan(NOW, 10);
-            assert!(plan.due.is_empty());
-            assert_eq!(plan.next, Some(NOW + Duration::milliseconds(millis)));
-        }
-        model.retry_now();
-        assert_eq!(model.plan(NOW, 10).due, ["a"]);
-    }
-
-    #[test]
-    fn one_snapshot_is_asked_for_per_revision_that_the_server_does_not_know() {
-        let mut model = model(vec![entry("a", &["uid:1"])]);
-        assert!(model.needs_resync("a"));
-        assert!(!model.needs_resync("a"));
-        assert!(!model.needs_resync("gone"));
-        model.apply_entries(
-            vec![AuthorizedEntry {
-                revision_number: 1,
-                ..entry("a", &["uid:1"])
-            }],
-            &[],
-            &[],
-        );
-        assert!(model.needs_resync("a"));
-    }
-
-    #[test]
-    fn a_complete_list_of_foreign_bundles_replaces_the_others() {
-        let mut model = model(vec![]);
-        let changes = |names: &[&str], complete| BundleChanges {
-            federated: names.iter().map(|name| Authority::new(name).bundle()).collect(),
-            complete,
-            ..BundleChanges::default()
-        };
-        let held = |model: &mut Model| -> Vec<String> {
-            let snapshot = model.snapshot().unwrap();
-            snapshot.federated.keys().map(ToString::to_string).collect()
-        };
-        model.apply_federated(changes(&["a.org", "b.org"], true));
-        assert_eq!(held(&mut model), ["a.org", "b.org"]);
-        model.apply_federated(changes(&["c.org"], false));
-        assert_eq!(held(&mut model), ["a.org", "b.org", "c.org"]);
-        let a = BundleChanges {
-            kept: vec![TrustDomain::parse("b.org").unwrap()],
-            ..changes(&["a.org"], true)
-        };
-        model.apply_federated(a);
-        assert_eq!(held(&mut model), ["a.org", "b.org"]);
-        model.apply_federated(changes(&["a.org"], true));
-        assert_eq!(held(&mut model), ["a.org"]);
-        model.apply_federated(BundleChanges {
-            removed: vec![TrustDomain::parse("a.org").unwrap()],
-            ..Default::default()
-        });
-        assert!(held(&mut model).is_empty());
-    }
-
-    #[test]
-    fn tokens_of_changed_and_removed_entries_are_to_be_forgotten() {
-        let mut model = model(vec![entry("a", &["uid:1"]), entry("b", &["uid:1"])]);
-        let changed = AuthorizedEntry {
-            revision_number: 9,
-            ..entry("a", &["uid:1"])
-        };
-        let forget = model.apply_entries(vec![changed], &["b".to_owned(), "gone".to_owned()], &[]);
-        assert_eq!(forget.entries, ["a", "b"]);
-    }
-}
+/// So many SVIDs of a tainted authority are replaced at once, as SPIRE's agents do.
+const TAINTED_PART: usize = 100;
+/// Between two such parts.
+const TAINTED_PAUSE: Duration = Duration::seconds(5);
+/// An SVID that comes from an authority known to be tainted is asked for again after this.
+const STILL_TAINTED: Duration = Duration::minutes(1);

@@ -1,121 +1,288 @@
 //! Which entries need an SVID signed now, which SVIDs go, and when to look again. Pure: no clock, no network.
+//!
+//! Every change of one entry is a few steps in ordered sets, whatever the number of entries. Wanted entries are
+//! always issued; of the others, at most so many that the limit of SVIDs is held in all: those that were wanted last
+//! before the rest, and those held already before those that are not.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
+#[cfg(test)]
+use super::visits;
+
 /// Where one entry stands.
-#[derive(Clone, Debug)]
-pub struct Standing<'a> {
-    /// The entry's id.
-    pub entry_id: &'a str,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
     /// A subscriber's selectors match it.
-    pub wanted: bool,
+    pub(super) wanted: bool,
     /// May be issued before anybody wants it.
-    pub prefetch: bool,
+    pub(super) prefetch: bool,
     /// The SVID held, if any.
-    pub held: Option<HeldTimes>,
-    /// The SVID held is of an earlier revision, or signed by an authority that no longer counts.
-    pub outdated: bool,
+    pub(super) held: Option<HeldTimes>,
+    /// The SVID held is to be replaced from then on although it is not due: it is of an earlier revision, or signed
+    /// by an authority that no longer counts.
+    pub(super) replace_at: Option<OffsetDateTime>,
     /// A signature is under way.
-    pub in_flight: bool,
+    pub(super) in_flight: bool,
     /// Not to be tried before, after a failure.
-    pub retry_at: Option<OffsetDateTime>,
+    pub(super) retry_at: Option<OffsetDateTime>,
     /// Grows with each time somebody wanted it; 0 when nobody ever did.
-    pub last_wanted: u64,
+    pub(super) last_wanted: u64,
 }
 
 /// When an SVID is due and when it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldTimes {
+pub(super) struct HeldTimes {
     /// To be replaced from then on.
-    pub renew_at: OffsetDateTime,
+    pub(super) renew_at: OffsetDateTime,
     /// Not to be handed out from then on.
-    pub expires_at: OffsetDateTime,
+    pub(super) expires_at: OffsetDateTime,
 }
 
-/// What is to be done.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Entries to have signed, the most urgent first.
-    pub due: Vec<String>,
-    /// SVIDs to drop: expired, or more than the cache is to hold.
-    pub drop: Vec<String>,
-    /// When something becomes due or expires; `None` when nothing will.
-    pub next: Option<OffsetDateTime>,
+/// The entries by what is to be done about them, and when.
+#[derive(Debug)]
+pub(super) struct Schedule {
+    limit: usize,
+    now: OffsetDateTime,
+    items: HashMap<Arc<str>, Item>,
+    wanted: usize,
+    /// Not wanted, and within the limit.
+    kept: BTreeSet<Rank>,
+    /// Not wanted, and beyond the limit.
+    spare: BTreeSet<Rank>,
+    ready: BTreeSet<(Urgency, Arc<str>)>,
+    timers: BTreeSet<(OffsetDateTime, Timer, Arc<str>)>,
+    /// SVIDs beyond the limit.
+    surplus: BTreeSet<Arc<str>>,
 }
 
-/// Plans for all entries. Wanted entries are always issued; of the others, at most so many that `limit` SVIDs
-/// are held in all, those that were wanted last and those already held before the rest.
-pub fn plan(standings: &[Standing<'_>], now: OffsetDateTime, limit: usize) -> Plan {
-    let mut plan = Plan::default();
-    let (wanted, mut others): (Vec<_>, Vec<_>) = standings.iter().partition(|standing| standing.wanted);
-    others.sort_by(|a, b| {
-        let rank = |standing: &Standing<'_>| (standing.last_wanted, standing.live_at(now));
-        rank(b).cmp(&rank(a)).then_with(|| a.entry_id.cmp(b.entry_id))
-    });
-    let mut room = limit.saturating_sub(wanted.len());
-    let mut due = Vec::new();
-    for standing in wanted.into_iter().chain(others) {
-        let live = standing.live_at(now);
-        if standing.held.is_some() && !live {
-            plan.drop.push(standing.entry_id.to_owned());
-        }
-        let keep = standing.wanted || (room > 0 && (standing.prefetch || live));
-        if !keep {
-            if live {
-                plan.drop.push(standing.entry_id.to_owned());
-            }
-            continue;
-        }
-        if !standing.wanted {
-            room -= 1;
-        }
-        if let Some(held) = standing.held.filter(|_| live) {
-            plan.look_at(held.expires_at);
-        }
-        if standing.in_flight || !(standing.wanted || standing.prefetch) {
-            continue;
-        }
-        let at = standing.due_at(now);
-        if at <= now {
-            due.push(standing);
-        } else {
-            plan.look_at(at);
+/// The first are kept: wanted last, then held, then in the order of ids.
+type Rank = (Reverse<u64>, bool, Arc<str>);
+
+/// The first are signed first: wanted, missing, outdated, soon to end.
+type Urgency = (bool, bool, bool, Option<OffsetDateTime>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    Expiry,
+    Due,
+}
+
+#[derive(Debug)]
+struct Item {
+    standing: Standing,
+    is_kept: bool,
+    signing: Signing,
+}
+
+/// Where an item waits to be signed.
+#[derive(Clone, Copy, Debug)]
+enum Signing {
+    Not,
+    At(OffsetDateTime),
+    Ready(Urgency),
+}
+
+impl Schedule {
+    /// For as many SVIDs that nobody wants as `limit` leaves beside the wanted ones.
+    pub(super) fn new(limit: usize) -> Self {
+        Self {
+            limit,
+            now: OffsetDateTime::UNIX_EPOCH,
+            items: HashMap::new(),
+            wanted: 0,
+            kept: BTreeSet::new(),
+            spare: BTreeSet::new(),
+            ready: BTreeSet::new(),
+            timers: BTreeSet::new(),
+            surplus: BTreeSet::new(),
         }
     }
-    due.sort_by_key(|standing| {
-        let missing = !standing.live_at(now);
-        (
-            !standing.wanted,
-            !missing,
-            !standing.outdated,
-            standing.held.map(|held| held.expires_at),
-        )
-    });
-    plan.due = due
-        .into_iter()
-        .map(|standing| standing.entry_id.to_owned())
-        .collect();
-    plan
-}
 
-impl Standing<'_> {
-    fn live_at(&self, now: OffsetDateTime) -> bool {
-        self.held.is_some_and(|held| held.expires_at > now)
-    }
-
-    /// From when on it should be signed.
-    fn due_at(&self, now: OffsetDateTime) -> OffsetDateTime {
-        let due = match self.held {
-            Some(held) if held.expires_at > now && !self.outdated => held.renew_at,
-            _ => now,
+    /// An entry is new or stands otherwise than before.
+    pub(super) fn set(&mut self, id: &Arc<str>, standing: Standing) {
+        self.take_out(id);
+        self.wanted += usize::from(standing.wanted);
+        let mut is_kept = false;
+        if let Some(rank) = standing.rank(id) {
+            is_kept = self.kept.last().is_some_and(|last| rank < *last);
+            self.side(is_kept).insert(rank);
+        }
+        let item = Item {
+            standing,
+            is_kept,
+            signing: Signing::Not,
         };
-        self.retry_at.map_or(due, |retry| retry.max(due))
+        self.items.insert(Arc::clone(id), item);
+        self.file(id);
+        self.rebalance();
+    }
+
+    /// An entry is gone.
+    pub(super) fn remove(&mut self, id: &str) {
+        self.take_out(id);
+        self.rebalance();
+    }
+
+    /// Takes up the time and returns the SVIDs to drop: expired, or more than the cache is to hold.
+    pub(super) fn advance(&mut self, now: OffsetDateTime) -> Vec<Arc<str>> {
+        self.now = now;
+        let mut drop: Vec<_> = std::mem::take(&mut self.surplus).into_iter().collect();
+        while self.timers.first().is_some_and(|(at, ..)| *at <= now) {
+            let Some((_at, timer, id)) = self.timers.pop_first() else {
+                break;
+            };
+            match timer {
+                Timer::Expiry => drop.push(id),
+                Timer::Due => self.file(&id),
+            }
+        }
+        drop
+    }
+
+    /// Entries to have signed, the most urgent first.
+    pub(super) fn ready(&self) -> impl Iterator<Item = &Arc<str>> {
+        self.ready.iter().map(|(_urgency, id)| id)
+    }
+
+    /// How many those are.
+    pub(super) fn ready_len(&self) -> usize {
+        self.ready.len()
+    }
+
+    /// When something becomes due or expires; `None` when nothing will.
+    pub(super) fn next(&self) -> Option<OffsetDateTime> {
+        self.timers.first().map(|(at, ..)| *at)
+    }
+
+    fn take_out(&mut self, id: &str) {
+        let Some((id, item)) = self.items.remove_entry(id) else {
+            return;
+        };
+        self.unfile(&id, &item);
+        self.wanted -= usize::from(item.standing.wanted);
+        if let Some(rank) = item.standing.rank(&id) {
+            self.side(item.is_kept).remove(&rank);
+        }
+    }
+
+    /// Moves entries over the limit until the first ranks are within.
+    fn rebalance(&mut self) {
+        let room = self.limit.saturating_sub(self.wanted);
+        while self.kept.len() > room {
+            self.move_over(true);
+        }
+        while self.kept.len() < room && !self.spare.is_empty() {
+            self.move_over(false);
+        }
+        while let (Some(last), Some(first)) = (self.kept.last(), self.spare.first())
+            && first < last
+        {
+            self.move_over(true);
+            self.move_over(false);
+        }
+    }
+
+    /// Moves the last of those within the limit out, or the first of those beyond it in.
+    fn move_over(&mut self, out: bool) {
+        let moved = if out {
+            self.kept.pop_last()
+        } else {
+            self.spare.pop_first()
+        };
+        let Some(rank) = moved else {
+            return;
+        };
+        let id = Arc::clone(&rank.2);
+        self.side(!out).insert(rank);
+        if let Some(item) = self.items.get_mut(&id) {
+            item.is_kept = !out;
+        }
+        self.file(&id);
+    }
+
+    fn side(&mut self, is_kept: bool) -> &mut BTreeSet<Rank> {
+        if is_kept { &mut self.kept } else { &mut self.spare }
+    }
+
+    /// Files an item under what it waits for now.
+    fn file(&mut self, id: &Arc<str>) {
+        #[cfg(test)]
+        visits::count();
+        let Some(mut item) = self.items.remove(id) else {
+            return;
+        };
+        self.unfile(id, &item);
+        let standing = item.standing;
+        let is_active = standing.wanted || item.is_kept;
+        if let Some(held) = standing.held {
+            self.timers
+                .insert((held.expires_at, Timer::Expiry, Arc::clone(id)));
+            if !is_active {
+                self.surplus.insert(Arc::clone(id));
+            }
+        }
+        item.signing = match standing.due_at().filter(|_| is_active) {
+            None => Signing::Not,
+            Some(at) if at > self.now => {
+                self.timers.insert((at, Timer::Due, Arc::clone(id)));
+                Signing::At(at)
+            }
+            Some(_past) => {
+                let urgency = standing.urgency();
+                self.ready.insert((urgency, Arc::clone(id)));
+                Signing::Ready(urgency)
+            }
+        };
+        self.items.insert(Arc::clone(id), item);
+    }
+
+    fn unfile(&mut self, id: &Arc<str>, item: &Item) {
+        if let Some(held) = item.standing.held {
+            self.timers
+                .remove(&(held.expires_at, Timer::Expiry, Arc::clone(id)));
+            self.surplus.remove(id);
+        }
+        match item.signing {
+            Signing::Not => {}
+            Signing::At(at) => {
+                self.timers.remove(&(at, Timer::Due, Arc::clone(id)));
+            }
+            Signing::Ready(urgency) => {
+                self.ready.remove(&(urgency, Arc::clone(id)));
+            }
+        }
     }
 }
 
-impl Plan {
-    fn look_at(&mut self, at: OffsetDateTime) {
-        self.next = Some(self.next.map_or(at, |next| next.min(at)));
+impl Standing {
+    /// The order in which entries that nobody wants are kept; none for an entry that there is no reason to keep.
+    fn rank(&self, id: &Arc<str>) -> Option<Rank> {
+        let has_reason = !self.wanted && (self.prefetch || self.held.is_some());
+        has_reason.then(|| (Reverse(self.last_wanted), self.held.is_none(), Arc::clone(id)))
+    }
+
+    /// From when on it should be signed, if ever.
+    fn due_at(&self) -> Option<OffsetDateTime> {
+        if self.in_flight || !(self.wanted || self.prefetch) {
+            return None;
+        }
+        let due = self.held.map_or(OffsetDateTime::UNIX_EPOCH, |held| {
+            self.replace_at.map_or(held.renew_at, |at| at.min(held.renew_at))
+        });
+        Some(self.retry_at.map_or(due, |retry| retry.max(due)))
+    }
+
+    fn urgency(&self) -> Urgency {
+        (
+            !self.wanted,
+            self.held.is_some(),
+            self.replace_at.is_none(),
+            self.held.map(|held| held.expires_at),
+        )
     }
 }
 
@@ -131,158 +298,257 @@ mod tests {
         NOW + Duration::seconds(seconds)
     }
 
-    fn standing(entry_id: &str) -> Standing<'_> {
+    fn standing() -> Standing {
         Standing {
-            entry_id,
             wanted: false,
             prefetch: true,
             held: None,
-            outdated: false,
+            replace_at: None,
             in_flight: false,
             retry_at: None,
             last_wanted: 0,
         }
     }
 
-    fn held(renew: i64, expire: i64) -> Option<HeldTimes> {
-        Some(HeldTimes {
-            renew_at: at(renew),
-            expires_at: at(expire),
-        })
+    fn wanted() -> Standing {
+        Standing {
+            wanted: true,
+            ..standing()
+        }
+    }
+
+    fn held(renew: i64, expire: i64) -> Standing {
+        Standing {
+            held: Some(HeldTimes {
+                renew_at: at(renew),
+                expires_at: at(expire),
+            }),
+            ..standing()
+        }
+    }
+
+    fn schedule(standings: &[(&str, Standing)], limit: usize) -> Schedule {
+        let mut schedule = Schedule::new(limit);
+        for (id, standing) in standings {
+            schedule.set(&Arc::from(*id), *standing);
+        }
+        schedule
+    }
+
+    fn drop_at(schedule: &mut Schedule, now: OffsetDateTime) -> Vec<String> {
+        let drop = schedule.advance(now);
+        drop.iter().map(ToString::to_string).collect()
+    }
+
+    fn ready(schedule: &Schedule) -> Vec<String> {
+        schedule.ready().map(ToString::to_string).collect()
     }
 
     #[test]
     fn signs_what_is_missing_due_or_outdated_and_nothing_else() {
-        let standings = [
-            standing("a-missing"),
-            Standing {
-                held: held(0, 100),
-                ..standing("b-due")
-            },
-            Standing {
-                held: held(50, 100),
-                ..standing("c-fresh")
-            },
-            Standing {
-                held: held(50, 100),
-                outdated: true,
-                ..standing("d-outdated")
-            },
-            Standing {
-                in_flight: true,
-                ..standing("e-in-flight")
-            },
-            Standing {
-                retry_at: Some(at(3)),
-                ..standing("f-failed")
-            },
-            Standing {
-                prefetch: false,
-                ..standing("g-on-demand")
-            },
-        ];
-        let plan = plan(&standings, NOW, 100);
-        assert_eq!(plan.due, ["a-missing", "d-outdated", "b-due"]);
-        assert_eq!(plan.drop, Vec::<String>::new());
-        assert_eq!(plan.next, Some(at(3)));
+        let mut schedule = schedule(
+            &[
+                ("a-missing", standing()),
+                ("b-due", held(0, 100)),
+                ("c-fresh", held(50, 100)),
+                (
+                    "d-outdated",
+                    Standing {
+                        replace_at: Some(at(-1)),
+                        ..held(50, 100)
+                    },
+                ),
+                (
+                    "e-in-flight",
+                    Standing {
+                        in_flight: true,
+                        ..standing()
+                    },
+                ),
+                (
+                    "f-failed",
+                    Standing {
+                        retry_at: Some(at(3)),
+                        ..standing()
+                    },
+                ),
+                (
+                    "g-on-demand",
+                    Standing {
+                        prefetch: false,
+                        ..standing()
+                    },
+                ),
+                (
+                    "h-replaced-later",
+                    Standing {
+                        replace_at: Some(at(5)),
+                        ..held(50, 100)
+                    },
+                ),
+            ],
+            100,
+        );
+        assert!(drop_at(&mut schedule, NOW).is_empty());
+        assert_eq!(ready(&schedule), ["a-missing", "d-outdated", "b-due"]);
+        assert_eq!(schedule.next(), Some(at(3)));
+        schedule.advance(at(5));
+        assert_eq!(
+            ready(&schedule),
+            ["a-missing", "f-failed", "d-outdated", "h-replaced-later", "b-due"]
+        );
     }
 
     #[test]
     fn what_somebody_waits_for_comes_first() {
-        let standings = [
-            standing("a"),
-            Standing {
-                wanted: true,
-                held: held(-1, 10),
-                ..standing("b")
-            },
-            Standing {
-                wanted: true,
-                held: held(-1, 5),
-                ..standing("c")
-            },
-            Standing {
-                wanted: true,
-                prefetch: false,
-                ..standing("d")
-            },
-        ];
-        assert_eq!(plan(&standings, NOW, 100).due, ["d", "c", "b", "a"]);
+        let mut schedule = schedule(
+            &[
+                ("a", standing()),
+                (
+                    "b",
+                    Standing {
+                        wanted: true,
+                        ..held(-1, 10)
+                    },
+                ),
+                (
+                    "c",
+                    Standing {
+                        wanted: true,
+                        ..held(-1, 5)
+                    },
+                ),
+                (
+                    "d",
+                    Standing {
+                        prefetch: false,
+                        ..wanted()
+                    },
+                ),
+            ],
+            100,
+        );
+        schedule.advance(NOW);
+        assert_eq!(ready(&schedule), ["d", "c", "b", "a"]);
     }
 
     #[test]
     fn a_wanted_entry_is_issued_whatever_the_limit_and_others_fill_the_rest() {
-        let standings = [
-            Standing {
-                wanted: true,
-                ..standing("a")
-            },
-            Standing {
-                wanted: true,
-                ..standing("b")
-            },
-            standing("c"),
-        ];
-        assert_eq!(plan(&standings, NOW, 1).due, ["a", "b"]);
-        assert_eq!(plan(&standings, NOW, 3).due, ["a", "b", "c"]);
+        let standings = [("c", standing()), ("a", wanted()), ("b", wanted())];
+        assert_eq!(ready(&schedule(&standings, 1)), ["a", "b"]);
+        let mut schedule = schedule(&standings, 3);
+        assert_eq!(ready(&schedule), ["a", "b", "c"]);
+        schedule.set(&Arc::from("d"), wanted());
+        assert_eq!(ready(&schedule), ["a", "b", "d"]);
+        schedule.remove("a");
+        assert_eq!(ready(&schedule), ["b", "d", "c"]);
     }
 
     #[test]
     fn above_the_limit_the_least_recently_wanted_goes() {
-        let standings = [
+        let since = |last_wanted| Standing {
+            last_wanted,
+            ..held(50, 100)
+        };
+        let mut schedule = schedule(
+            &[
+                ("a", since(1)),
+                ("b", since(3)),
+                ("c", since(2)),
+                ("d", standing()),
+            ],
+            2,
+        );
+        assert_eq!(drop_at(&mut schedule, NOW), ["a"]);
+        assert!(ready(&schedule).is_empty());
+        schedule.set(
+            &Arc::from("a"),
             Standing {
-                held: held(50, 100),
-                last_wanted: 1,
-                ..standing("a")
+                held: None,
+                ..since(1)
             },
-            Standing {
-                held: held(50, 100),
-                last_wanted: 3,
-                ..standing("b")
-            },
-            Standing {
-                held: held(50, 100),
-                last_wanted: 2,
-                ..standing("c")
-            },
-            standing("d"),
-        ];
-        let plan = plan(&standings, NOW, 2);
-        assert_eq!(plan.drop, ["a"]);
-        assert!(plan.due.is_empty());
+        );
+        schedule.set(&Arc::from("e"), wanted());
+        assert_eq!(drop_at(&mut schedule, NOW), ["c"]);
+        assert_eq!(ready(&schedule), ["e"]);
     }
 
     #[test]
-    fn an_expired_svid_is_dropped_and_signed_anew() {
-        let standings = [Standing {
+    fn a_wanted_svid_is_never_dropped_before_it_expires() {
+        let used = Standing {
             wanted: true,
-            held: held(-50, 0),
-            ..standing("a")
-        }];
-        let plan = plan(&standings, NOW, 10);
-        assert_eq!((plan.drop.len(), plan.due.len()), (1, 1));
+            ..held(50, 100)
+        };
+        let all: Vec<String> = (0..20).map(|n| format!("{n:02}")).collect();
+        let standings: Vec<_> = all.iter().map(|id| (id.as_str(), used)).collect();
+        let mut schedule = schedule(&standings, 5);
+        schedule.set(&Arc::from("other"), held(50, 100));
+        assert_eq!(drop_at(&mut schedule, NOW), ["other"]);
+        for id in &all[..18] {
+            schedule.set(&Arc::from(id.as_str()), held(50, 100));
+        }
+        assert_eq!(drop_at(&mut schedule, NOW).len(), 15);
     }
 
     #[test]
-    fn an_svid_under_renewal_is_still_dropped_when_it_expires() {
-        let standings = [Standing {
-            in_flight: true,
-            held: held(-5, 7),
-            ..standing("a")
-        }];
-        assert_eq!(plan(&standings, NOW, 10).next, Some(at(7)));
-        assert_eq!(plan(&standings, at(7), 10).drop, ["a"]);
+    fn an_svid_is_dropped_when_it_expires_also_under_renewal() {
+        let mut schedule = schedule(
+            &[(
+                "a",
+                Standing {
+                    in_flight: true,
+                    ..held(-5, 7)
+                },
+            )],
+            10,
+        );
+        assert!(drop_at(&mut schedule, NOW).is_empty());
+        assert_eq!(schedule.next(), Some(at(7)));
+        assert_eq!(drop_at(&mut schedule, at(7)), ["a"]);
+        assert_eq!(schedule.next(), None);
     }
 
     #[test]
     fn an_on_demand_svid_that_nobody_wants_any_more_is_kept_but_not_renewed() {
-        let standings = [Standing {
-            prefetch: false,
-            held: held(-5, 7),
-            last_wanted: 4,
-            ..standing("a")
-        }];
-        let plan = plan(&standings, NOW, 10);
-        assert_eq!((plan.due.len(), plan.drop.len(), plan.next), (0, 0, Some(at(7))));
+        let mut schedule = schedule(
+            &[(
+                "a",
+                Standing {
+                    prefetch: false,
+                    last_wanted: 4,
+                    ..held(-5, 7)
+                },
+            )],
+            10,
+        );
+        assert!(drop_at(&mut schedule, NOW).is_empty() && ready(&schedule).is_empty());
+        assert_eq!(schedule.next(), Some(at(7)));
+    }
+
+    #[test]
+    fn nothing_is_left_of_entries_that_are_gone_and_a_change_touches_few() {
+        let mut schedule = Schedule::new(50);
+        let id = |n: u64| Arc::from(format!("{n:03}"));
+        for n in 0..1000_u64 {
+            let renewal = i64::try_from(n % 7).unwrap();
+            let standing = match n % 4 {
+                0 => wanted(),
+                1 => held(renewal, 100),
+                2 => standing(),
+                _ => Standing {
+                    last_wanted: n,
+                    ..held(renewal, 100)
+                },
+            };
+            let visited = visits::during(|| schedule.set(&id(n % 300), standing));
+            assert!(visited <= 7, "{visited}");
+            schedule.advance(at(i64::try_from(n % 5).unwrap()));
+        }
+        for n in 0..300 {
+            schedule.remove(&id(n));
+        }
+        assert!(schedule.items.is_empty() && schedule.kept.is_empty() && schedule.spare.is_empty());
+        assert!(schedule.ready.is_empty() && schedule.timers.is_empty() && schedule.surplus.is_empty());
+        assert_eq!(schedule.wanted, 0);
     }
 }

@@ -1,6 +1,5 @@
 //! The single writer: takes what the feed tells, has SVIDs signed, and publishes snapshots.
 
-use std::collections::HashSet;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -9,7 +8,6 @@ use std::time::Duration;
 
 use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::process::{Clock, Stop};
-use finial_identity::selector::Selector;
 use finial_identity::x509::{Certificate, X509Svid};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -20,7 +18,7 @@ use super::cache::{IssuedSvid, SvidCache};
 use super::feed::{Feed, FeedSettings, SyncCounters, Update};
 use super::keys::{KeyPool, Order, SvidRequest};
 use super::model::{Forget, Model};
-use crate::node::{Backoff, Jitter, NodeHandle, Report};
+use crate::node::{Backoff, Jitter, NodeHandle, Report, RotationStrategy};
 use crate::upstream::{BundleChanges, SignOutcome, SignRequest, Upstream, UpstreamError};
 
 /// How the agent syncs, checked.
@@ -30,6 +28,8 @@ pub struct SyncSettings {
     pub sync_interval: Duration,
     /// How many X509-SVIDs are held although nobody wants them now (`x509_svid_cache_max_size`).
     pub x509_svid_cache_max_size: usize,
+    /// When X509-SVIDs are renewed (`availability_target`).
+    pub rotation: RotationStrategy,
     /// Key type of workloads' SVIDs (`workload_x509_svid_key_type`).
     pub workload_key_type: KeyType,
     /// Told to the server.
@@ -52,6 +52,7 @@ impl Default for SyncSettings {
         Self {
             sync_interval: Duration::from_secs(5),
             x509_svid_cache_max_size: 1000,
+            rotation: RotationStrategy::default(),
             workload_key_type: KeyType::EcP256,
             agent_version: String::new(),
         }
@@ -100,14 +101,20 @@ impl Synchronizer {
             self.counters,
             self.jitter.clone(),
         );
+        let jwt = self.cache.jwt_cache().clone();
         let writer = Writer {
-            model: Model::new(self.node.own_bundle()),
+            model: Model::new(
+                self.node.own_bundle(),
+                self.settings.x509_svid_cache_max_size,
+                Arc::clone(self.cache.counters()),
+            ),
             keys: Arc::new(KeyPool::new(self.settings.workload_key_type)),
             hold: Backoff::new(HOLD_FIRST, HOLD_LIMIT, self.jitter.clone()),
             held_until: None,
             batch_limit: MAX_BATCH,
             batches: FuturesUnordered::new(),
-            limit: self.settings.x509_svid_cache_max_size,
+            rotation: self.settings.rotation,
+            is_falling_back: false,
             cache: self.cache,
             node: self.node,
             clock: self.clock,
@@ -118,6 +125,7 @@ impl Synchronizer {
             () = stop.stopped() => {}
             () = feed.run() => {}
             () = writer.run(updates) => {}
+            () = jwt.renew() => {}
         }
         Ok(())
     }
@@ -133,7 +141,9 @@ struct Writer {
     clock: Clock,
     jitter: Jitter,
     resync: Arc<Notify>,
-    limit: usize,
+    rotation: RotationStrategy,
+    /// The last SVID was too short-lived for the availability target.
+    is_falling_back: bool,
     /// Halved when a batch fails, doubled when one succeeds.
     batch_limit: usize,
     batches: FuturesUnordered<Batch>,
@@ -162,10 +172,10 @@ impl Writer {
                     None => return,
                 },
                 Some(outcome) = self.batches.next() => self.finish(outcome),
-                () = self.cache.subscriptions_changed() => {}
+                () = self.cache.subscribers().touched() => {}
                 Ok(()) = own_bundle.changed() => {
                     let bundle = Arc::clone(&own_bundle.borrow_and_update());
-                    let forget = self.model.set_own_bundle(bundle);
+                    let forget = self.model.set_own_bundle(bundle, self.clock.now());
                     self.forget(&forget);
                 }
                 Ok(()) = svid.changed() => {}
@@ -180,29 +190,25 @@ impl Writer {
 
     /// Does what is due, publishes what came of it, and returns how long there is nothing to do.
     fn work(&mut self) -> Duration {
-        let _live = self.count_subscriptions();
+        self.note_subscriptions();
         let now = self.clock.now();
-        let plan = self.model.plan(now, self.limit);
-        self.model.drop_svids(&plan.drop);
+        self.model.advance(now);
         let may_sign =
             self.node.svid().borrow().is_some() && self.held_until.is_none_or(|until| until <= now);
-        let mut due = plan.due.as_slice();
-        while may_sign && !due.is_empty() && self.batches.len() < MAX_CONCURRENT {
-            // Expensive keys are ordered a few at a time, so that the first SVID does not wait for the last key.
-            let most = if self.keys.is_cheap() {
-                MAX_BATCH
-            } else {
-                EXPENSIVE_BATCH
-            };
-            let (batch, rest) = due.split_at(due.len().min(self.batch_limit).min(most));
-            self.sign(batch);
-            due = rest;
+        // Expensive keys are ordered a few at a time, so that the first SVID does not wait for the last key.
+        let most = if self.keys.is_cheap() {
+            MAX_BATCH
+        } else {
+            EXPENSIVE_BATCH
+        };
+        while may_sign && self.model.ready() > 0 && self.batches.len() < MAX_CONCURRENT {
+            self.sign(self.batch_limit.min(most));
         }
-        if let Some(snapshot) = self.model.snapshot() {
-            self.cache.publish(snapshot);
+        if let Some((snapshot, news)) = self.model.snapshot() {
+            self.cache.publish_news(snapshot, &news);
         }
-        let held = self.held_until.filter(|_| !due.is_empty() && !may_sign);
-        let next = [plan.next, held].into_iter().flatten().min();
+        let held = self.held_until.filter(|_| self.model.ready() > 0 && !may_sign);
+        let next = [self.model.next(), held].into_iter().flatten().min();
         let wait = next.map_or(LONGEST_SLEEP, |at| {
             Duration::try_from(at - now).unwrap_or(Duration::ZERO)
         });
@@ -213,8 +219,10 @@ impl Writer {
     fn apply(&mut self, update: Update) {
         match update {
             Update::Entries { upserts, removals } => {
-                let live = self.count_subscriptions();
-                let forget = self.model.apply_entries(upserts, &removals, &live);
+                let subscribers = self.cache.subscribers();
+                let forget = self
+                    .model
+                    .apply_entries(upserts, &removals, &|entry| subscribers.is_wanted(entry));
                 self.forget(&forget);
             }
             Update::Bundles(mut changes) => {
@@ -235,20 +243,17 @@ impl Writer {
         }
     }
 
-    /// Counts the subscriptions that came and went, and returns those there are.
-    fn count_subscriptions(&mut self) -> Vec<Arc<HashSet<Selector>>> {
-        let subscriptions = self.cache.take_subscriptions();
-        for selectors in &subscriptions.added {
-            self.model.subscribed(selectors);
+    /// Takes up who began or ceased to want something.
+    fn note_subscriptions(&mut self) {
+        let subscribers = self.cache.subscribers();
+        for selectors in subscribers.take_touched() {
+            self.model
+                .touched(&selectors, &|entry| subscribers.is_wanted(entry));
         }
-        for selectors in &subscriptions.removed {
-            self.model.unsubscribed(selectors);
-        }
-        subscriptions.live
     }
 
-    fn sign(&mut self, ids: &[String]) {
-        let wanted = self.model.start_signing(ids);
+    fn sign(&mut self, most: usize) {
+        let wanted = self.model.start_signing(most);
         let batch = sign_batch(self.node.upstream().clone(), Arc::clone(&self.keys), wanted);
         self.batches.push(Box::pin(batch));
     }
@@ -279,18 +284,38 @@ impl Writer {
     }
 
     fn issued(&mut self, wanted: &SvidRequest, chain: Vec<Certificate>, key: Arc<PrivateKey>) {
-        match usable_svid(wanted, chain, key, self.clock.now()) {
-            Ok(svid) => {
+        let now = self.clock.now();
+        let taken = usable_svid(wanted, chain, key, now).and_then(|svid| {
+            let leaf = svid.leaf().clone();
+            let renew_at = leaf.not_after() - self.rotation.remaining_at_renewal(&leaf, self.jitter.draw());
+            self.model
+                .issued(wanted, IssuedSvid::new(svid), renew_at, now)
+                .map_err(str::to_owned)?;
+            Ok(leaf)
+        });
+        match taken {
+            Ok(leaf) => {
                 tracing::debug!(
                     entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id,
-                    serial = svid.leaf().serial_hex(), expires_at = %svid.leaf().not_after(),
+                    serial = leaf.serial_hex(), expires_at = %leaf.not_after(),
                     "X509-SVID issued"
                 );
-                self.model
-                    .issued(wanted, IssuedSvid::new(svid), self.jitter.draw());
+                self.note_fallback(wanted, &leaf);
             }
             Err(why) => self.item_failed(wanted, &why),
         }
+    }
+
+    /// Says once that SVIDs are too short-lived for the availability target, and again after it was reached.
+    fn note_fallback(&mut self, wanted: &SvidRequest, leaf: &Certificate) {
+        let falls_back = self.rotation.falls_back(leaf);
+        if falls_back && !self.is_falling_back {
+            tracing::warn!(
+                entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id,
+                "X509-SVIDs do not live long enough for availability_target; they are renewed at half of their life"
+            );
+        }
+        self.is_falling_back = falls_back;
     }
 
     fn item_failed(&mut self, wanted: &SvidRequest, why: &str) {
@@ -319,8 +344,8 @@ impl Writer {
     }
 
     fn forget(&self, forget: &Forget) {
-        for entry_id in &forget.entries {
-            self.cache.jwt_cache().forget_entry(entry_id);
+        if !forget.entries.is_empty() {
+            self.cache.jwt_cache().forget_entries(&forget.entries);
         }
         if !forget.jwt_key_ids.is_empty() {
             self.cache.jwt_cache().forget_authorities(&forget.jwt_key_ids);

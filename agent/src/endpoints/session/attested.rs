@@ -30,10 +30,9 @@ pub struct Session {
     access: Access,
     process: Arc<Process>,
     selectors: Arc<Selectors>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
     node: watch::Receiver<NodeState>,
-    /// Marks the identities as wanted, so that they are issued and renewed.
-    subscription: Option<Subscription>,
+    /// Tells of what concerns these selectors, and marks the identities as wanted when SVIDs are asked for.
+    subscription: Subscription,
     opened: Instant,
     attested: Instant,
     /// How long the caller itself is going to wait.
@@ -75,10 +74,11 @@ impl Session {
         };
         let shared = Arc::clone(&sessions.shared);
         let selectors = attest(&shared, &process).await?;
-        let subscription =
-            (access == Access::X509Svids).then(|| shared.parts.svids.subscribe(Arc::clone(&selectors)));
+        let mut subscription = shared.parts.svids.observe(Arc::clone(&selectors));
+        if access == Access::X509Svids {
+            subscription.want();
+        }
         Ok(Self {
-            snapshots: shared.parts.svids.snapshots(),
             node: shared.parts.node.clone(),
             shared,
             access,
@@ -100,7 +100,7 @@ impl Session {
     /// `PermissionDenied` for a caller without identity, `Unavailable` for all other trouble.
     pub async fn view(&mut self) -> Result<Arc<View>, Status> {
         loop {
-            let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+            let snapshot = self.present();
             let until = match self.judge(&snapshot) {
                 Verdict::Ready(view) => return Ok(view),
                 Verdict::End(status) => return Err(status),
@@ -116,7 +116,7 @@ impl Session {
     /// # Errors
     /// As [`Session::view`].
     pub fn glance(&mut self) -> Result<Option<Arc<View>>, Status> {
-        let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+        let snapshot = self.present();
         match self.judge(&snapshot) {
             Verdict::Ready(view) => Ok(Some(view)),
             Verdict::Wait(_) => Ok(None),
@@ -126,10 +126,7 @@ impl Session {
 
     /// From now on the caller's SVIDs are issued and renewed for as long as the session lives.
     pub fn want_svids(&mut self) {
-        if self.subscription.is_none() {
-            let svids = &self.shared.parts.svids;
-            self.subscription = Some(svids.subscribe(Arc::clone(&self.selectors)));
-        }
+        self.subscription.want();
     }
 
     /// How long ago the process was attested.
@@ -168,9 +165,7 @@ impl Session {
             "other facts hold for a workload than when it opened its stream"
         );
         // The new subscription comes before the old one goes: what both want is kept.
-        if self.subscription.is_some() {
-            self.subscription = Some(self.shared.parts.svids.subscribe(Arc::clone(&selectors)));
-        }
+        self.subscription = self.subscription.with_selectors(Arc::clone(&selectors));
         self.selectors = selectors;
         self.incomplete_since = None;
         Ok(false)
@@ -182,6 +177,12 @@ impl Session {
     /// When no more can be sent.
     pub async fn changed(&mut self) -> Result<(), Status> {
         self.changed_until(None).await
+    }
+
+    /// The present snapshot; changes of it from now on are waited for.
+    fn present(&mut self) -> Arc<Snapshot> {
+        self.subscription.mark_seen();
+        self.shared.parts.svids.snapshot()
     }
 
     fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
@@ -289,7 +290,7 @@ impl Session {
         };
         let news = async {
             tokio::select! {
-                outcome = self.snapshots.changed() => outcome.map_err(|_gone| stopping()),
+                () = self.subscription.changed() => Ok(()),
                 outcome = self.node.changed() => outcome.map_err(|_gone| stopping()),
                 () = elapsed => Ok(()),
             }

@@ -26,7 +26,7 @@ fn federated(world: &World, foreign: &Foreign) {
         ..world.entry("a")
     };
     world.publish(|snapshot| {
-        snapshot.entries = [a, world.entry("b")].map(Arc::new).into();
+        snapshot.entries = [a, world.entry("b")].map(Arc::new).into_iter().collect();
         snapshot.federated = foreign.federated();
     });
 }
@@ -107,7 +107,7 @@ fn no_name_asks_for_every_identity_and_every_bundle_once() {
     federated(&world, &foreign);
     world.publish(|snapshot| {
         let twin = CachedEntry {
-            spiffe_id: snapshot.entries[0].spiffe_id.clone(),
+            spiffe_id: snapshot.entry("a").unwrap().spiffe_id.clone(),
             ..world.unissued("c")
         };
         let entries = snapshot.entries.iter().cloned().chain([Arc::new(twin)]);

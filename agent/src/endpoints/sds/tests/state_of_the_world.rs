@@ -65,7 +65,7 @@ fn an_acknowledged_response_is_followed_by_nothing_until_the_content_changes() {
     protocol.receive(request(&["default"], "1")).unwrap();
     assert!(next(&mut protocol, &world, "2").is_none());
     // What others ask for does not concern it.
-    let a = (*world.svids.snapshot().entries[0]).clone();
+    let a = (**world.svids.snapshot().entry("a").unwrap()).clone();
     world.publish_entries(vec![a, world.entry("b")]);
     assert!(next(&mut protocol, &world, "2").is_none());
     world.publish_entries(vec![world.entry("a")]);

@@ -137,7 +137,7 @@ async fn rule_14_jwt_bundles_hold_only_jwt_keys_with_their_ids() {
     served.world.publish(|snapshot| {
         snapshot.federated = foreign.federated();
         snapshot.federated.extend(empty.federated());
-        snapshot.entries = Arc::from([Arc::new(entry)]);
+        snapshot.entries = std::iter::once(Arc::new(entry)).collect();
     });
     let mut client = served.client().await;
     let mut stream = client

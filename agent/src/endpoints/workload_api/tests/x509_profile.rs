@@ -180,7 +180,7 @@ async fn rules_12_and_13_foreign_bundles_are_keyed_by_id_and_never_empty() {
         for foreign in [&full, &bare, &unrelated] {
             snapshot.federated.extend(foreign.federated());
         }
-        snapshot.entries = Arc::from([Arc::new(entry)]);
+        snapshot.entries = std::iter::once(Arc::new(entry)).collect();
     });
     let response = next(&mut x509_stream(&served).await).await.unwrap();
     let names: Vec<_> = response.federated_bundles.keys().collect();

@@ -1,0 +1,154 @@
+//! One authorized entry with its SVID, as the sync task holds it.
+
+use std::sync::Arc;
+
+use time::{Duration, OffsetDateTime};
+
+use super::cache::{CachedEntry, IssuedSvid};
+use super::keys::SvidRequest;
+use super::renewal::{HeldTimes, Standing};
+use crate::upstream::{AuthorizedEntry, EntryStamp};
+
+#[derive(Debug)]
+pub(super) struct Record {
+    pub(super) entry: AuthorizedEntry,
+    /// What snapshots show, with the SVID.
+    pub(super) cached: Arc<CachedEntry>,
+    /// About the SVID, if there is one.
+    pub(super) held: Option<Held>,
+    /// A subscriber's selectors match.
+    pub(super) is_wanted: bool,
+    pub(super) last_wanted: u64,
+    pub(super) is_in_flight: bool,
+    pub(super) retry: Retry,
+    /// The server was asked for a snapshot because it did not know this revision of the entry.
+    pub(super) is_resynced: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) times: HeldTimes,
+    /// The revision of the entry that it was signed for.
+    pub(super) stamp: EntryStamp,
+    /// To be replaced from then on, because of its signer.
+    pub(super) replace_at: Option<OffsetDateTime>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Retry {
+    failures: u32,
+    pub(super) at: Option<OffsetDateTime>,
+}
+
+impl Record {
+    pub(super) fn new(entry: AuthorizedEntry) -> Self {
+        Self {
+            cached: Arc::new(show(&entry, None)),
+            entry,
+            held: None,
+            is_wanted: false,
+            last_wanted: 0,
+            is_in_flight: false,
+            retry: Retry::default(),
+            is_resynced: false,
+        }
+    }
+
+    /// Takes up what the entry is now. Returns whether that cost the SVID: it was for another identity.
+    pub(super) fn replace(&mut self, entry: AuthorizedEntry) -> bool {
+        let is_other = self.entry.spiffe_id != entry.spiffe_id;
+        let lost = is_other && self.held.take().is_some();
+        self.entry = entry;
+        self.retry = Retry::default();
+        self.is_resynced = false;
+        let svid = self.cached.svid.clone().filter(|_| self.held.is_some());
+        self.cached = Arc::new(show(&self.entry, svid));
+        lost
+    }
+
+    /// Takes up an SVID and returns what was held before.
+    pub(super) fn take_svid(&mut self, svid: IssuedSvid, held: Held) -> Option<Held> {
+        self.retry = Retry::default();
+        self.is_resynced = false;
+        self.cached = Arc::new(show(&self.entry, Some(Arc::new(svid))));
+        self.held.replace(held)
+    }
+
+    /// Returns whether there was one.
+    pub(super) fn drop_svid(&mut self) -> bool {
+        let had = self.held.take().is_some();
+        if had {
+            self.cached = Arc::new(show(&self.entry, None));
+        }
+        had
+    }
+
+    /// Has the SVID replaced, from `at` on if not earlier.
+    pub(super) fn replace_at(&mut self, at: OffsetDateTime) {
+        if let Some(held) = &mut self.held {
+            held.replace_at = Some(held.replace_at.map_or(at, |before| before.min(at)));
+        }
+    }
+
+    /// Has it tried again, later after each failure. Returns how often it failed.
+    pub(super) fn retry_later(&mut self, now: OffsetDateTime) -> u32 {
+        self.retry.failures = self.retry.failures.saturating_add(1);
+        let doubled = RETRY_FIRST * 2_i32.saturating_pow(self.retry.failures.min(10) - 1);
+        self.retry.at = Some(now + doubled.min(RETRY_LIMIT));
+        self.retry.failures
+    }
+
+    pub(super) fn request(&self) -> SvidRequest {
+        SvidRequest {
+            entry_id: self.entry.id.clone(),
+            spiffe_id: self.entry.spiffe_id.clone(),
+            stamp: self.stamp(),
+        }
+    }
+
+    pub(super) fn standing(&self) -> Standing {
+        let outdated = |held: &Held| self.stamp().differs_from(&held.stamp);
+        let replace_at = self.held.as_ref().and_then(|held| {
+            if outdated(held) {
+                Some(OffsetDateTime::UNIX_EPOCH)
+            } else {
+                held.replace_at
+            }
+        });
+        Standing {
+            wanted: self.is_wanted,
+            prefetch: !self.entry.disable_x509_svid_prefetch,
+            held: self.held.as_ref().map(|held| held.times),
+            replace_at,
+            in_flight: self.is_in_flight,
+            retry_at: self.retry.at,
+            last_wanted: self.last_wanted,
+        }
+    }
+
+    fn stamp(&self) -> EntryStamp {
+        EntryStamp {
+            revision_number: self.entry.revision_number,
+            created_at: self.entry.created_at,
+        }
+    }
+}
+
+fn show(entry: &AuthorizedEntry, svid: Option<Arc<IssuedSvid>>) -> CachedEntry {
+    CachedEntry {
+        entry_id: entry.id.clone(),
+        spiffe_id: entry.spiffe_id.clone(),
+        selectors: entry.selectors.clone(),
+        hint: entry.hint.clone(),
+        created_at: entry.created_at,
+        federates_with: entry.federates_with.clone(),
+        admin: entry.admin,
+        downstream: entry.downstream,
+        store_svid: entry.store_svid,
+        jwt_svid_include_jti: entry.jwt_svid_include_jti,
+        svid,
+    }
+}
+
+const RETRY_FIRST: Duration = Duration::milliseconds(500);
+const RETRY_LIMIT: Duration = Duration::seconds(5);

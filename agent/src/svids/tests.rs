@@ -1,0 +1,62 @@
+//! What the tests of these modules share.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use finial_identity::selector::Selector;
+use finial_identity::spiffe_id::SpiffeId;
+
+use super::cache::{CachedEntry, Snapshot};
+use super::subscriptions::News;
+
+/// `unix` selectors with these values.
+pub(super) fn selectors(values: &[&str]) -> HashSet<Selector> {
+    let selectors = values.iter().map(|value| Selector::new("unix", value).unwrap());
+    selectors.collect()
+}
+
+/// An entry without SVID.
+pub(super) fn cached(id: &str, values: &[&str]) -> Arc<CachedEntry> {
+    let mut sorted: Vec<_> = selectors(values).into_iter().collect();
+    sorted.sort();
+    Arc::new(CachedEntry {
+        entry_id: id.to_owned(),
+        spiffe_id: identity(&format!("/{id}")),
+        selectors: sorted,
+        hint: String::new(),
+        created_at: 1,
+        federates_with: Vec::new(),
+        admin: false,
+        downstream: false,
+        store_svid: false,
+        jwt_svid_include_jti: false,
+        svid: None,
+    })
+}
+
+/// The identity with this path.
+pub(super) fn identity(path: &str) -> SpiffeId {
+    SpiffeId::parse(&format!("spiffe://example.org{path}")).unwrap()
+}
+
+/// Whom it concerns that `after` follows on `before`.
+pub(super) fn news_between(before: &Snapshot, after: &Snapshot) -> News {
+    let mut news = News {
+        everyone: !Arc::ptr_eq(&before.own_bundle, &after.own_bundle)
+            || before.synced_at.is_some() != after.synced_at.is_some(),
+        entries: Vec::new(),
+    };
+    let bundle = |snapshot: &Snapshot, name| snapshot.federated.get(name).map(Arc::as_ptr);
+    for (one, other) in [(before, after), (after, before)] {
+        let changed = one.entries.iter().filter(|entry| {
+            let is_same = |same: &Arc<CachedEntry>| Arc::ptr_eq(entry, same);
+            !other.entry(&entry.entry_id).is_some_and(is_same)
+                || entry
+                    .federates_with
+                    .iter()
+                    .any(|name| bundle(one, name) != bundle(other, name))
+        });
+        news.entries.extend(changed.map(Arc::clone));
+    }
+    news
+}
