@@ -14,17 +14,21 @@ use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::process::private_file::{self, FileError, FileMode};
 use finial_identity::process::unix_listener::ListenError;
 use finial_identity::process::{Clock, TaskError, TaskSet, limits};
+use finial_identity::x509::X509Svid;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::service::Routes;
 
-use crate::config::{Config, Essentials, JoinToken, Keys};
+use crate::config::{AdminSettings, Config, Essentials, JoinToken, Keys};
+use crate::endpoints::admin::{DebugParts, DebugService, LoggerService};
+use crate::endpoints::delegated::{DelegatedIdentity, DelegatedIdentityParts};
 use crate::endpoints::health::{HealthPaths, Probe, serve_http};
-use crate::endpoints::limits::Admission;
-use crate::endpoints::listener::PublicSocket;
+use crate::endpoints::limits::{AdminShare, Admission};
+use crate::endpoints::listener::{AdminSocketError, LocalSocket};
+use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
-use crate::endpoints::{self, RoutesError};
 use crate::node::{
     Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, RotationStrategy,
     X509PopAttestor,
@@ -32,6 +36,7 @@ use crate::node::{
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::{JwtCache, SvidCache};
+use crate::telemetry::LogControl;
 use crate::workload::{
     DEFAULT_DEADLINE, DockerAttestor, ProcFs, SystemdAttestor, UnixAttestor, WorkloadAttestation,
     WorkloadAttestor,
@@ -62,6 +67,9 @@ pub enum BuildError {
     /// The Workload API's socket cannot be opened.
     #[error("{0}")]
     Socket(#[from] ListenError),
+    /// The admin socket cannot be opened.
+    #[error("{0}")]
+    AdminSocket(#[from] AdminSocketError),
     /// The health checks' address cannot be listened on.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -84,20 +92,24 @@ pub struct Bound {
     tasks: TaskSet,
 }
 
-/// Reads what an earlier run saved and binds all sockets. Must be called on the runtime that runs the agent; one
+/// Reads what an earlier run saved and binds all sockets. `log` is what the admin socket changes. Must be called on the runtime that runs the agent; one
 /// with a single thread serves best.
 ///
 /// # Errors
 /// [`BuildError`]; then nothing is left bound.
-pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
+pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Bound, BuildError> {
     limits::raise_open_files();
     let essentials = config.essentials();
     let jitter = Jitter::random();
     // First, for its directory is for everybody to enter, and may contain or be the data directory.
-    let socket = PublicSocket::bind(&essentials.socket_path)?;
+    let socket = LocalSocket::public(&essentials.socket_path)?;
+    let admin_socket = config
+        .admin()
+        .map(|admin| LocalSocket::admin(&admin.socket_path, socket.path()))
+        .transpose()?;
     let node = open_node(&config, &clock, &jitter)?;
     let handle = node.handle();
-    let state = handle.state();
+    let (state, own_svid) = (handle.state(), handle.svid());
 
     let jwt_defaults = JwtCacheSettings::default();
     let jwt = JwtCache::new(
@@ -134,7 +146,7 @@ pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
 
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();
-    let sessions = Sessions::new(SessionParts {
+    let parts = SessionParts {
         attestation: attestation(&config, &clock),
         svids,
         sync: SyncMode::new(move || counters.snapshots() > 0 && counters.polls() == 0),
@@ -147,16 +159,31 @@ pub async fn build(config: Config, clock: Clock) -> Result<Bound, BuildError> {
             allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims().to_vec(),
             sync_interval: config.sync_interval(),
         },
-    });
+    };
+    let sessions = Sessions::new(parts.clone());
     let workload_api = (!config.disable_workload_api()).then(|| WorkloadApi::new(sessions.clone()));
     let sds = config.sds().map(|settings| Sds::new(sessions, settings.clone()));
     let probed = workload_api.as_ref().map(|_| essentials.socket_path.clone());
     let probe = Probe::new(probed, state.clone());
-    let routes = endpoints::routes(workload_api, sds, probe.clone())?;
+    let routes = LocalRoutes::new(probe.clone())
+        .with_any(workload_api)
+        .with_any(sds)
+        .build()?;
 
     tasks.spawn("node", node.run(stop.clone()));
     tasks.spawn("svids", synchronizer.run(stop.clone()));
-    let admission = Admission::for_open_files(limits::open_files());
+    let mut files = limits::open_files();
+    if let Some((settings, admin_socket)) = config.admin().zip(admin_socket) {
+        let share = AdminShare::of_open_files(files);
+        files = files.saturating_sub(share.files());
+        let routes = admin_routes(settings, share, &parts, own_svid, log, probe.clone())?;
+        let admission = Admission::new(share.connections);
+        tasks.spawn(
+            "admin",
+            admin_socket.serve(routes, admission, ProcFs::default(), stop.clone()),
+        );
+    }
+    let admission = Admission::for_open_files(files);
     tasks.spawn(
         "workload-api",
         socket.serve(routes, admission, ProcFs::default(), stop.clone()),
@@ -198,6 +225,37 @@ impl Bound {
         tracing::info!("agent stopped");
         outcome
     }
+}
+
+/// The services of the admin socket, beside health and reflection.
+fn admin_routes(
+    settings: &AdminSettings,
+    share: AdminShare,
+    parts: &SessionParts,
+    svid: watch::Receiver<Option<Arc<X509Svid>>>,
+    log: LogControl,
+    probe: Probe,
+) -> Result<Routes, RoutesError> {
+    let delegated = DelegatedIdentityParts {
+        attestation: parts.attestation.clone(),
+        svids: parts.svids.clone(),
+        node: parts.node.clone(),
+        stop: parts.stop.clone(),
+        procfs: ProcFs::default(),
+        authorized_delegates: settings.authorized_delegates.clone(),
+        max_processes: share.processes,
+        sync_interval: parts.policy.sync_interval,
+    };
+    let debug = DebugParts {
+        svid,
+        svids: parts.svids.clone(),
+        clock: parts.clock.clone(),
+    };
+    LocalRoutes::new(probe)
+        .with(DelegatedIdentity::server(delegated))
+        .with(DebugService::server(debug))
+        .with(LoggerService::server(log))
+        .build()
 }
 
 fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, BuildError> {
@@ -329,10 +387,21 @@ mod tests {
         }
 
         async fn build(&self) -> Bound {
-            build(Config::embedded(self.essentials()), Clock::system())
+            build(Config::embedded(self.essentials()), Clock::system(), log())
                 .await
                 .unwrap()
         }
+    }
+
+    fn log() -> LogControl {
+        let options = finial_identity::process::log::LogOptions {
+            level: crate::telemetry::LogLevel::Info,
+            format: crate::telemetry::LogFormat::Text,
+            file: None,
+            source_location: false,
+            clock: Clock::system(),
+        };
+        finial_identity::process::log::build(options).unwrap().1
     }
 
     fn uid() -> u32 {
@@ -442,7 +511,7 @@ mod tests {
     async fn a_missing_token_file_is_told_before_anything_starts() {
         let setup = Setup::new();
         std::fs::remove_file(setup.dir.path().join("token")).unwrap();
-        let error = build(Config::embedded(setup.essentials()), Clock::system())
+        let error = build(Config::embedded(setup.essentials()), Clock::system(), log())
             .await
             .unwrap_err();
         assert!(matches!(error, BuildError::JoinToken(_)), "{error}");

@@ -1,9 +1,11 @@
 //! The real program from outside: what an operator types, what a workload sees, what goes wrong.
 
+mod admin;
 mod authorization;
 mod bad_input;
 mod bench;
 mod cli;
+mod delegated;
 mod dev;
 mod full_disk;
 mod kill;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use finial_tests::{Entry, Stack, StackOptions};
 
+use crate::admin::WithAdmin;
+
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -19,7 +21,8 @@ const SECURITY: (&str, &str) = ("workload.spiffe.io", "true");
 
 #[test]
 fn every_authority_that_clients_send_is_accepted_on_every_unix_socket() {
-    let stack = Stack::start(StackOptions::default());
+    let with = WithAdmin::start();
+    let stack = &with.stack;
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
     let authorities = [
@@ -47,17 +50,17 @@ fn every_authority_that_clients_send_is_accepted_on_every_unix_socket() {
             answer.data_bytes > 100,
             "Workload API, split headers, :authority {authority:?}: {answer:?}"
         );
-        let answer = exchange(
-            &stack.server_socket(),
-            authority,
-            "/grpc.health.v1.Health/Check",
-            &[],
-            Split::Whole,
-        );
-        assert!(
-            answer.data_bytes > 0,
-            "server's private socket with :authority {authority:?}: {answer:?}"
-        );
+        for (socket, name) in [
+            (stack.server_socket(), "server's private socket"),
+            (with.socket(), "agent's admin socket"),
+        ] {
+            let check = "/grpc.health.v1.Health/Check";
+            let answer = exchange(&socket, authority, check, &[], Split::Whole);
+            assert!(
+                answer.data_bytes > 0,
+                "{name} with :authority {authority:?}: {answer:?}"
+            );
+        }
     }
 }
 

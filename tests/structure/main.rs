@@ -1,5 +1,6 @@
 //! Rules about the tree itself, checked by machine.
 
+mod agent_sockets;
 mod arrows;
 mod hygiene;
 mod proto_table;

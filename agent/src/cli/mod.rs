@@ -1,10 +1,12 @@
-//! `finial agent …`: SPIRE's commands, flags and texts, over the Workload API.
+//! `finial agent …`: SPIRE's commands, flags and texts, over the Workload API and the admin socket.
 //!
 //! `workload` is the client side of the Workload API; each other file a group of commands.
 
+mod debug;
 mod fetch_jwt;
 mod fetch_x509;
 mod health;
+mod logger;
 mod serve;
 mod validate_jwt;
 mod watch;
@@ -25,6 +27,8 @@ pub fn command() -> Command {
         .subcommand(serve::run_command())
         .subcommand(serve::validate_command())
         .subcommand(health::command())
+        .subcommand(debug::command())
+        .subcommand(logger::command())
         .subcommand(
             flags::group("api", "Calls the Workload API as a workload does")
                 .subcommand(fetch)
@@ -43,6 +47,8 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
         ["run"] => serve::run(matches, console).await,
         ["validate"] => serve::validate(matches, console),
         ["healthcheck"] => health::check(matches, console).await,
+        ["debug", "getinfo"] => debug::info(matches, console).await,
+        ["logger", name] => logger::run(name, matches, console).await,
         ["api", "fetch"] | ["api", "fetch", "x509"] => fetch_x509::run(matches, console).await,
         ["api", "fetch", "jwt"] => fetch_jwt::run(matches, console).await,
         ["api", "validate", "jwt"] => validate_jwt::run(matches, console).await,

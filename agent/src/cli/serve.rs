@@ -87,8 +87,8 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
     for warning in config.warnings() {
         tracing::warn!(configuration = %warning, "configuration has a part that deserves attention");
     }
-    let stopped = signals(log)?;
-    let bound = app::build(config, clock).await.context("start the agent")?;
+    let stopped = signals(log.clone())?;
+    let bound = app::build(config, clock, log).await.context("start the agent")?;
     bound.run(stopped).await?;
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! The agent's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags over the file,
 //! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
 
+mod admin;
 mod attestors;
 mod bootstrap;
 mod cgroup_patterns;
@@ -23,6 +24,7 @@ use finial_identity::settings::{Document, Format, MAX_TEXT, ParseError, Settings
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
+pub use self::admin::AdminSettings;
 pub use self::attestors::{DockerSettings, UnixSettings, UserSocket, WorkloadAttestors};
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
 pub use self::node_attestor::X509PopSettings;
@@ -179,6 +181,7 @@ pub struct Config {
     x509pop: Option<X509PopSettings>,
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
+    admin: Option<AdminSettings>,
     warnings: Vec<String>,
 }
 
@@ -251,6 +254,7 @@ impl Config {
                 ..WorkloadAttestors::default()
             },
             health_checks: None,
+            admin: None,
             warnings: Vec::new(),
         }
     }
@@ -328,6 +332,11 @@ impl Config {
     /// The HTTP health listener, when it is on.
     pub fn health_checks(&self) -> Option<&HealthChecks> {
         self.health_checks.as_ref()
+    }
+
+    /// The admin socket, when it is on.
+    pub fn admin(&self) -> Option<&AdminSettings> {
+        self.admin.as_ref()
     }
 
     /// Parts that have no effect, and choices that deserve attention; one sentence each.

@@ -8,12 +8,13 @@ use finial_identity::settings::{Document, Problems, Section, SettingsError};
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
+use super::admin;
 use super::bootstrap;
 use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
-    BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL, Essentials,
-    Flags, HealthChecks, JoinToken, SdsSettings, health_checks, sds,
+    AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
+    Essentials, Flags, HealthChecks, JoinToken, SdsSettings, health_checks, sds,
 };
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
 
@@ -60,6 +61,7 @@ struct Agent {
     allow_unauthenticated_verifiers: bool,
     allowed_foreign_jwt_claims: Vec<String>,
     disable_workload_api: bool,
+    admin: Option<AdminSettings>,
     sds: Option<SdsSettings>,
     experimental: Experimental,
 }
@@ -81,7 +83,7 @@ impl Agent {
         let data_dir = agent.string("data_dir");
         let allow_unauthenticated_verifiers = agent.bool("allow_unauthenticated_verifiers");
         let disable_workload_api = agent.bool("disable_workload_api");
-        let read = Self {
+        let mut read = Self {
             trust_domain: read_trust_domain(&agent, flags, problems),
             server_address: flag_or(&flags.server_address, &agent, "server_address"),
             server_port: read_server_port(&agent, flags),
@@ -109,12 +111,14 @@ impl Agent {
                 .disable_workload_api
                 .or(disable_workload_api)
                 .unwrap_or_default(),
+            admin: None,
             sds: sds::read(&agent, flags),
             experimental: agent
                 .section("experimental")
                 .map(|section| read_experimental(section, warnings))
                 .unwrap_or_default(),
         };
+        read.admin = admin::read(&agent, read.trust_domain.as_ref(), &read.socket_path, warnings);
         unserved::agent(&agent, warnings);
         agent.finish();
         read
@@ -151,6 +155,7 @@ impl Agent {
             x509pop: plugins.x509pop,
             workload_attestors: plugins.workload_attestors,
             health_checks,
+            admin: self.admin,
             warnings,
         })
     }

@@ -59,6 +59,7 @@ fn a_minimal_file_gives_spires_defaults() {
     );
     assert!(!config.allow_unauthenticated_verifiers() && !config.disable_workload_api());
     assert_eq!(config.workload_attestors().unix, Some(UnixSettings::default()));
+    assert!(config.admin().is_none());
     assert!(config.health_checks().is_none() && config.allowed_foreign_jwt_claims().is_empty());
     assert_eq!(config.warnings(), [""; 0]);
 }
@@ -68,9 +69,10 @@ fn every_served_key_has_its_effect() {
     let text = r#"
         agent {
             trust_domain = "spiffe://example.org" server_address = "a" server_port = 1
-            data_dir = "/d" socket_path = "/s" insecure_bootstrap = true join_token = "secret-token"
+            data_dir = "/d" socket_path = "/s/api" insecure_bootstrap = true join_token = "secret-token"
             log_file = "/l" log_level = "DEBUG" log_format = "json" log_source_location = true
             workload_x509_svid_key_type = "rsa-2048" availability_target = "24h" x509_svid_cache_max_size = 5 jwt_svid_cache_max_size = 6
+            admin_socket_path = "/p/a" authorized_delegates = ["spiffe://example.org/delegate"]
             allow_unauthenticated_verifiers = true allowed_foreign_jwt_claims = ["a", "b"] disable_workload_api = true
             experimental { sync_interval = "30s" jwt_svid_cache_hit_timeout = "6s" }
         }
@@ -86,7 +88,7 @@ fn every_served_key_has_its_effect() {
     assert_eq!(essentials.bootstrap, BootstrapSource::Insecure);
     assert_eq!(
         (essentials.data_dir.as_path(), essentials.socket_path.as_path()),
-        (Path::new("/d"), Path::new("/s"))
+        (Path::new("/d"), Path::new("/s/api"))
     );
     assert_eq!(essentials.keys, Keys::Disk("/k".into()));
     assert_eq!(
@@ -116,6 +118,10 @@ fn every_served_key_has_its_effect() {
         workload_size_limit: -1,
     };
     assert_eq!(config.workload_attestors().unix, Some(unix));
+    let admin = config.admin().unwrap();
+    assert_eq!(admin.socket_path, Path::new("/p/a"));
+    let delegates: Vec<_> = admin.authorized_delegates.iter().map(|id| id.as_str()).collect();
+    assert_eq!(delegates, ["spiffe://example.org/delegate"]);
     let health = config.health_checks().unwrap();
     assert_eq!((health.address.as_str(), health.port), ("0.0.0.0", 8080));
     assert_eq!(
@@ -208,11 +214,19 @@ fn exactly_one_bootstrap_source_and_one_token() {
 #[test]
 fn keys_that_would_change_what_is_served_are_refused_by_name() {
     for (key, text) in [
-        ("admin_socket_path", "admin_socket_path = \"/a\""),
+        (
+            "admin_socket_path",
+            "admin_socket_path = \"/tmp/spire-agent/public/private/admin.sock\"",
+        ),
         (
             "authorized_delegates",
-            "authorized_delegates = [\"spiffe://example.org/a\"]",
+            "authorized_delegates = [\"spiffe://other.org/a\"]",
         ),
+        (
+            "authorized_delegates",
+            "authorized_delegates = [\"spiffe://example.org/spire/agent/a\"]",
+        ),
+        ("authorized_delegates", "authorized_delegates = [\"/a\"]"),
         ("availability_target", "availability_target = \"23h59m\""),
         ("trust_bundle_url", "trust_bundle_url = \"https://a\""),
         (
@@ -295,6 +309,10 @@ fn harmless_keys_are_accepted_with_a_warning() {
             "experimental { use_sync_authorized_entries = false }",
         ),
         ("named_pipe_name", "experimental { named_pipe_name = \"a\" }"),
+        (
+            "authorized_delegates",
+            "authorized_delegates = [\"spiffe://example.org/a\"]",
+        ),
     ] {
         let config = parse(&with(text)).unwrap();
         assert!(

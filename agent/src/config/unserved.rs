@@ -5,18 +5,6 @@ use finial_identity::settings::Section;
 
 /// The keys of the `agent` block.
 pub(super) fn agent(agent: &Section<'_>, warnings: &mut Vec<String>) {
-    if agent.string("admin_socket_path").is_some() {
-        agent.problem(
-            "admin_socket_path",
-            "the admin APIs (debug, logger, delegated identity) are not served by this version",
-        );
-    }
-    if !agent.strings("authorized_delegates").is_empty() {
-        agent.problem(
-            "authorized_delegates",
-            "the delegated identity API is not served by this version",
-        );
-    }
     if !agent.strings("log_selectors").is_empty() {
         warnings.push(
             "agent.log_selectors: selectors are not logged by this version; the key has no effect".to_owned(),

@@ -26,6 +26,15 @@ pub const MAX_PENDING_RESETS: usize = 32;
 /// Most calls of one user at a time, on all of its connections; root, whom many containers share, is exempt.
 pub const MAX_CALLS_PER_USER: usize = 4096;
 
+/// What the admin socket may take of the files that can be open, so that neither socket can shut out the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminShare {
+    /// Most connections.
+    pub connections: usize,
+    /// Most processes that are held on behalf of delegates.
+    pub processes: usize,
+}
+
 /// Counts connections and calls. One user, root excepted, gets at most half of them, so that it cannot shut out the others.
 #[derive(Clone, Debug)]
 pub struct Admission {
@@ -57,6 +66,24 @@ struct Open {
 pub struct AdmittedCall {
     uid: u32,
     shared: Arc<Shared>,
+}
+
+impl AdminShare {
+    /// The share that suits a process that may open so many files.
+    pub fn of_open_files(files: u64) -> Self {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        Self {
+            connections: (files / 32).clamp(16, 256),
+            processes: (files / 8).clamp(16, 4096),
+        }
+    }
+
+    /// How many files that takes.
+    pub fn files(self) -> u64 {
+        let connections =
+            FILES_PER_CONNECTION.saturating_mul(self.connections.try_into().unwrap_or(u64::MAX));
+        connections.saturating_add(self.processes.try_into().unwrap_or(u64::MAX))
+    }
 }
 
 impl Admission {
@@ -180,5 +207,20 @@ mod tests {
         assert_eq!(Admission::for_open_files(1024).shared.limit, 448);
         assert_eq!(Admission::for_open_files(10).shared.limit, 16);
         assert_eq!(Admission::for_open_files(u64::MAX).shared.limit, MAX_CONNECTIONS);
+    }
+
+    #[test]
+    fn the_admin_socket_leaves_most_files_to_workloads() {
+        for files in [1024, 4096, 1 << 20] {
+            let share = AdminShare::of_open_files(files);
+            assert!(share.files() * 4 < files, "{share:?} of {files}");
+        }
+        let share = AdminShare::of_open_files(1024);
+        assert_eq!(
+            (share.connections, share.processes, share.files()),
+            (32, 128, 192)
+        );
+        let most = AdminShare::of_open_files(u64::MAX);
+        assert_eq!((most.connections, most.processes), (256, 4096));
     }
 }

@@ -1,10 +1,10 @@
-//! Serves gRPC on the agent's public Unix socket.
+//! Serves gRPC on the agent's Unix sockets: the public one and the admin one.
 //!
 //! Every connection passes the [`AuthorityAdapter`], without which clients in Python, C++ and Java are refused,
 //! carries its [`Peer`], and counts against the limits.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -31,19 +31,64 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
 /// A socket that is open and not yet served.
 #[derive(Debug)]
-pub struct PublicSocket {
+pub struct LocalSocket {
     listener: UnixListener,
     guard: SocketGuard,
 }
 
-impl PublicSocket {
-    /// Opens the socket for everybody on this machine: mode 0777 in a directory of mode 0755.
+/// Why the admin socket could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum AdminSocketError {
+    /// As the public one could not.
+    #[error("admin {0}")]
+    Listen(#[from] ListenError),
+    /// Links lead it to where workloads may look.
+    #[error(
+        "admin socket must not be in the directory of the workload API's socket or below it: {} is in {}",
+        path.display(), public.display()
+    )]
+    Beside {
+        /// The directory of the admin socket.
+        path: PathBuf,
+        /// The directory of the public socket.
+        public: PathBuf,
+    },
+    /// It cannot be told where one of the two is.
+    #[error("find out where socket is: {}: {source}", path.display())]
+    Unknown {
+        /// The socket.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+impl LocalSocket {
+    /// Opens a socket for everybody on this machine: mode 0777 in a directory of mode 0755.
     ///
     /// # Errors
     /// [`ListenError`].
-    pub fn bind(path: &Path) -> Result<Self, ListenError> {
+    pub fn public(path: &Path) -> Result<Self, ListenError> {
+        Self::bind(path, FileMode::new(0o777))
+    }
+
+    /// Opens a socket for the user and the group of the agent: mode 0770 in a directory of mode 0755, as SPIRE's.
+    /// Wherever links lead, it stands apart from the `public` socket, which must be open.
+    ///
+    /// # Errors
+    /// [`AdminSocketError`].
+    pub fn admin(path: &Path, public: &Path) -> Result<Self, AdminSocketError> {
+        let socket = Self::bind(path, FileMode::new(0o770))?;
+        let (path, public) = (real_directory(path)?, real_directory(public)?);
+        if path.starts_with(&public) {
+            return Err(AdminSocketError::Beside { path, public });
+        }
+        Ok(socket)
+    }
+
+    fn bind(path: &Path, socket_mode: FileMode) -> Result<Self, ListenError> {
         let options = UnixListenerOptions {
-            socket_mode: FileMode::new(0o777),
+            socket_mode,
             dir_mode: FileMode::PUBLIC_DIR,
         };
         let (listener, guard) = unix_listener::bind(path, options)?;
@@ -67,6 +112,7 @@ impl PublicSocket {
         stop: Stop,
     ) -> Result<(), tonic::transport::Error> {
         let Self { listener, guard } = self;
+        let shown = guard.path().display().to_string();
         let server = tonic::transport::Server::builder()
             .max_concurrent_streams(limits::MAX_STREAMS_PER_CONNECTION)
             .http2_max_header_list_size(limits::MAX_HEADER_BYTES)
@@ -76,7 +122,7 @@ impl PublicSocket {
             .max_frame_size(limits::FRAME_BYTES)
             .add_routes(routes)
             .serve_with_incoming_shutdown(
-                connections(listener, admission, procfs),
+                connections(listener, shown, admission, procfs),
                 stop.clone().stopped_owned(),
             );
         let overdue = async {
@@ -92,14 +138,28 @@ impl PublicSocket {
     }
 }
 
+/// The directory of a socket, with all links followed.
+fn real_directory(socket: &Path) -> Result<PathBuf, AdminSocketError> {
+    let parent = socket
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty())
+        .unwrap_or(Path::new("."));
+    parent.canonicalize().map_err(|source| AdminSocketError::Unknown {
+        path: socket.to_owned(),
+        source,
+    })
+}
+
 /// The connections of a socket as they come, without end and without errors.
 fn connections(
     listener: UnixListener,
+    socket: String,
     admission: Admission,
     procfs: ProcFs,
 ) -> impl Stream<Item = Result<Connection, io::Error>> {
     let state = Accept {
         listener,
+        socket,
         admission,
         procfs,
         failing: false,
@@ -112,6 +172,8 @@ fn connections(
 
 struct Accept {
     listener: UnixListener,
+    /// Its path, for the log.
+    socket: String,
     admission: Admission,
     procfs: ProcFs,
     /// The last attempt failed and was logged.
@@ -147,7 +209,7 @@ impl Accept {
                 continue;
             }
             if std::mem::take(&mut self.failing) {
-                tracing::info!("connections to the workload API are accepted again");
+                tracing::info!(socket = self.socket, "connections are accepted again");
             }
             return Connection {
                 peer,
@@ -159,7 +221,7 @@ impl Accept {
 
     fn report(&mut self, error: &str) {
         if !std::mem::replace(&mut self.failing, true) {
-            tracing::warn!(error, "connections to the workload API cannot be accepted");
+            tracing::warn!(socket = self.socket, error, "connections cannot be accepted");
         }
     }
 }
@@ -258,9 +320,10 @@ mod tests {
     async fn a_connection_over_the_limit_is_closed_and_the_next_is_let_in_after_one_left() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("api.sock");
-        let PublicSocket { listener, guard } = PublicSocket::bind(&path).unwrap();
+        let LocalSocket { listener, guard } = LocalSocket::public(&path).unwrap();
         let mut accept = Accept {
             listener,
+            socket: String::new(),
             admission: Admission::new(1),
             procfs: ProcFs::default(),
             failing: false,
@@ -286,5 +349,26 @@ mod tests {
             assert!(!accept.failing);
         }
         drop(guard);
+    }
+
+    #[tokio::test]
+    async fn the_admin_socket_is_for_the_agents_user_and_group_and_never_beside_the_public_one() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        let public = LocalSocket::public(&at("public/api.sock")).unwrap();
+        let admin = LocalSocket::admin(&at("private/admin.sock"), public.path()).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(
+            (mode(admin.path()), mode(&at("private"))),
+            (0o770, 0o755),
+            "as SPIRE makes them"
+        );
+        symlink(at("public"), at("link")).unwrap();
+        for name in ["link/admin.sock", "public/admin.sock", "link/below/admin.sock"] {
+            let error = LocalSocket::admin(&at(name), public.path()).unwrap_err();
+            assert!(matches!(error, AdminSocketError::Beside { .. }), "{error}");
+            assert!(!at(name).exists(), "a refused socket leaves nothing behind");
+        }
     }
 }

@@ -20,7 +20,8 @@ use tokio::sync::watch;
 use super::client::{self, WorkloadClient};
 use super::health::Probe;
 use super::limits::Admission;
-use super::listener::PublicSocket;
+use super::listener::LocalSocket;
+use super::routes::LocalRoutes;
 use super::sds::Sds;
 use super::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
 use super::workload_api::WorkloadApi;
@@ -208,13 +209,17 @@ impl World {
     pub(crate) fn serve(mut self) -> Served {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("public/api.sock");
-        let socket = PublicSocket::bind(&path).unwrap();
+        let socket = LocalSocket::public(&path).unwrap();
         let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!((mode(&path), mode(path.parent().unwrap())), (0o777, 0o755));
         let probe = Probe::new(Some(path.clone()), self.node.subscribe());
         let sessions = Sessions::new(self.parts());
         let sds = Sds::new(sessions.clone(), self.sds.clone());
-        let routes = super::routes(Some(WorkloadApi::new(sessions)), Some(sds), probe).unwrap();
+        let routes = LocalRoutes::new(probe)
+            .with(WorkloadApi::new(sessions))
+            .with(sds)
+            .build()
+            .unwrap();
         let stop = self.tasks.stop_signal();
         let serve = socket.serve(routes, Admission::new(4096), ProcFs::default(), stop);
         self.tasks.spawn("workload-api", serve);

@@ -68,7 +68,7 @@ async fn serve(dir: &Path, trust_domain: TrustDomain, once: bool) -> anyhow::Res
         directory.log().display()
     ))?;
 
-    let server = start_server(&mut directory, &trust_domain, &clock, log).await?;
+    let server = start_server(&mut directory, &trust_domain, &clock, log.clone()).await?;
     let address = server.tcp_addr();
     progress.step(format!(
         "server of {trust_domain} listens on {address} and {}",
@@ -84,8 +84,7 @@ async fn serve(dir: &Path, trust_domain: TrustDomain, once: bool) -> anyhow::Res
             &directory,
             &trust_domain,
             address,
-            &clock,
-            once,
+            &Process { clock, log, once },
             interrupts,
             &mut progress,
         )
@@ -95,16 +94,24 @@ async fn serve(dir: &Path, trust_domain: TrustDomain, once: bool) -> anyhow::Res
     outcome
 }
 
+/// What holds for the whole process.
+struct Process {
+    clock: Clock,
+    log: LogControl,
+    /// Ends after the first SVIDs.
+    once: bool,
+}
+
 /// What happens while the server runs: the operator's steps, the agent, the workload's steps.
 async fn session(
     directory: &Directory,
     trust_domain: &TrustDomain,
     server: SocketAddr,
-    clock: &Clock,
-    once: bool,
+    process: &Process,
     mut interrupts: Interrupts,
     progress: &mut Progress,
 ) -> anyhow::Result<()> {
+    let Process { clock, log, once } = process;
     let operator = Operator::connect(directory.server_socket()).await?;
     operator.save_bundle(&directory.bundle()).await?;
     let authority = operator.x509_authority().await?;
@@ -133,7 +140,7 @@ async fn session(
         keys: Keys::Disk(directory.agent()),
         join_token: token.map(|token| JoinToken::Given(token.into())),
     });
-    let agent = finial_agent::app::build(config, clock.clone())
+    let agent = finial_agent::app::build(config, clock.clone(), log.clone())
         .await
         .context("start the agent")?;
     let state = agent.state();
@@ -147,7 +154,7 @@ async fn session(
             .context("the server does not know the agent")?;
         progress.step(format!("agent {agent_id} is attested"))?;
         demonstrate(&operator, directory, trust_domain, &node, clock, progress).await?;
-        if once {
+        if *once {
             return Ok(());
         }
         show::next_steps(directory, &node)?;

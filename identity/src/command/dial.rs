@@ -16,8 +16,15 @@ use super::flags::value;
 pub struct Socket {
     /// Where SPIRE's program listens unless told otherwise.
     pub default: &'static str,
+    /// The variables that move it; `None` for a socket that only `-socketPath` moves.
+    pub variables: Option<Variables>,
+}
+
+/// The environment variables that name a socket.
+#[derive(Debug, Clone, Copy)]
+pub struct Variables {
     /// Variable with the path.
-    pub variable: &'static str,
+    pub path: &'static str,
     /// Variable with a path in which `%i` stands for the instance.
     pub template: &'static str,
 }
@@ -25,15 +32,25 @@ pub struct Socket {
 /// The server's private socket.
 pub const SERVER: Socket = Socket {
     default: "/tmp/spire-server/private/api.sock",
-    variable: "SPIRE_SERVER_PRIVATE_SOCKET",
-    template: "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
+    variables: Some(Variables {
+        path: "SPIRE_SERVER_PRIVATE_SOCKET",
+        template: "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE",
+    }),
 };
 
 /// The agent's Workload API.
 pub const AGENT: Socket = Socket {
     default: "/tmp/spire-agent/public/api.sock",
-    variable: "SPIRE_AGENT_PUBLIC_SOCKET",
-    template: "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
+    variables: Some(Variables {
+        path: "SPIRE_AGENT_PUBLIC_SOCKET",
+        template: "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE",
+    }),
+};
+
+/// The agent's admin socket, which no variable names, as in SPIRE.
+pub const AGENT_ADMIN: Socket = Socket {
+    default: "/tmp/spire-agent/private/admin.sock",
+    variables: None,
 };
 
 /// Lists of many entries are longer than the 4 MiB that gRPC takes by default.
@@ -49,17 +66,20 @@ impl Socket {
         if given != self.default {
             return Ok(given.into());
         }
+        let Some(variables) = self.variables else {
+            return Ok(given.into());
+        };
         if let Some(instance) = value(matches, "instance") {
-            let template = (console.variable)(self.template)
-                .with_context(|| format!("-instance needs the variable {}", self.template))?;
+            let template = (console.variable)(variables.template)
+                .with_context(|| format!("-instance needs the variable {}", variables.template))?;
             anyhow::ensure!(
                 template.contains("%i"),
                 "{} lacks %i: {template:?}",
-                self.template
+                variables.template
             );
             return Ok(template.replace("%i", instance).into());
         }
-        let moved = (console.variable)(self.variable).filter(|path| !path.is_empty());
+        let moved = (console.variable)(variables.path).filter(|path| !path.is_empty());
         Ok(moved.unwrap_or_else(|| given.to_owned()).into())
     }
 

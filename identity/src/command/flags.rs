@@ -19,13 +19,16 @@ pub fn group(name: &'static str, about: &'static str) -> Command {
 
 /// A command that talks to a running program: with the flags that name its socket.
 pub fn local(name: &'static str, about: &'static str, socket: Socket) -> Command {
-    Command::new(name)
+    let command = Command::new(name)
         .about(about)
-        .arg(text("socketPath", "Path of the program's Unix socket").default_value(socket.default))
-        .arg(text(
-            "instance",
-            "Instance name that replaces %i in the socket template",
-        ))
+        .arg(text("socketPath", "Path of the program's Unix socket").default_value(socket.default));
+    if socket.variables.is_none() {
+        return command;
+    }
+    command.arg(text(
+        "instance",
+        "Instance name that replaces %i in the socket template",
+    ))
 }
 
 /// A [`local`] command that can print its answer as JSON.

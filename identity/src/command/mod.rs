@@ -6,6 +6,7 @@
 mod console;
 pub mod dial;
 pub mod flags;
+pub mod logger;
 mod time_text;
 
 pub use console::{Console, wants_json};

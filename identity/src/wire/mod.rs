@@ -6,6 +6,7 @@
 
 mod bundle;
 mod digest;
+mod log_level;
 mod mask;
 
 use std::borrow::Borrow;
@@ -24,6 +25,7 @@ pub use bundle::{
     x509_authorities_from_wire, x509_authority_to_wire,
 };
 pub use digest::{DigestSum, entry_digest};
+pub use log_level::{LogLevelError, log_level_from_wire, log_level_to_wire, logger_to_wire};
 pub use mask::{agent_entry_mask, apply_agent_mask, apply_bundle_mask, apply_entry_mask};
 
 /// A field that does not hold what it should.

@@ -45,6 +45,21 @@ impl X509Svid {
         &self.chain
     }
 
+    /// Leaf, intermediates and the root that signed the last of them, when it is among `authorities`.
+    pub fn chain_with_root<'a>(
+        &self,
+        authorities: impl IntoIterator<Item = &'a Certificate>,
+    ) -> Vec<Certificate> {
+        let mut chain = self.chain.to_vec();
+        let signer = chain.last().and_then(Certificate::authority_key_id);
+        let root = authorities
+            .into_iter()
+            .find(|root| signer.is_some() && root.subject_key_id() == signer)
+            .cloned();
+        chain.extend(root);
+        chain
+    }
+
     /// The leaf's private key.
     pub fn key(&self) -> &Arc<PrivateKey> {
         &self.key

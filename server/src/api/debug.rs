@@ -61,17 +61,8 @@ impl DebugService {
         let Some(svid) = svid else {
             return Ok(Vec::new());
         };
-        let mut chain = svid.chain().to_vec();
         let bundle = self.services.own_bundle().await?;
-        let last = chain
-            .last()
-            .and_then(|cert| cert.authority_key_id().map(<[u8]>::to_vec));
-        let root = bundle
-            .x509_authorities
-            .iter()
-            .map(|authority| &authority.certificate)
-            .find(|root| last.is_some() && root.subject_key_id() == last.as_deref());
-        chain.extend(root.cloned());
+        let chain = svid.chain_with_root(bundle.x509_authorities.iter().map(|authority| &authority.certificate));
         Ok(chain
             .iter()
             .map(|cert| pb::get_info_response::Cert {

@@ -2,16 +2,15 @@
 
 use std::sync::Arc;
 
+use finial_identity::wire;
 use finial_proto::spire::api::server::logger::v1 as pb;
 use finial_proto::spire::api::server::logger::v1::logger_server::Logger as LoggerApi;
 use finial_proto::spire::api::types;
-use finial_proto::spire::api::types::LogLevel;
 use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::{Call, field};
 use super::status::Refusal;
-use crate::telemetry::Level;
 
 /// Answers the Logger service.
 #[derive(Debug)]
@@ -24,10 +23,7 @@ impl LoggerService {
     }
 
     fn levels(&self) -> types::Logger {
-        types::Logger {
-            current_level: to_wire(self.0.log.current()).into(),
-            launch_level: to_wire(self.0.log.launch_level()).into(),
-        }
+        wire::logger_to_wire(&self.0.log)
     }
 }
 
@@ -43,7 +39,8 @@ impl LoggerApi for LoggerService {
     ) -> Result<Response<types::Logger>, Status> {
         let call = Call::of(&request)?;
         let wanted = request.into_inner().new_level;
-        let level = from_wire(wanted).map_err(|refusal| call.refuse(refusal))?;
+        let level = wire::log_level_from_wire(wanted)
+            .map_err(|error| call.refuse(Refusal::invalid(error.to_string())))?;
         call.note(field::LOG_LEVEL, level);
         self.0.log.set(level);
         Ok(Response::new(self.levels()))
@@ -58,31 +55,5 @@ impl LoggerApi for LoggerService {
         call.note(field::LOG_LEVEL, level);
         self.0.log.set(level);
         Ok(Response::new(self.levels()))
-    }
-}
-
-fn from_wire(level: i32) -> Result<Level, Refusal> {
-    match LogLevel::try_from(level) {
-        Ok(LogLevel::Panic) => Ok(Level::Panic),
-        Ok(LogLevel::Fatal) => Ok(Level::Fatal),
-        Ok(LogLevel::Error) => Ok(Level::Error),
-        Ok(LogLevel::Warn) => Ok(Level::Warn),
-        Ok(LogLevel::Info) => Ok(Level::Info),
-        Ok(LogLevel::Debug) => Ok(Level::Debug),
-        Ok(LogLevel::Trace) => Ok(Level::Trace),
-        Ok(LogLevel::Unspecified) => Err(Refusal::invalid("newLevel value cannot be LogLevel_UNSPECIFIED")),
-        Err(_) => Err(Refusal::invalid(format!("unsupported log level: {level}"))),
-    }
-}
-
-fn to_wire(level: Level) -> LogLevel {
-    match level {
-        Level::Panic => LogLevel::Panic,
-        Level::Fatal => LogLevel::Fatal,
-        Level::Error => LogLevel::Error,
-        Level::Warn => LogLevel::Warn,
-        Level::Info => LogLevel::Info,
-        Level::Debug => LogLevel::Debug,
-        Level::Trace => LogLevel::Trace,
     }
 }

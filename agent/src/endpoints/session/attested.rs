@@ -341,12 +341,13 @@ pub fn denied() -> Status {
     Status::permission_denied("no identity issued")
 }
 
-fn attestation_failed() -> Status {
+/// The answer when it cannot be told who calls.
+pub fn attestation_failed() -> Status {
     Status::unavailable("workload attestation failed")
 }
 
 /// Why all streams end. A banned agent stops too, but its callers have lost their identities.
-fn ending(node: &watch::Receiver<NodeState>) -> Status {
+pub fn ending(node: &watch::Receiver<NodeState>) -> Status {
     if node.borrow().may_serve() {
         stopping()
     } else {
@@ -354,6 +355,7 @@ fn ending(node: &watch::Receiver<NodeState>) -> Status {
     }
 }
 
-fn stopping() -> Status {
+/// The answer of an agent that stops.
+pub fn stopping() -> Status {
     Status::unavailable("agent is stopping")
 }

@@ -21,7 +21,7 @@ use crate::node::NodeState;
 use crate::svids::SvidCache;
 use crate::workload::WorkloadAttestation;
 
-pub use self::attested::{Session, denied};
+pub use self::attested::{Session, attestation_failed, denied, ending, stopping};
 pub use self::view::{View, svid_of};
 
 /// What a call is about. It decides whom the call serves and what it waits for.

@@ -8,7 +8,6 @@ use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use finial_proto::workload::{
     Jwtsvid, JwtsvidRequest, JwtsvidResponse, ValidateJwtsvidRequest, ValidateJwtsvidResponse,
 };
-use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use prost::Message as _;
 use prost_types::value::Kind;
 use serde_json::{Map, Value};
@@ -16,14 +15,9 @@ use time::Duration;
 use tonic::{Request, Status};
 use zeroize::Zeroizing;
 
+use crate::endpoints::jwt_svids::{check_audience, obtain};
 use crate::endpoints::session::{Access, Session, Sessions, denied};
-use crate::svids::JwtError;
 
-/// How many tokens of one call are requested at the same time.
-const CONCURRENT_TOKENS: usize = 8;
-/// Most audiences of one token, and most bytes of them together: tokens are cached, and travel in headers.
-const MAX_AUDIENCES: usize = 64;
-const MAX_AUDIENCE_BYTES: usize = 8 * 1024;
 /// Difference of clocks that is tolerated when a token is validated.
 const LEEWAY: Duration = Duration::seconds(60);
 /// Claims that a token of another trust domain keeps (Workload API §6.2.3).
@@ -32,16 +26,7 @@ const ALWAYS_RETURNED: [&str; 3] = ["sub", "aud", "exp"];
 /// `FetchJWTSVID`: one token for each identity of the caller, or for the one it names.
 pub(super) async fn fetch(sessions: Sessions, request: Request<JwtsvidRequest>) -> Result<Bytes, Status> {
     let JwtsvidRequest { audience, spiffe_id } = request.get_ref();
-    if audience.is_empty() || audience.iter().any(String::is_empty) {
-        return Err(Status::invalid_argument("audience must be specified"));
-    }
-    let bytes: usize = audience.iter().map(String::len).sum();
-    if audience.len() > MAX_AUDIENCES || bytes > MAX_AUDIENCE_BYTES {
-        return Err(Status::invalid_argument(format!(
-            "audience has {} names of {bytes} bytes, more than {MAX_AUDIENCES} or {MAX_AUDIENCE_BYTES}",
-            audience.len()
-        )));
-    }
+    check_audience(audience)?;
     let only = match spiffe_id.as_str() {
         "" => None,
         text => Some(
@@ -60,20 +45,12 @@ pub(super) async fn fetch(sessions: Sessions, request: Request<JwtsvidRequest>) 
     if entries.is_empty() {
         return Err(denied());
     }
-    let tokens = entries.into_iter().map(|entry| {
-        let (svids, audience) = (sessions.svids(), audience.as_slice());
-        async move {
-            let jwt = svids.jwt(&entry.entry_id, &entry.spiffe_id, audience).await;
-            let jwt = jwt.map_err(|error| cannot_sign(&entry.entry_id, &error))?;
-            Ok::<_, Status>(Jwtsvid {
-                spiffe_id: entry.spiffe_id.to_string(),
-                svid: jwt.token.to_string(),
-                hint: entry.hint.clone(),
-            })
-        }
+    let svids = obtain(sessions.svids(), entries, audience, |entry, jwt| Jwtsvid {
+        spiffe_id: entry.spiffe_id.to_string(),
+        svid: jwt.token.to_string(),
+        hint: entry.hint.clone(),
     });
-    let tokens = stream::iter(tokens).buffered(CONCURRENT_TOKENS);
-    let svids = tokens.try_collect().await?;
+    let svids = svids.await?;
     let encoded = Zeroizing::new(JwtsvidResponse { svids }.encode_to_vec());
     Ok(Bytes::from_owner(encoded))
 }
@@ -112,11 +89,6 @@ pub(super) async fn validate(
         claims: Some(structure(claims)),
     };
     Ok(Bytes::from(answer.encode_to_vec()))
-}
-
-fn cannot_sign(entry_id: &str, error: &JwtError) -> Status {
-    tracing::warn!(entry_id, %error, "JWT-SVID could not be obtained");
-    Status::unavailable("could not fetch JWT-SVID")
 }
 
 fn structure(claims: Map<String, Value>) -> prost_types::Struct {
