@@ -9,6 +9,7 @@ pub mod app;
 pub mod cli;
 pub mod config;
 pub mod endpoints;
+pub mod helper;
 pub mod node;
 pub mod svids;
 pub mod telemetry;

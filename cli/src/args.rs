@@ -63,12 +63,19 @@ pub fn normalize(command: &Command, arguments: impl IntoIterator<Item = OsString
     normal
 }
 
-/// The program to act as, from the name that we were called by: `spire-server`, `finial-agent`, …
-pub fn program_of(name: &OsStr) -> Option<&'static str> {
-    let name = std::path::Path::new(name).file_name()?.to_str()?;
-    ["server", "agent"]
+/// The command to act as, from the name that we were called by: `spire-server`, `finial-agent`, `spiffe-helper`, …
+pub fn program_of(name: &OsStr) -> &'static [&'static str] {
+    let name = std::path::Path::new(name).file_name();
+    let name = name.and_then(OsStr::to_str).unwrap_or_default();
+    let programs: [&[&str]; 3] = [&["server"], &["agent"], &["agent", "helper"]];
+    programs
         .into_iter()
-        .find(|program| name.ends_with(&format!("-{program}")))
+        .find(|program| {
+            program
+                .last()
+                .is_some_and(|last| name.ends_with(&format!("-{last}")))
+        })
+        .unwrap_or_default()
 }
 
 /// `-name` or `--name`; a single letter behind one dash is a flag of `clap`'s own.
@@ -212,12 +219,11 @@ mod tests {
 
     #[test]
     fn the_name_of_the_program_decides() {
-        assert_eq!(
-            program_of(OsStr::new("/opt/spire/bin/spire-server")),
-            Some("server")
-        );
-        assert_eq!(program_of(OsStr::new("finial-agent")), Some("agent"));
-        assert_eq!(program_of(OsStr::new("finial")), None);
+        let program = |name: &str| program_of(OsStr::new(name)).join(" ");
+        assert_eq!(program("/opt/spire/bin/spire-server"), "server");
+        assert_eq!(program("finial-agent"), "agent");
+        assert_eq!(program("/spiffe-helper"), "agent helper");
+        assert_eq!(program("finial"), "");
     }
 
     #[test]

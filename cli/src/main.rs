@@ -17,21 +17,30 @@ use clap::{ArgMatches, Command};
 
 /// What Go's command library exits with when no command or an unknown one is named.
 const NO_SUCH_COMMAND: u8 = 127;
+/// What Go's flag library exits with when a flag is wrong, as in spiffe-helper.
+const NO_SUCH_FLAG: u8 = 2;
 
 fn main() -> ExitCode {
     // One provider for the whole process; a second install would be a programming error.
     let _ = rustls::crypto::ring::default_provider().install_default();
 
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
-    if let Some(program) = arguments.first().and_then(|name| args::program_of(name)) {
-        arguments[0] = "finial".into();
-        arguments.insert(1, program.into());
+    let program = arguments
+        .first()
+        .map(|name| args::program_of(name))
+        .unwrap_or_default();
+    if !program.is_empty() {
+        let as_named = program.iter().map(OsString::from);
+        arguments.splice(..1, std::iter::once("finial".into()).chain(as_named));
     }
+    let is_helper = arguments
+        .get(1..3)
+        .is_some_and(|command| command == ["agent", "helper"]);
     let command = args::with_aliases(command());
     let arguments = args::normalize(&command, arguments);
     let matches = match command.try_get_matches_from(arguments) {
         Ok(matches) => matches,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, is_helper),
     };
     match run(&matches) {
         Ok(()) => ExitCode::SUCCESS,
@@ -65,10 +74,11 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     }
 }
 
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, is_helper: bool) -> ExitCode {
     let _ = error.print();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+        _ if is_helper => ExitCode::from(NO_SUCH_FLAG),
         ErrorKind::InvalidSubcommand
         | ErrorKind::MissingSubcommand
         | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => ExitCode::from(NO_SUCH_COMMAND),

@@ -7,13 +7,21 @@ use std::process::Command;
 
 use finial_identity::settings::{Document, Format, Node, Value};
 
+/// A program, the command that it is, and the page that explains its keys.
+const SIDES: [(&str, &[&str], &str); 3] = [
+    ("server", &["server"], "configuration.md"),
+    ("agent", &["agent"], "configuration.md"),
+    ("helper", &["agent", "helper"], "helper.md"),
+];
+
 #[test]
 fn validate_accepts_every_sample() {
-    for side in ["server", "agent"] {
+    for (side, command, _page) in SIDES {
         for format in ["conf", "json", "yaml"] {
             let path = sample(side, format);
             let output = Command::new(env!("CARGO_BIN_EXE_finial"))
-                .args([side, "validate", "-config"])
+                .args(command)
+                .args(["validate", "-config"])
                 .arg(&path)
                 .output()
                 .unwrap();
@@ -25,7 +33,7 @@ fn validate_accepts_every_sample() {
 
 #[test]
 fn samples_of_a_side_say_the_same_in_every_format() {
-    for side in ["server", "agent"] {
+    for (side, ..) in SIDES {
         let of = |format| settings(&sample(side, format));
         let hcl = of("conf");
         assert!(hcl.len() > 20, "{side}: {hcl:?}");
@@ -36,13 +44,13 @@ fn samples_of_a_side_say_the_same_in_every_format() {
 
 #[test]
 fn every_key_of_the_samples_is_explained() {
-    let page = fs::read_to_string(docs().join("configuration.md")).unwrap();
-    for side in ["server", "agent"] {
+    for (side, _command, name) in SIDES {
+        let page = fs::read_to_string(docs().join(name)).unwrap();
         for (path, _value) in settings(&sample(side, "conf")) {
             let key = path.rsplit('/').next().unwrap_or_default();
             assert!(
                 page.contains(&format!("`{key}`")),
-                "docs/configuration.md does not explain {path}"
+                "docs/{name} does not explain {path}"
             );
         }
     }

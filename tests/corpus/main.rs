@@ -16,6 +16,7 @@ const ELSEWHERE: &[&str] = &[
     "agent_data",
     "container",
     "docker_answer",
+    "helper_config",
     "server_config",
     "workload_files",
 ];

@@ -8,6 +8,7 @@ mod cli;
 mod delegated;
 mod dev;
 mod full_disk;
+mod helper;
 mod kill;
 mod latency;
 mod openssl;

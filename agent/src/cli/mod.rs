@@ -6,6 +6,7 @@ mod debug;
 mod fetch_jwt;
 mod fetch_x509;
 mod health;
+mod helper;
 mod logger;
 mod serve;
 mod validate_jwt;
@@ -27,6 +28,7 @@ pub fn command() -> Command {
         .subcommand(serve::run_command())
         .subcommand(serve::validate_command())
         .subcommand(health::command())
+        .subcommand(helper::command())
         .subcommand(debug::command())
         .subcommand(logger::command())
         .subcommand(
@@ -47,6 +49,8 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
         ["run"] => serve::run(matches, console).await,
         ["validate"] => serve::validate(matches, console),
         ["healthcheck"] => health::check(matches, console).await,
+        ["helper"] => helper::run(matches, console).await,
+        ["helper", "validate"] => helper::validate(matches, console),
         ["debug", "getinfo"] => debug::info(matches, console).await,
         ["logger", name] => logger::run(name, matches, console).await,
         ["api", "fetch"] | ["api", "fetch", "x509"] => fetch_x509::run(matches, console).await,

@@ -17,7 +17,7 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
     let failed = |status: tonic::Status| dial::status(what, &status);
     let mut start = Instant::now();
     let mut updates = client
-        .fetch_x509svid(workload::request(X509svidRequest {}))
+        .fetch_x509svid(X509svidRequest {})
         .await
         .map_err(failed)?
         .into_inner();

@@ -5,18 +5,12 @@ use std::time::Duration;
 
 use anyhow::Context;
 use clap::{ArgMatches, Command};
-use finial_identity::command::Console;
-use finial_identity::command::dial::{self, LARGEST_ANSWER};
 use finial_identity::command::flags::{self, text, value};
+use finial_identity::command::workload_api::{self, WorkloadClient};
+use finial_identity::command::{Console, dial};
 use finial_identity::settings::parse_duration;
-use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use tokio::time::Instant;
-use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
-
-/// Metadata that every call carries (SPIFFE Workload Endpoint §3).
-const SECURITY_HEADER: &str = "workload.spiffe.io";
 
 /// Adds the flags that all commands on the Workload API share.
 pub fn flags(command: Command) -> Command {
@@ -28,26 +22,13 @@ pub fn flags(command: Command) -> Command {
 }
 
 /// A client over the socket that the flags name.
-pub async fn client(
-    matches: &ArgMatches,
-    console: &Console<'_>,
-) -> anyhow::Result<SpiffeWorkloadApiClient<Channel>> {
-    let channel = dial::AGENT.channel(matches, console).await?;
-    Ok(SpiffeWorkloadApiClient::new(channel).max_decoding_message_size(LARGEST_ANSWER))
-}
-
-/// A request with the security header.
-pub fn request<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request
-        .metadata_mut()
-        .insert(SECURITY_HEADER, MetadataValue::from_static("true"));
-    request
+pub async fn client(matches: &ArgMatches, console: &Console<'_>) -> anyhow::Result<WorkloadClient> {
+    Ok(workload_api::client(dial::AGENT.channel(matches, console).await?))
 }
 
 /// A request that also tells the agent how long `-timeout` is, so that it can answer in time.
 pub fn timed_request<T>(matches: &ArgMatches, message: T) -> anyhow::Result<Request<T>> {
-    let mut request = request(message);
+    let mut request = Request::new(message);
     request.set_timeout(timeout(matches)?);
     Ok(request)
 }

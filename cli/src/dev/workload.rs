@@ -5,12 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use finial_identity::command::dial::{status, unix_channel};
+use finial_identity::command::workload_api::{self, WorkloadClient};
 use finial_identity::spiffe_id::SpiffeId;
-use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{JwtsvidRequest, X509svid, X509svidRequest};
-use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
-use tonic::{Code, Request, Status};
+use tonic::{Code, Status};
 
 /// How long a new entry may take to reach the agent.
 const LIMIT: Duration = Duration::from_secs(20);
@@ -20,13 +18,13 @@ const PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug)]
 pub struct Workload {
-    client: SpiffeWorkloadApiClient<Channel>,
+    client: WorkloadClient,
 }
 
 impl Workload {
     pub async fn connect(socket: PathBuf) -> anyhow::Result<Self> {
         Ok(Workload {
-            client: SpiffeWorkloadApiClient::new(unix_channel(socket).await?),
+            client: workload_api::client(unix_channel(socket).await?),
         })
     }
 
@@ -43,7 +41,7 @@ impl Workload {
             audience: vec![audience.to_owned()],
             spiffe_id: id.to_string(),
         };
-        let answer = self.client.fetch_jwtsvid(request(message)).await;
+        let answer = self.client.fetch_jwtsvid(message).await;
         let answer = answer
             .map_err(|error| status("fetch a JWT-SVID", &error))?
             .into_inner();
@@ -69,11 +67,7 @@ impl Workload {
 
     /// Reads one stream until it brings `id` or ends.
     async fn next_with(&mut self, id: &SpiffeId) -> Result<X509svid, Status> {
-        let mut updates = self
-            .client
-            .fetch_x509svid(request(X509svidRequest {}))
-            .await?
-            .into_inner();
+        let mut updates = self.client.fetch_x509svid(X509svidRequest {}).await?.into_inner();
         while let Some(update) = updates.message().await? {
             if let Some(svid) = update
                 .svids
@@ -85,12 +79,4 @@ impl Workload {
         }
         Err(Status::unavailable("the stream ended"))
     }
-}
-
-fn request<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request
-        .metadata_mut()
-        .insert("workload.spiffe.io", MetadataValue::from_static("true"));
-    request
 }

@@ -1,12 +1,14 @@
 //! How a command finds and reaches the Unix socket of a running program.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ArgMatches;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tonic::transport::{Channel, Endpoint, Uri};
+pub use tonic::transport::Channel;
+use tonic::transport::{Endpoint, Uri};
 
 use super::Console;
 use super::flags::value;
@@ -97,15 +99,26 @@ impl Socket {
 /// # Errors
 /// When nobody listens there; the text names the path.
 pub async fn unix_channel(path: PathBuf) -> anyhow::Result<Channel> {
-    let shown = path.display().to_string();
-    let connect = tower::service_fn(move |_: Uri| {
-        let path = path.clone();
-        async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    Endpoint::from_static("http://localhost")
-        .connect_with_connector(connect)
+    let shown = path.display();
+    connect(&path)
         .await
         .with_context(|| format!("connection error: is the program running, and is its socket at {shown}"))
+}
+
+/// Connects to the Unix socket at `path`.
+///
+/// # Errors
+/// When nobody listens there.
+pub async fn connect(path: &Path) -> Result<Channel, tonic::transport::Error> {
+    let path: Arc<Path> = Arc::from(path);
+    let connector = tower::service_fn(move |_: Uri| {
+        let path = Arc::clone(&path);
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    // HTTP/2 wants an authority; on a Unix socket it means nothing, and not every server takes a path for one.
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(connector)
+        .await
 }
 
 /// What an operator reads of a failed call.

@@ -8,6 +8,7 @@ pub mod dial;
 pub mod flags;
 pub mod logger;
 mod time_text;
+pub mod workload_api;
 
 pub use console::{Console, wants_json};
 pub use time_text::utc;

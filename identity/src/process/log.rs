@@ -112,13 +112,29 @@ pub fn start(options: LogOptions) -> Result<LogControl, LogError> {
     Ok(control)
 }
 
+/// As [`start`], with standard error in the place of standard output, for a process whose standard output is another
+/// program's.
+///
+/// # Errors
+/// [`LogError`].
+pub fn start_on_standard_error(options: LogOptions) -> Result<LogControl, LogError> {
+    let (dispatch, control) = build_on(Sink::Stderr, options)?;
+    tracing::dispatcher::set_global_default(dispatch).map_err(|_already| LogError::AlreadyStarted)?;
+    Ok(control)
+}
+
 /// Makes a log that is not that of the whole process yet.
 ///
 /// # Errors
 /// [`LogError::File`].
 pub fn build(options: LogOptions) -> Result<(Dispatch, LogControl), LogError> {
+    build_on(Sink::stdout(), options)
+}
+
+/// A log to the file of `options`, to `default` when there is none.
+fn build_on(default: Sink, options: LogOptions) -> Result<(Dispatch, LogControl), LogError> {
     let sink = match options.file {
-        None => Sink::stdout(),
+        None => default,
         Some(path) => Sink::file(&path).map_err(|source| LogError::File { path, source })?,
     };
     let sink = Arc::new(sink);

@@ -6,10 +6,11 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// Standard output, or a file that can be opened again.
+/// Standard output or error, or a file that can be opened again.
 #[derive(Debug)]
 pub(super) enum Sink {
     Stdout,
+    Stderr,
     File { path: PathBuf, file: Mutex<File> },
 }
 
@@ -29,6 +30,7 @@ impl Sink {
     pub(super) fn write(&self, line: &[u8]) {
         let _lost = match self {
             Self::Stdout => io::stdout().lock().write_all(line),
+            Self::Stderr => io::stderr().lock().write_all(line),
             Self::File { file, .. } => file
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -38,7 +40,7 @@ impl Sink {
 
     pub(super) fn reopen(&self) -> Result<bool, (PathBuf, io::Error)> {
         match self {
-            Self::Stdout => Ok(false),
+            Self::Stdout | Self::Stderr => Ok(false),
             Self::File { path, file } => {
                 let fresh = open(path).map_err(|error| (path.clone(), error))?;
                 *file.lock().unwrap_or_else(PoisonError::into_inner) = fresh;

@@ -284,4 +284,16 @@ fn agent_files(keys: &Keys) {
         "mistakes",
         "agent { trust_domain = \"A\" server_port = 99999 sds { x = 1 } nope = 1 }\nplugins { WorkloadAttestor \"x\" {} }\n",
     );
+    put(
+        "helper_config",
+        "plain",
+        include_str!("../../../docs/samples/helper.conf"),
+    );
+    put(
+        "helper_config",
+        "mistakes",
+        "svid_file_name = \"../a/b.pem\" svid_key_file_name = \"b.pem\" svid_bundle_file_name = \"/c/../b.pem\"\n\
+         cmd = \"x\" cmd_args = \"a  \\\"b c\\\" \\\"d \\\"\\\"e\\\"\\\" \\\"\\r\\nf\" pid_file_name = \"p\" renew_signal = \"SIGRTMIN\"\n\
+         cert_file_mode = 0x1ff key_file_mode = -1 jwt_svids { jwt_audience = \"a\" }\n",
+    );
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use finial_agent::config::{Config, Flags, UnixSettings};
+use finial_agent::helper::{self, HelperConfig};
 use finial_agent::node::AgentStorage;
 use finial_agent::workload::unix::UnixAttestor;
 use finial_agent::workload::{ProcFs, Process, WorkloadAttestor as _};
@@ -18,6 +19,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("agent_config", run_config),
     ("agent_data", run_data),
+    ("helper_config", run_helper_config),
     ("workload_files", run_workload_files),
 ];
 
@@ -39,6 +41,26 @@ fn run_config(data: &[u8]) {
         "agent.conf"
     };
     if let Err(error) = Config::parse(text, Path::new(name), &Flags::default()) {
+        assert!(!error.to_string().is_empty());
+    }
+}
+
+/// The configuration file of the helper, whose `cmd_args` have a syntax of their own.
+fn run_helper_config(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let name = if text.starts_with("agent_address:") {
+        "helper.yaml"
+    } else {
+        "helper.conf"
+    };
+    let flags = helper::Flags {
+        config: name.into(),
+        agent_address: None,
+        daemon_mode: None,
+    };
+    if let Err(error) = HelperConfig::parse(text, &flags, &|_| None) {
         assert!(!error.to_string().is_empty());
     }
 }
