@@ -22,12 +22,13 @@ use tonic::service::Routes;
 use crate::config::{AdminSettings, Config, Essentials, JoinToken, Keys};
 use crate::endpoints::admin::{DebugParts, DebugService, LoggerService};
 use crate::endpoints::delegated::{DelegatedIdentity, DelegatedIdentityParts};
+use crate::endpoints::explain::{ExplainParts, ExplainService, Redaction};
 use crate::endpoints::health::{HealthPaths, Probe, serve_http};
 use crate::endpoints::limits::{AdminShare, Admission};
 use crate::endpoints::listener::{AdminSocketError, LocalSocket};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
-use crate::endpoints::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
+use crate::endpoints::session::{CallerPolicy, Refusals, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::node::{
     Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, RotationStrategy,
@@ -147,6 +148,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();
     let parts = SessionParts {
+        refusals: Refusals::default(),
         attestation: attestation(&config, &clock),
         svids,
         sync: SyncMode::new(move || counters.snapshots() > 0 && counters.polls() == 0),
@@ -176,7 +178,9 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     if let Some((settings, admin_socket)) = config.admin().zip(admin_socket) {
         let share = AdminShare::of_open_files(files);
         files = files.saturating_sub(share.files());
-        let routes = admin_routes(settings, share, &parts, own_svid, log, probe.clone())?;
+        let redaction = config.redact().map(|prefixes| Redaction::new(prefixes.to_vec()));
+        let redaction = redaction.unwrap_or_default();
+        let routes = admin_routes(settings, share, &parts, redaction, own_svid, log, probe.clone())?;
         let admission = Admission::new(share.connections);
         tasks.spawn(
             "admin",
@@ -232,6 +236,7 @@ fn admin_routes(
     settings: &AdminSettings,
     share: AdminShare,
     parts: &SessionParts,
+    redaction: Redaction,
     svid: watch::Receiver<Option<Arc<X509Svid>>>,
     log: LogControl,
     probe: Probe,
@@ -247,11 +252,18 @@ fn admin_routes(
         sync_interval: parts.policy.sync_interval,
     };
     let debug = DebugParts {
-        svid,
+        svid: svid.clone(),
         svids: parts.svids.clone(),
         clock: parts.clock.clone(),
     };
+    let explain = ExplainParts {
+        sessions: parts.clone(),
+        svid: svid.clone(),
+        redaction,
+        procfs: ProcFs::default(),
+    };
     LocalRoutes::new(probe)
+        .with(ExplainService::server(explain))
         .with(DelegatedIdentity::server(delegated))
         .with(DebugService::server(debug))
         .with(LoggerService::server(log))

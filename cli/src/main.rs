@@ -1,4 +1,4 @@
-//! The one binary: `finial server …`, `finial agent …`, `finial dev`, `finial bench …`.
+//! The one binary: `finial server …`, `finial agent …`, `finial dev`, `finial why`, `finial bench …`.
 //!
 //! Arguments are normalised (`args`), parsed by the command trees of the two libraries, and handed to
 //! them with the surroundings they may see: standard streams and environment variables.
@@ -61,6 +61,7 @@ fn command() -> Command {
         .subcommand(finial_server::cli::command())
         .subcommand(finial_agent::cli::command())
         .subcommand(dev::command())
+        .subcommand(finial_agent::cli::why::command())
         .subcommand(bench::command())
 }
 
@@ -69,6 +70,7 @@ fn run(matches: &ArgMatches) -> anyhow::Result<()> {
         Some(("server", matches)) => runtime::server(matches),
         Some(("agent", matches)) => runtime::agent(matches),
         Some(("dev", matches)) => dev::run(matches),
+        Some(("why", matches)) => runtime::why(matches),
         Some(("bench", matches)) => bench::run(matches),
         _ => anyhow::bail!("no command was named"),
     }

@@ -19,6 +19,12 @@ pub fn agent(matches: &ArgMatches) -> anyhow::Result<()> {
     with_console(|console| runtime.block_on(finial_agent::cli::run(matches, console)))
 }
 
+/// `finial why`: one call to the agent's admin socket.
+pub fn why(matches: &ArgMatches) -> anyhow::Result<()> {
+    let runtime = current_thread()?;
+    with_console(|console| runtime.block_on(finial_agent::cli::why::run(matches, console)))
+}
+
 /// A runtime with as many threads as the machine has cores.
 pub fn multi_thread() -> anyhow::Result<Runtime> {
     Builder::new_multi_thread()

@@ -219,6 +219,16 @@ pub mod grpc {
 /// Protocols that SPIRE lacks.
 #[allow(clippy::all, missing_debug_implementations, reason = "generated code")]
 pub mod finial {
+    /// `finial.agent`
+    pub mod agent {
+        /// Why a process has the identities it has.
+        pub mod explain {
+            /// `finial.agent.explain.v1`
+            pub mod v1 {
+                package!("finial.agent.explain.v1");
+            }
+        }
+    }
     /// `finial.server`
     pub mod server {
         /// Push to agents.

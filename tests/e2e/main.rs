@@ -14,4 +14,5 @@ mod latency;
 mod openssl;
 mod raw_http2;
 mod rotation;
+mod why;
 mod wire;

@@ -11,6 +11,7 @@ mod logger;
 mod serve;
 mod validate_jwt;
 mod watch;
+pub mod why;
 mod workload;
 
 use clap::{ArgMatches, Command};

@@ -4,6 +4,7 @@
 mod admin;
 mod attestors;
 mod bootstrap;
+mod explain;
 mod cgroup_patterns;
 mod health_checks;
 mod node_attestor;
@@ -182,6 +183,7 @@ pub struct Config {
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
+    redact: Option<Vec<String>>,
     warnings: Vec<String>,
 }
 
@@ -255,6 +257,7 @@ impl Config {
             },
             health_checks: None,
             admin: None,
+            redact: None,
             warnings: Vec::new(),
         }
     }
@@ -327,6 +330,11 @@ impl Config {
     /// The `WorkloadAttestor` blocks.
     pub fn workload_attestors(&self) -> &WorkloadAttestors {
         &self.workload_attestors
+    }
+
+    /// `explain.redact`: beginnings of selectors whose values operators are not shown; `None` for the default.
+    pub fn redact(&self) -> Option<&[String]> {
+        self.redact.as_deref()
     }
 
     /// The HTTP health listener, when it is on.

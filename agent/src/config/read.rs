@@ -9,13 +9,13 @@ use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
 use super::admin;
-use super::bootstrap;
 use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
     AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
     Essentials, Flags, HealthChecks, JoinToken, SdsSettings, health_checks, sds,
 };
+use super::{bootstrap, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
 
 /// Reads everything; what is wrong is reported together.
@@ -61,6 +61,7 @@ struct Agent {
     allow_unauthenticated_verifiers: bool,
     allowed_foreign_jwt_claims: Vec<String>,
     disable_workload_api: bool,
+    redact: Option<Vec<String>>,
     admin: Option<AdminSettings>,
     sds: Option<SdsSettings>,
     experimental: Experimental,
@@ -107,6 +108,7 @@ impl Agent {
                 .or(allow_unauthenticated_verifiers)
                 .unwrap_or_default(),
             allowed_foreign_jwt_claims: agent.strings("allowed_foreign_jwt_claims"),
+            redact: explain::read(&agent),
             disable_workload_api: flags
                 .disable_workload_api
                 .or(disable_workload_api)
@@ -151,6 +153,7 @@ impl Agent {
             allow_unauthenticated_verifiers: self.allow_unauthenticated_verifiers,
             allowed_foreign_jwt_claims: self.allowed_foreign_jwt_claims,
             disable_workload_api: self.disable_workload_api,
+            redact: self.redact,
             sds: self.sds,
             x509pop: plugins.x509pop,
             workload_attestors: plugins.workload_attestors,

@@ -10,6 +10,7 @@ pub mod caller;
 pub mod client;
 mod codec;
 pub mod delegated;
+pub mod explain;
 pub mod health;
 mod jwt_svids;
 pub mod limits;

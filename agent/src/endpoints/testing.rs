@@ -23,7 +23,7 @@ use super::limits::Admission;
 use super::listener::LocalSocket;
 use super::routes::LocalRoutes;
 use super::sds::Sds;
-use super::session::{CallerPolicy, SessionParts, Sessions, SyncMode};
+use super::session::{CallerPolicy, Refusals, SessionParts, Sessions, SyncMode};
 use super::workload_api::WorkloadApi;
 use crate::config::SdsSettings;
 use crate::node::{Jitter, NodeState};
@@ -194,6 +194,7 @@ impl World {
         let is_pushed = self.is_pushed;
         let attestor = Arc::new(FakeAttestor(Arc::clone(&self.facts)));
         SessionParts {
+            refusals: Refusals::default(),
             attestation: WorkloadAttestation::new(vec![attestor], Duration::from_secs(5)),
             svids: self.svids.clone(),
             sync: SyncMode::new(move || is_pushed),

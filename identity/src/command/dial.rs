@@ -8,6 +8,7 @@ use clap::ArgMatches;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 pub use tonic::transport::Channel;
+use tonic::Code;
 use tonic::transport::{Endpoint, Uri};
 
 use super::Console;
@@ -123,9 +124,22 @@ pub async fn connect(path: &Path) -> Result<Channel, tonic::transport::Error> {
 
 /// What an operator reads of a failed call.
 pub fn status(what: &str, status: &tonic::Status) -> anyhow::Error {
+    let code = match status.code() {
+        Code::Cancelled => "Canceled".to_owned(), // as Go spells it
+        code => format!("{code:?}"),
+    };
+    let reference = status
+        .metadata()
+        .get(REFERENCE)
+        .and_then(|value| value.to_str().ok());
+    let reference = reference
+        .map(|code| format!(" (reference {code})"))
+        .unwrap_or_default();
     anyhow::anyhow!(
-        "{what}: rpc error: code = {:?} desc = {}",
-        status.code(),
+        "{what}: rpc error: code = {code} desc = {}{reference}",
         status.message()
     )
 }
+
+/// The trailer with the code by which an operator looks a refusal up (`finial why -reference`).
+const REFERENCE: &str = "finial-reference";

@@ -8,8 +8,9 @@ use futures_util::future::{Either, select};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
-use tonic::{Request, Status};
+use tonic::{Code, Request, Status};
 
+use super::refusals::Refused;
 use super::view::{Selectors, View};
 use super::{Access, Sessions, Shared};
 use crate::endpoints::limits::AdmittedCall;
@@ -73,7 +74,7 @@ impl Session {
             }
         };
         let shared = Arc::clone(&sessions.shared);
-        let selectors = attest(&shared, &process).await?;
+        let selectors = attest(&shared, &process, access).await?;
         let mut subscription = shared.parts.svids.observe(Arc::clone(&selectors));
         if access == Access::X509Svids {
             subscription.want();
@@ -103,7 +104,7 @@ impl Session {
             let snapshot = self.present();
             let until = match self.judge(&snapshot) {
                 Verdict::Ready(view) => return Ok(view),
-                Verdict::End(status) => return Err(status),
+                Verdict::End(status) => return Err(self.refused(status)),
                 Verdict::Wait(until) => until,
             };
             drop(snapshot);
@@ -120,7 +121,7 @@ impl Session {
         match self.judge(&snapshot) {
             Verdict::Ready(view) => Ok(Some(view)),
             Verdict::Wait(_) => Ok(None),
-            Verdict::End(status) => Err(status),
+            Verdict::End(status) => Err(self.refused(status)),
         }
     }
 
@@ -151,7 +152,7 @@ impl Session {
     /// # Errors
     /// When the process has ended or cannot be attested, or no more can be sent.
     pub async fn attest_again(&mut self) -> Result<bool, Status> {
-        let attested = attest(&self.shared, &self.process);
+        let attested = attest(&self.shared, &self.process, self.access);
         let selectors = match select(pin!(ended(&self.process, &self.shared)), pin!(attested)).await {
             Either::Left((status, _)) => return Err(status),
             Either::Right((selectors, _)) => selectors?,
@@ -183,6 +184,18 @@ impl Session {
     fn present(&mut self) -> Arc<Snapshot> {
         self.subscription.mark_seen();
         self.shared.parts.svids.snapshot()
+    }
+
+    /// Gives a denial the code by which an operator finds out more. Other statuses stay as they are.
+    pub fn refused(&self, status: Status) -> Status {
+        if status.code() != Code::PermissionDenied || self.is_own_process() {
+            return status;
+        }
+        let refused = Refused {
+            selectors: Some(Arc::clone(&self.selectors)),
+            ..describe(&self.shared, &self.process, self.access, status.message())
+        };
+        self.shared.parts.refusals.note(refused, status)
     }
 
     fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
@@ -312,12 +325,24 @@ async fn ended(process: &Process, shared: &Shared) -> Status {
 }
 
 /// What holds for the process now.
-async fn attest(shared: &Shared, process: &Arc<Process>) -> Result<Arc<Selectors>, Status> {
+async fn attest(shared: &Shared, process: &Arc<Process>, access: Access) -> Result<Arc<Selectors>, Status> {
     let facts = shared.parts.attestation.attest(process).await.map_err(|error| {
         tracing::warn!(%error, pid = process.pid(), "workload attestation failed");
-        attestation_failed()
+        let refused = describe(shared, process, access, &error.to_string());
+        shared.parts.refusals.note(refused, attestation_failed())
     })?;
     Ok(shared.views.share(facts))
+}
+
+fn describe(shared: &Shared, process: &Process, access: Access, reason: &str) -> Refused {
+    Refused {
+        at: shared.parts.clock.now(),
+        access,
+        pid: process.pid(),
+        started_at: process.started_at(),
+        selectors: None,
+        reason: reason.to_owned(),
+    }
 }
 
 /// The `grpc-timeout` of a call, if it has one: up to eight digits and a unit.

@@ -5,6 +5,7 @@
 //! of views; callers with the same identities share one view and what was made of it.
 
 mod attested;
+mod refusals;
 mod view;
 mod views;
 
@@ -22,6 +23,7 @@ use crate::svids::SvidCache;
 use crate::workload::WorkloadAttestation;
 
 pub use self::attested::{Session, attestation_failed, denied, ending, stopping};
+pub use self::refusals::{Refusals, Refused};
 pub use self::view::{View, svid_of};
 
 /// What a call is about. It decides whom the call serves and what it waits for.
@@ -39,6 +41,20 @@ pub enum Access {
     Validation,
     /// Whatever there is, now and later; no identity is needed.
     Secrets,
+}
+
+impl Access {
+    /// What the caller called, for operators.
+    pub fn method(self) -> &'static str {
+        match self {
+            Self::X509Svids => "FetchX509SVID",
+            Self::Identities => "FetchJWTSVID",
+            Self::X509Bundles => "FetchX509Bundles",
+            Self::JwtBundles => "FetchJWTBundles",
+            Self::Validation => "ValidateJWTSVID",
+            Self::Secrets => "secret discovery",
+        }
+    }
 }
 
 /// What the operator decided about callers.
@@ -70,6 +86,8 @@ pub struct SessionParts {
     pub stop: Stop,
     /// The agent's own process, which asks for its health and is never made to wait.
     pub own_pid: u32,
+    /// Remembers callers that were refused.
+    pub refusals: Refusals,
     /// What the operator decided.
     pub policy: CallerPolicy,
 }

@@ -43,7 +43,7 @@ pub(super) async fn fetch(sessions: Sessions, request: Request<JwtsvidRequest>) 
         .cloned()
         .collect();
     if entries.is_empty() {
-        return Err(denied());
+        return Err(session.refused(denied()));
     }
     let svids = obtain(sessions.svids(), entries, audience, |entry, jwt| Jwtsvid {
         spiffe_id: entry.spiffe_id.to_string(),

@@ -1,0 +1,242 @@
+//! `finial why`: asks the agent's admin socket why a process has the identities it has, or none.
+
+use std::fmt::Write as _;
+
+use clap::{ArgMatches, Command};
+
+use finial_identity::command::flags::{query, text, value};
+
+use finial_identity::command::{Console, dial, utc, wants_json};
+use finial_proto::finial::agent::explain::v1::explain_client::ExplainClient;
+use finial_proto::finial::agent::explain::v1::{
+    ExplainProcessRequest, ExplainProcessResponse, ExplainRefusalRequest, ExplainRefusalResponse, Match,
+    NearMiss, Process, State, Verdict,
+};
+
+/// `finial why`
+pub fn command() -> Command {
+    query(
+        "why",
+        "Tells why a process has the identities it has, or has none",
+        dial::AGENT_ADMIN,
+    )
+    .arg(text("pid", "The process; the one that asks when it is left out"))
+    .arg(
+        text(
+            "reference",
+            "The code that a refused caller was told (trailer finial-reference)",
+        )
+        .conflicts_with("pid"),
+    )
+}
+
+/// Runs it.
+///
+/// # Errors
+/// One sentence for the operator.
+pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
+    let mut client = ExplainClient::new(dial::AGENT_ADMIN.channel(matches, console).await?);
+    if let Some(reference) = value(matches, "reference") {
+        let request = ExplainRefusalRequest {
+            reference: reference.to_owned(),
+        };
+        let answer = client.explain_refusal(request).await;
+        let answer = answer.map_err(|status| dial::status("could not look the refusal up", &status))?;
+        if wants_json(matches) {
+            return console.message("finial.agent.explain.v1.ExplainRefusalResponse", answer.get_ref());
+        }
+        return console.raw(&refusal(answer.get_ref()));
+    }
+    let pid = match value(matches, "pid") {
+        None => 0,
+        Some(text) => text
+            .parse()
+            .ok()
+            .filter(|pid| *pid > 0)
+            .ok_or_else(|| anyhow::anyhow!("-pid is no process id: {text:?}"))?,
+    };
+    let answer = client.explain_process(ExplainProcessRequest { pid }).await;
+    let answer = answer.map_err(|status| dial::status("could not look into the process", &status))?;
+    if wants_json(matches) {
+        return console.message("finial.agent.explain.v1.ExplainProcessResponse", answer.get_ref());
+    }
+    console.raw(&process(answer.get_ref()))
+}
+
+fn process(answer: &ExplainProcessResponse) -> String {
+    let mut text = String::new();
+    head(&mut text, answer.process.as_ref());
+    for attestor in &answer.attestors {
+        let took = milliseconds(attestor.took_microseconds);
+        if attestor.error.is_empty() {
+            let _ = writeln!(text, "Attestor {} ({took}):", attestor.name);
+            list(&mut text, &attestor.selectors, "no facts of this kind hold");
+        } else {
+            let _ = writeln!(
+                text,
+                "Attestor {} ({took}): cannot tell: {}",
+                attestor.name, attestor.error
+            );
+        }
+    }
+    entries(&mut text, &answer.matches, &answer.near_misses);
+    tail(&mut text, answer.state.as_ref(), answer.verdict());
+    text
+}
+
+fn refusal(answer: &ExplainRefusalResponse) -> String {
+    let mut text = String::new();
+    head(&mut text, answer.process.as_ref());
+    let _ = writeln!(text, "Refused    : {}, {}", utc(answer.refused_at), answer.method);
+    let _ = writeln!(text, "Was told   : {}", answer.status);
+    let _ = writeln!(text, "Facts then :");
+    list(&mut text, &answer.selectors, "none were found");
+    entries(&mut text, &answer.matches, &answer.near_misses);
+    tail(&mut text, answer.state.as_ref(), answer.verdict());
+    text
+}
+
+fn head(text: &mut String, process: Option<&Process>) {
+    let Some(process) = process else { return };
+    let since = match process.started_at {
+        0 => String::new(),
+        at => format!(", started {}", utc(at)),
+    };
+    let _ = writeln!(text, "Process    : {}{since}", process.pid);
+}
+
+fn entries(text: &mut String, matches: &[Match], near_misses: &[NearMiss]) {
+    for found in matches {
+        let svid = match (found.store_svid, found.x509_svid_expires_at) {
+            (true, _) => "goes to an SVID store, never to a workload".to_owned(),
+            (false, 0) => "its X509-SVID is not issued yet".to_owned(),
+            (false, at) => format!("X509-SVID until {}", utc(at)),
+        };
+        let _ = writeln!(
+            text,
+            "Matches    : {} (entry {}), {svid}",
+            found.spiffe_id, found.entry_id
+        );
+    }
+    for miss in near_misses {
+        let _ = writeln!(text, "Nearly     : {} (entry {})", miss.spiffe_id, miss.entry_id);
+        for difference in &miss.differences {
+            let found = match difference.found.as_slice() {
+                [] => "nothing of the kind".to_owned(),
+                found => found.join(", "),
+            };
+            let _ = writeln!(text, "             wants {}, has {found}", difference.wanted);
+        }
+    }
+}
+
+fn tail(text: &mut String, state: Option<&State>, verdict: Verdict) {
+    if let Some(state) = state {
+        let _ = writeln!(text, "Agent      : {}, {} entries", state.agent, state.entries);
+        if !state.agent_id.is_empty() {
+            let _ = writeln!(text, "             {}", state.agent_id);
+        }
+        let synced = match state.synced_at {
+            0 => "not since the agent started".to_owned(),
+            at => format!("{} s ago", (state.now - at).max(0)),
+        };
+        let _ = writeln!(text, "Last sync  : {synced}");
+    }
+    let _ = writeln!(text, "Verdict    : {}", sentence(verdict, state));
+}
+
+fn sentence(verdict: Verdict, state: Option<&State>) -> String {
+    match verdict {
+        Verdict::Unspecified => "unknown".to_owned(),
+        Verdict::HasIdentity => "has an identity".to_owned(),
+        Verdict::WaitingForSvid => {
+            "an entry matches; its SVID is being signed, or the server cannot be reached".to_owned()
+        }
+        Verdict::NoEntryMatches => "no entry matches these facts".to_owned(),
+        Verdict::AgentHasNoEntries => {
+            let id = state.map_or("", |state| state.agent_id.as_str());
+            format!("the server has no entries below this agent: use {id} as the parent, or an alias that it matches")
+        }
+        Verdict::NotSynced => "the agent has not heard from the server since it started".to_owned(),
+        Verdict::AttestationFailed => {
+            "an attestor could not tell, and with fewer facts no identity is given; it is tried again with each call"
+                .to_owned()
+        }
+        Verdict::AgentBanned => "the server banned this agent".to_owned(),
+    }
+}
+
+fn list(text: &mut String, selectors: &[String], none: &str) {
+    for selector in selectors {
+        let _ = writeln!(text, "             {selector}");
+    }
+    if selectors.is_empty() {
+        let _ = writeln!(text, "             ({none})");
+    }
+}
+
+/// Microseconds as milliseconds with two digits.
+fn milliseconds(microseconds: i64) -> String {
+    format!("{}.{:02} ms", microseconds / 1000, microseconds % 1000 / 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use finial_proto::finial::agent::explain::v1::{Attestor, Difference};
+
+    use super::*;
+
+    #[test]
+    fn prints_facts_the_selector_that_differs_and_the_verdict() {
+        let answer = ExplainProcessResponse {
+            process: Some(Process {
+                pid: 7,
+                started_at: 1_769_853_600,
+            }),
+            attestors: vec![
+                Attestor {
+                    name: "unix".to_owned(),
+                    took_microseconds: 1234,
+                    selectors: vec!["unix:uid:0".to_owned()],
+                    error: String::new(),
+                },
+                Attestor {
+                    name: "docker".to_owned(),
+                    took_microseconds: 5,
+                    selectors: Vec::new(),
+                    error: "no answer within 5 s".to_owned(),
+                },
+            ],
+            matches: Vec::new(),
+            near_misses: vec![NearMiss {
+                entry_id: "e1".to_owned(),
+                spiffe_id: "spiffe://example.org/web".to_owned(),
+                matched: Vec::new(),
+                differences: vec![Difference {
+                    wanted: "unix:uid:1000".to_owned(),
+                    found: vec!["unix:uid:0".to_owned()],
+                }],
+            }],
+            state: Some(State {
+                agent: "serving".to_owned(),
+                agent_id: "spiffe://example.org/spire/agent/a".to_owned(),
+                entries: 1,
+                synced_at: 100,
+                now: 103,
+            }),
+            verdict: Verdict::AttestationFailed.into(),
+        };
+        let text = process(&answer);
+        for part in [
+            "Process    : 7, started 2026-01-31",
+            "Attestor unix (1.23 ms):\n             unix:uid:0\n",
+            "Attestor docker (0.00 ms): cannot tell: no answer within 5 s",
+            "wants unix:uid:1000, has unix:uid:0",
+            "Agent      : serving, 1 entries",
+            "Last sync  : 3 s ago",
+            "Verdict    : an attestor could not tell",
+        ] {
+            assert!(text.contains(part), "{part} in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! `finial.agent.explain.v1.Explain`: why a process has the identities it has, or has none. For operators, on the
+//! admin socket.
+
+mod comparison;
+mod redaction;
+
+use std::collections::HashSet;
+use std::sync::Arc;
+
+use finial_identity::selector::Selector;
+use finial_identity::x509::X509Svid;
+use finial_proto::finial::agent::explain::v1::explain_server::{Explain, ExplainServer};
+use finial_proto::finial::agent::explain::v1::{
+    Attestor, ExplainProcessRequest, ExplainProcessResponse, ExplainRefusalRequest, ExplainRefusalResponse,
+    Process as ProcessMessage, State,
+};
+use time::OffsetDateTime;
+use tokio::sync::watch;
+use tonic::{Request, Response, Status};
+
+pub use self::redaction::Redaction;
+use super::limits::MAX_REQUEST_BYTES;
+use super::listener::Caller;
+use super::session::SessionParts;
+use crate::svids::Snapshot;
+use crate::workload::{AttestorReport, ProcFs, Process};
+
+/// What the service looks at.
+#[derive(Clone, Debug)]
+pub struct ExplainParts {
+    /// What calls of workloads stand on.
+    pub sessions: SessionParts,
+    /// The agent's own SVID.
+    pub svid: watch::Receiver<Option<Arc<X509Svid>>>,
+    /// Which values are hidden.
+    pub redaction: Redaction,
+    /// Where processes are looked up.
+    pub procfs: ProcFs,
+}
+
+/// Answers the Explain service.
+#[derive(Debug)]
+pub struct ExplainService {
+    parts: ExplainParts,
+}
+
+impl ExplainService {
+    /// The service on top of its parts.
+    pub fn server(parts: ExplainParts) -> ExplainServer<Self> {
+        ExplainServer::new(Self { parts }).max_decoding_message_size(MAX_REQUEST_BYTES)
+    }
+
+    fn state(&self, snapshot: &Snapshot) -> State {
+        let parts = &self.parts;
+        let own = parts.svid.borrow();
+        let synced_at = snapshot.synced_at.max(parts.sessions.svids.synced_at());
+        State {
+            agent: parts.sessions.node.borrow().to_string(),
+            agent_id: own
+                .as_ref()
+                .map(|svid| svid.spiffe_id().to_string())
+                .unwrap_or_default(),
+            entries: i64::try_from(snapshot.entries.len()).unwrap_or(i64::MAX),
+            synced_at: unix(synced_at),
+            now: parts.sessions.clock.now().unix_timestamp(),
+        }
+    }
+
+    fn may_serve(&self) -> bool {
+        self.parts.sessions.node.borrow().may_serve()
+    }
+
+    fn attestor(&self, report: &AttestorReport) -> Attestor {
+        let (mut selectors, error) = match &report.outcome {
+            Ok(facts) => (
+                facts.iter().map(|fact| self.parts.redaction.show(fact)).collect(),
+                String::new(),
+            ),
+            Err(error) => (Vec::new(), error.to_string()),
+        };
+        selectors.sort_unstable();
+        Attestor {
+            name: report.name.to_owned(),
+            took_microseconds: i64::try_from(report.took.as_micros()).unwrap_or(i64::MAX),
+            selectors,
+            error,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Explain for ExplainService {
+    async fn explain_process(
+        &self,
+        request: Request<ExplainProcessRequest>,
+    ) -> Result<Response<ExplainProcessResponse>, Status> {
+        let caller = request.extensions().get::<Caller>();
+        // Looking into a process costs as much as serving it.
+        let _admitted = match caller {
+            None => None,
+            Some(caller) => Some(
+                caller
+                    .admitted
+                    .call()
+                    .ok_or_else(|| Status::unavailable("too many open calls of this user"))?,
+            ),
+        };
+        let process = match request.get_ref().pid {
+            0 => {
+                let caller = caller.ok_or_else(|| Status::internal("connection has no peer"))?;
+                let process = caller.peer.process();
+                Arc::clone(process.map_err(|error| Status::unavailable(error.to_string()))?)
+            }
+            pid => {
+                let process = Process::open(i64::from(pid), &self.parts.procfs);
+                Arc::new(process.map_err(|error| Status::not_found(error.to_string()))?)
+            }
+        };
+        let reports = self.parts.sessions.attestation.examine(&process).await;
+        if !process.is_alive() {
+            return Err(Status::unavailable(format!(
+                "process ended meanwhile: pid {}",
+                process.pid()
+            )));
+        }
+        let facts: HashSet<Selector> = reports
+            .iter()
+            .filter_map(|report| report.outcome.as_ref().ok())
+            .flatten()
+            .cloned()
+            .collect();
+        let attested = reports.iter().all(|report| report.outcome.is_ok());
+        let snapshot = self.parts.sessions.svids.snapshot();
+        let found = comparison::compare(&snapshot, &facts, &self.parts.redaction);
+        let verdict = comparison::verdict(&snapshot, &found.matches, attested, self.may_serve());
+        Ok(Response::new(ExplainProcessResponse {
+            process: Some(ProcessMessage {
+                pid: i32::try_from(process.pid()).unwrap_or_default(),
+                started_at: unix(process.started_at()),
+            }),
+            attestors: reports.iter().map(|report| self.attestor(report)).collect(),
+            matches: found.matches,
+            near_misses: found.near_misses,
+            state: Some(self.state(&snapshot)),
+            verdict: verdict.into(),
+        }))
+    }
+
+    async fn explain_refusal(
+        &self,
+        request: Request<ExplainRefusalRequest>,
+    ) -> Result<Response<ExplainRefusalResponse>, Status> {
+        let refused = self.parts.sessions.refusals.find(&request.get_ref().reference);
+        let refused = refused.ok_or_else(|| {
+            Status::not_found("no such reference: the agent remembers the last 4096 since it started")
+        })?;
+        let snapshot = self.parts.sessions.svids.snapshot();
+        let none = HashSet::new();
+        let facts = refused.selectors.as_deref().unwrap_or(&none);
+        let found = comparison::compare(&snapshot, facts, &self.parts.redaction);
+        let attested = refused.selectors.is_some();
+        let verdict = comparison::verdict(&snapshot, &found.matches, attested, self.may_serve());
+        let mut selectors: Vec<String> = facts.iter().map(|fact| self.parts.redaction.show(fact)).collect();
+        selectors.sort_unstable();
+        Ok(Response::new(ExplainRefusalResponse {
+            refused_at: refused.at.unix_timestamp(),
+            method: refused.access.method().to_owned(),
+            process: Some(ProcessMessage {
+                pid: i32::try_from(refused.pid).unwrap_or_default(),
+                started_at: unix(refused.started_at),
+            }),
+            selectors,
+            status: refused.reason,
+            state: Some(self.state(&snapshot)),
+            matches: found.matches,
+            near_misses: if attested { found.near_misses } else { Vec::new() },
+            verdict: verdict.into(),
+        }))
+    }
+}
+
+fn unix(at: Option<OffsetDateTime>) -> i64 {
+    at.map_or(0, OffsetDateTime::unix_timestamp)
+}
