@@ -3,7 +3,6 @@
 //! `build` reads what an earlier run saved and binds the sockets; `run` attests, syncs and serves until stopped.
 //! When it stops, open streams end with `Unavailable` first, then the tasks that fed them.
 
-use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,16 +13,18 @@ use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::process::private_file::{self, FileError, FileMode};
 use finial_identity::process::unix_listener::ListenError;
 use finial_identity::process::{Clock, TaskError, TaskSet, limits};
+use finial_identity::traces::TraceExporter;
 use finial_identity::x509::X509Svid;
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tonic::service::Routes;
+use tonic::transport::Channel;
 
 use crate::config::{AdminSettings, Config, Essentials, JoinToken, Keys};
 use crate::endpoints::admin::{DebugParts, DebugService, LoggerService};
 use crate::endpoints::delegated::{DelegatedIdentity, DelegatedIdentityParts};
 use crate::endpoints::explain::{ExplainParts, ExplainService, Redaction};
-use crate::endpoints::health::{HealthPaths, Probe, serve_http};
+use crate::endpoints::health::Probe;
+use crate::endpoints::http::{HttpError, HttpListeners, Watched};
 use crate::endpoints::limits::{AdminShare, Admission};
 use crate::endpoints::listener::{AdminSocketError, LocalSocket};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
@@ -71,14 +72,9 @@ pub enum BuildError {
     /// The admin socket cannot be opened.
     #[error("{0}")]
     AdminSocket(#[from] AdminSocketError),
-    /// The health checks' address cannot be listened on.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    /// Health checks or metrics cannot be served.
+    #[error("{0}")]
+    Http(#[from] HttpError),
     /// The schema for reflection is broken.
     #[error("{0}")]
     Routes(#[from] RoutesError),
@@ -89,6 +85,7 @@ pub enum BuildError {
 pub struct Bound {
     socket_path: PathBuf,
     health_addr: Option<SocketAddr>,
+    metrics_addr: Option<SocketAddr>,
     state: watch::Receiver<NodeState>,
     tasks: TaskSet,
 }
@@ -127,7 +124,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     let svids = SvidCache::new(handle.own_bundle(), jwt);
     let synchronizer = Synchronizer::new(
         svids.clone(),
-        handle,
+        handle.clone(),
         SyncSettings {
             sync_interval: config.sync_interval(),
             rotation: RotationStrategy::new(config.availability_target()),
@@ -140,10 +137,12 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     );
 
     let counters = synchronizer.counters();
-    let health = listen_health(&config).await?;
-    let health_addr = health
-        .as_ref()
-        .and_then(|(listener, _paths)| listener.local_addr().ok());
+    let watched = Watched {
+        node: handle,
+        svids: svids.clone(),
+        sync: Arc::clone(&counters),
+        clock: clock.clone(),
+    };
 
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();
@@ -172,6 +171,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         .with_any(sds)
         .build()?;
 
+    let http =
+        HttpListeners::bind(config.health_checks(), config.telemetry(), probe.clone(), watched).await?;
+    let (health_addr, metrics_addr) = (http.health_addr(), http.metrics_addr());
+
     tasks.spawn("node", node.run(stop.clone()));
     tasks.spawn("svids", synchronizer.run(stop.clone()));
     let mut files = limits::open_files();
@@ -192,12 +195,13 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         "workload-api",
         socket.serve(routes, admission, ProcFs::default(), stop.clone()),
     );
-    if let Some((listener, paths)) = health {
-        tasks.spawn("health", serve_http(listener, paths, probe, stop));
+    for (name, listener) in http.into_tasks() {
+        tasks.spawn(name, listener.run(stop.clone()));
     }
     Ok(Bound {
         socket_path: essentials.socket_path.clone(),
         health_addr,
+        metrics_addr,
         state,
         tasks,
     })
@@ -212,6 +216,17 @@ impl Bound {
     /// Where the HTTP health checks listen, when they do.
     pub fn health_addr(&self) -> Option<SocketAddr> {
         self.health_addr
+    }
+
+    /// Where Prometheus scrapes, when it does.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
+    }
+
+    /// Sends traces for as long as the agent runs.
+    pub fn export_traces(&mut self, exporter: TraceExporter, collector: Channel) {
+        let stop = self.tasks.stop_signal();
+        self.tasks.spawn("traces", exporter.run(collector, stop));
     }
 
     /// Follows the agent's state.
@@ -332,24 +347,6 @@ fn attestation(config: &Config, clock: &Clock) -> WorkloadAttestation {
         attestors.push(Arc::new(SystemdAttestor::new()));
     }
     WorkloadAttestation::new(attestors, DEFAULT_DEADLINE)
-}
-
-async fn listen_health(config: &Config) -> Result<Option<(TcpListener, HealthPaths)>, BuildError> {
-    let Some(checks) = config.health_checks() else {
-        return Ok(None);
-    };
-    let address = (checks.address.as_str(), checks.port);
-    let listener = TcpListener::bind(address)
-        .await
-        .map_err(|source| BuildError::Listen {
-            address: format!("{}:{}", checks.address, checks.port),
-            source,
-        })?;
-    let paths = HealthPaths {
-        live: checks.live_path.clone(),
-        ready: checks.ready_path.clone(),
-    };
-    Ok(Some((listener, paths)))
 }
 
 #[cfg(test)]

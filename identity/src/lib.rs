@@ -6,7 +6,7 @@
 //! a trust domain's authorities form a [`bundle`], against which [`peer`] checks who is at the other
 //! end of a connection. [`wire`] and [`json`] are the way to and from the messages of `finial-proto`;
 //! [`settings`] reads configuration files; [`process`] is what every process stands on,
-//! [`command`] what its commands spell alike.
+//! [`command`] what its commands spell alike, [`metrics`] and [`traces`] what operators watch it by.
 
 pub mod bundle;
 pub mod command;
@@ -14,10 +14,12 @@ pub mod entry;
 pub mod json;
 pub mod jwt;
 pub mod key;
+pub mod metrics;
 pub mod peer;
 pub mod process;
 pub mod selector;
 pub mod settings;
 pub mod spiffe_id;
+pub mod traces;
 pub mod wire;
 pub mod x509;

@@ -15,4 +15,7 @@ mod openssl;
 mod raw_http2;
 mod rotation;
 mod why;
+mod scrape;
+mod telemetry;
+mod traces;
 mod wire;

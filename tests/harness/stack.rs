@@ -23,6 +23,10 @@ pub struct StackOptions {
     pub server: String,
     /// Lines inside `agent { }`.
     pub agent: String,
+    /// Blocks beside `server { }`.
+    pub server_blocks: String,
+    /// Blocks beside `agent { }`.
+    pub agent_blocks: String,
     /// `plugin_data` of the `unix` workload attestor.
     pub unix_attestor: String,
     /// Lines inside the agent's `plugins { }`.
@@ -40,6 +44,8 @@ impl Default for StackOptions {
             ca_ttl: "24h".into(),
             server: String::new(),
             agent: String::new(),
+            server_blocks: String::new(),
+            agent_blocks: String::new(),
             unix_attestor: String::new(),
             agent_plugins: String::new(),
             agent_env: Vec::new(),
@@ -310,7 +316,9 @@ plugins {{
   KeyManager "disk" {{ plugin_data {{ keys_path = "{dir}/server/keys.json" }} }}
   NodeAttestor "join_token" {{ plugin_data {{}} }}
 }}
+{blocks}
 "#,
+            blocks = options.server_blocks,
             td = options.trust_domain,
             port = self.port,
             ca_ttl = options.ca_ttl,
@@ -335,7 +343,9 @@ plugins {{
   WorkloadAttestor "unix" {{ plugin_data {{ {unix} }} }}
   {plugins}
 }}
+{blocks}
 "#,
+            blocks = options.agent_blocks,
             td = options.trust_domain,
             port = self.port,
             extra = options.agent,

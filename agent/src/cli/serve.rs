@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::app;
 use crate::config::{Config, DEFAULT_CONFIG_PATH, Flags, JoinToken};
-use crate::telemetry::LogControl;
+use crate::telemetry::{LogControl, collector};
 
 /// `run`
 pub fn run_command() -> Command {
@@ -83,12 +83,22 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
     raise_umask_floor(UMASK_FLOOR);
     let config = Config::load(&flags(matches)?, console.variable)?;
     let clock = Clock::system();
-    let log = config.log().start(clock.clone())?;
+    let collector = config
+        .telemetry()
+        .open_telemetry
+        .as_ref()
+        .map(collector)
+        .transpose()?;
+    let traces = collector.as_ref().map(|(traces, ..)| traces.clone());
+    let log = config.log().start_traced(clock.clone(), traces)?;
     for warning in config.warnings() {
         tracing::warn!(configuration = %warning, "configuration has a part that deserves attention");
     }
     let stopped = signals(log.clone())?;
-    let bound = app::build(config, clock, log).await.context("start the agent")?;
+    let mut bound = app::build(config, clock, log).await.context("start the agent")?;
+    if let Some((_traces, exporter, channel)) = collector {
+        bound.export_traces(exporter, channel);
+    }
     bound.run(stopped).await?;
     Ok(())
 }

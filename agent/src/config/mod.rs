@@ -4,9 +4,8 @@
 mod admin;
 mod attestors;
 mod bootstrap;
-mod explain;
 mod cgroup_patterns;
-mod health_checks;
+mod explain;
 mod node_attestor;
 mod plugins;
 mod read;
@@ -21,7 +20,9 @@ use std::time::Duration;
 
 use finial_identity::key::KeyType;
 use finial_identity::process::private_file::{self, FileError};
-use finial_identity::settings::{Document, Format, MAX_TEXT, ParseError, SettingsError, expand_env};
+use finial_identity::settings::{
+    Document, Format, MAX_TEXT, ParseError, SettingsError, Telemetry, expand_env,
+};
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
@@ -31,6 +32,8 @@ pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
 pub use self::node_attestor::X509PopSettings;
 pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
+
+pub use finial_identity::settings::HealthChecks;
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/agent/agent.conf";
@@ -106,19 +109,6 @@ pub enum Keys {
     Disk(PathBuf),
 }
 
-/// The HTTP health listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthChecks {
-    /// Host name or address.
-    pub address: String,
-    /// Port.
-    pub port: u16,
-    /// Path of the liveness check.
-    pub live_path: String,
-    /// Path of the readiness check.
-    pub ready_path: String,
-}
-
 /// How the configured trust bundle is written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum BundleFormat {
@@ -184,6 +174,7 @@ pub struct Config {
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
     redact: Option<Vec<String>>,
+    telemetry: Telemetry,
     warnings: Vec<String>,
 }
 
@@ -219,7 +210,11 @@ impl Config {
         } else {
             text
         };
-        Self::parse(&text, path, flags)
+        let config = Self::parse(&text, path, flags)?;
+        Ok(Self {
+            telemetry: config.telemetry.with_variables(env),
+            ..config
+        })
     }
 
     /// Checks a text as if it were the file at `path`, whose ending tells the format.
@@ -258,6 +253,7 @@ impl Config {
             health_checks: None,
             admin: None,
             redact: None,
+            telemetry: Telemetry::default(),
             warnings: Vec::new(),
         }
     }
@@ -335,6 +331,11 @@ impl Config {
     /// `explain.redact`: beginnings of selectors whose values operators are not shown; `None` for the default.
     pub fn redact(&self) -> Option<&[String]> {
         self.redact.as_deref()
+    }
+
+    /// `telemetry`: metrics and traces.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     /// The HTTP health listener, when it is on.

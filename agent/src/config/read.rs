@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
-use finial_identity::settings::{Document, Problems, Section, SettingsError};
+use finial_identity::settings::{Document, HealthChecks, Problems, Section, SettingsError, Telemetry};
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
@@ -13,7 +13,7 @@ use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
     AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
-    Essentials, Flags, HealthChecks, JoinToken, SdsSettings, health_checks, sds,
+    Essentials, Flags, JoinToken, SdsSettings, sds,
 };
 use super::{bootstrap, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
@@ -29,15 +29,13 @@ pub(super) fn read(document: &Document, flags: &Flags) -> Result<Config, Setting
     let plugins = root
         .required_section("plugins")
         .and_then(|plugins| plugins::read(plugins, &mut warnings));
-    let health_checks = root.section("health_checks").and_then(health_checks::read);
-    if root.ignore("telemetry") {
-        warnings
-            .push("telemetry: metrics are not served by this version; the block has no effect".to_owned());
-    }
+    let health_checks = root.section("health_checks").and_then(HealthChecks::read);
+    let telemetry = root.section("telemetry");
+    let telemetry = telemetry.map(|section| Telemetry::read(section, &mut warnings));
     root.finish();
-    let config = agent
-        .zip(plugins)
-        .and_then(|(agent, plugins)| agent.into_config(plugins, health_checks, warnings));
+    let config = agent.zip(plugins).and_then(|(agent, plugins)| {
+        agent.into_config(plugins, health_checks, telemetry.unwrap_or_default(), warnings)
+    });
     match config {
         Some(config) => problems.into_result().map(|()| config),
         None => Err(reported(problems)),
@@ -130,6 +128,7 @@ impl Agent {
         self,
         plugins: Plugins,
         health_checks: Option<HealthChecks>,
+        telemetry: Telemetry,
         warnings: Vec<String>,
     ) -> Option<Config> {
         Some(Config {
@@ -159,6 +158,7 @@ impl Agent {
             workload_attestors: plugins.workload_attestors,
             health_checks,
             admin: self.admin,
+            telemetry,
             warnings,
         })
     }

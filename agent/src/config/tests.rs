@@ -324,7 +324,13 @@ fn harmless_keys_are_accepted_with_a_warning() {
     let silent = "admin_socket_path = \"\"\nexperimental { ratelimit { fetch_jwt_svid = 0 } }";
     assert_eq!(parse(&with(silent)).unwrap().warnings(), [""; 0]);
     let config = parse(&format!("{MINIMAL}\ntelemetry {{ Prometheus {{ port = 1 }} }}")).unwrap();
-    assert!(matches!(config.warnings(), [only] if only.contains("telemetry")));
+    assert_eq!(config.warnings(), [""; 0]);
+    assert_eq!(config.telemetry().prometheus.as_ref().unwrap().port, 1);
+    assert!(
+        parse(&format!("{MINIMAL}\ntelemetry {{ M3 {{}} }}"))
+            .unwrap_err()
+            .contains("telemetry.M3")
+    );
 }
 
 #[test]

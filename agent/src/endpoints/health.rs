@@ -7,20 +7,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Router;
 use axum::extract::State;
 use axum::http::StatusCode;
-use axum::http::header::CONTENT_TYPE;
-use axum::response::{IntoResponse as _, Response as HttpResponse};
+use axum::response::Response as HttpResponse;
 use axum::routing::get;
-use finial_identity::process::Stop;
+use finial_identity::process::http_listener::health_answer;
 use finial_proto::grpc::health::v1::health_check_response::ServingStatus;
 use finial_proto::grpc::health::v1::health_server::Health;
 use finial_proto::grpc::health::v1::{
     HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
 };
 use finial_proto::workload::X509svidRequest;
-use serde_json::{Value, json};
-use tokio::net::TcpListener;
+use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tonic::{Code, Request, Response, Status};
 
@@ -106,12 +105,13 @@ impl Finding {
         self.answer.is_ok() && self.state.may_serve()
     }
 
-    fn details(&self) -> Value {
+    fn details(&self) -> Map<String, Value> {
         let workload_api = match &self.answer {
             Ok(()) => "ok".to_owned(),
             Err(trouble) => trouble.to_string(),
         };
-        json!({"agent": {"state": self.state.to_string(), "workload_api": workload_api}})
+        let agent = json!({"state": self.state.to_string(), "workload_api": workload_api});
+        Map::from_iter([("agent".to_owned(), agent)])
     }
 }
 
@@ -165,32 +165,14 @@ impl Health for HealthService {
     }
 }
 
-/// Paths of the HTTP health checks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthPaths {
-    /// `live_path`
-    pub live: String,
-    /// `ready_path`
-    pub ready: String,
-}
-
-/// Serves the HTTP health checks until `stop`: 200 when well, else 500, with the details as JSON.
-///
-/// # Errors
-/// When the listener fails.
-pub async fn serve_http(
-    listener: TcpListener,
-    paths: HealthPaths,
-    probe: Probe,
-    stop: Stop,
-) -> std::io::Result<()> {
-    let mut router = axum::Router::new().route(&paths.live, get(live));
-    if paths.ready != paths.live {
-        router = router.route(&paths.ready, get(ready));
+/// Answers HTTP health checks on two paths, which must begin with a slash: 200 when well, else 500, with the details
+/// as JSON.
+pub fn health_routes(live_path: &str, ready_path: &str, probe: Probe) -> Router {
+    let mut routes = Router::new().route(live_path, get(live));
+    if ready_path != live_path {
+        routes = routes.route(ready_path, get(ready));
     }
-    axum::serve(listener, router.with_state(probe))
-        .with_graceful_shutdown(stop.stopped_owned())
-        .await
+    routes.with_state(probe)
 }
 
 async fn live(State(probe): State<Probe>) -> HttpResponse {
@@ -209,13 +191,15 @@ fn answer(well: bool, finding: &Finding) -> HttpResponse {
     } else {
         StatusCode::INTERNAL_SERVER_ERROR
     };
-    let headers = [(CONTENT_TYPE, "application/json")];
-    (code, headers, finding.details().to_string()).into_response()
+    health_answer(code, finding.details())
 }
 
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use finial_identity::process::http_listener::HttpListener;
+    use tokio::net::TcpListener;
 
     use super::*;
 
@@ -240,16 +224,10 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (node, watcher) = watch::channel(NodeState::Degraded("no route".to_owned()));
-        let paths = HealthPaths {
-            live: "/live".to_owned(),
-            ready: "/ready".to_owned(),
-        };
+        let routes = health_routes("/live", "/ready", Probe::new(None, watcher));
         let mut tasks = finial_identity::process::TaskSet::new();
         let stop = tasks.stop_signal();
-        tasks.spawn(
-            "health",
-            serve_http(listener, paths, Probe::new(None, watcher), stop),
-        );
+        tasks.spawn("health", HttpListener::new(listener, routes).run(stop));
         let ask = |path: &'static str| async move {
             let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
             let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");

@@ -21,6 +21,7 @@ use tonic::service::Routes;
 use tonic::transport::server::Connected;
 
 use super::caller::Peer;
+use super::calls::CallsLayer;
 use super::limits::{self, Admission, Admitted};
 use crate::workload::{ProcFs, ProcessError};
 
@@ -120,6 +121,7 @@ impl LocalSocket {
             .initial_stream_window_size(limits::WINDOW_BYTES)
             .initial_connection_window_size(limits::WINDOW_BYTES)
             .max_frame_size(limits::FRAME_BYTES)
+            .layer(CallsLayer)
             .add_routes(routes)
             .serve_with_incoming_shutdown(
                 connections(listener, shown, admission, procfs),

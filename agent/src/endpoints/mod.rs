@@ -7,11 +7,13 @@
 
 pub mod admin;
 pub mod caller;
+mod calls;
 pub mod client;
 mod codec;
 pub mod delegated;
 pub mod explain;
 pub mod health;
+pub mod http;
 mod jwt_svids;
 pub mod limits;
 pub mod listener;

@@ -7,7 +7,11 @@ use finial_identity::key::PrivateKey;
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::x509::{Csr, CsrSubject, X509Svid};
 
+use tonic::Code;
+use tracing::Instrument;
+
 use super::{AttestorError, BootstrapError, NodeAttestor};
+use crate::telemetry::{TRACE_TARGET, metrics};
 use crate::upstream::{AttestStep, DenialReason, ServerTrust, Upstream, UpstreamError};
 
 /// What an attestation brought.
@@ -83,6 +87,14 @@ impl AttestError {
         }
     }
 
+    /// The gRPC code that says most about it.
+    pub(super) fn code(&self) -> Code {
+        match self {
+            Self::Upstream { cause, .. } => cause.code(),
+            _ => Code::Internal,
+        }
+    }
+
     /// Whether the server banned this agent.
     pub(super) fn is_ban(&self) -> bool {
         matches!(self, Self::Upstream { cause, .. } if cause.denial() == Some(DenialReason::AgentBanned))
@@ -91,6 +103,21 @@ impl AttestError {
 
 /// Attests over a connection of its own and fetches the bundle over the same.
 pub(super) async fn attest(
+    upstream: &Upstream,
+    trust: ServerTrust,
+    attestor: &dyn NodeAttestor,
+    key: Arc<PrivateKey>,
+) -> Result<Attested, AttestError> {
+    let name = attestor.name();
+    let timer = metrics()
+        .start("node_attestor_new_svid")
+        .labelled("attestor", name);
+    let span = tracing::info_span!(target: TRACE_TARGET, "attest_agent", attestor = name);
+    let exchanged = exchange(upstream, trust, attestor, key).instrument(span);
+    timer.around(exchanged, AttestError::code).await
+}
+
+async fn exchange(
     upstream: &Upstream,
     trust: ServerTrust,
     attestor: &dyn NodeAttestor,

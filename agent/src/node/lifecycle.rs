@@ -231,7 +231,8 @@ impl Node {
             self.post_status().await?;
         }
         let newest = self.newest_svid().unwrap_or_else(|| Arc::clone(&svid));
-        let due = self.forced || renew::is_due(self.settings.rotation, newest.leaf(), now, self.jitter.draw());
+        let due =
+            self.forced || renew::is_due(self.settings.rotation, newest.leaf(), now, self.jitter.draw());
         if !due || !self.renewal.is_due() {
             return Ok(());
         }

@@ -180,6 +180,23 @@ impl NodeHandle {
         &self.shared.trust_domain
     }
 
+    /// What peers are verified against: the bundle that is held at the moment.
+    pub fn bundle_source(&self) -> Arc<dyn BundleSource> {
+        Arc::new(HeldBundle(self.bundle()))
+    }
+
+    /// Every kind of trouble that degrades an agent, and whether it is there.
+    pub fn troubles(&self) -> [(&'static str, bool); 5] {
+        let facts = self.shared.facts();
+        [
+            ("attestation", facts.attest_trouble.is_some()),
+            ("evicted", facts.evicted.is_some()),
+            ("renewal", facts.renewal_trouble.is_some()),
+            ("server", facts.link_trouble.is_some()),
+            ("disk", facts.disk_trouble.is_some()),
+        ]
+    }
+
     /// The connection to the server.
     pub fn upstream(&self) -> &Upstream {
         &self.shared.upstream

@@ -13,11 +13,17 @@ use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
 use super::saving::Use;
 use super::storage::{AgentData, StorageError};
 use super::{Backoff, HeldBundle, Node, NodeError, NodeSettings, bootstrap, bundle_of, renew};
+use crate::telemetry::metrics;
 use crate::upstream::{ServerTrust, UpstreamError};
 
 impl Node {
     /// A new SVID while the old one still works.
     pub(super) async fn renew(&mut self) -> Result<(), AttestError> {
+        let timer = metrics().start("agent_svid_rotate");
+        timer.around(self.obtain_next(), AttestError::code).await
+    }
+
+    async fn obtain_next(&mut self) -> Result<(), AttestError> {
         if self.reattestable && self.may_attest() {
             return self.attest().await;
         }

@@ -18,6 +18,7 @@ use super::subscriptions::News;
 use super::trust::{Distrust, Step, Worth};
 #[cfg(test)]
 use super::visits;
+use crate::telemetry::metrics;
 use crate::upstream::{AuthorizedEntry, BundleChanges};
 
 /// Entries with their SVIDs, and bundles.
@@ -206,12 +207,17 @@ impl Model {
     pub(super) fn start_signing(&mut self, most: usize) -> Vec<SvidRequest> {
         let ids: Vec<_> = self.schedule.ready().take(most).map(Arc::clone).collect();
         let mut requests = Vec::with_capacity(ids.len());
+        let mut renewals = 0_u32;
         for id in ids {
             if let Some(record) = self.records.get_mut(&id) {
                 record.is_in_flight = true;
+                renewals += u32::from(record.held.is_some());
                 requests.push(record.request());
                 self.file(&id);
             }
+        }
+        if renewals > 0 {
+            metrics().sample("cache_manager_expiring_svids", &[], f64::from(renewals));
         }
         requests
     }

@@ -16,9 +16,10 @@ use finial_proto::spire::api::types::AttestationData;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
-use tonic::transport::Channel;
 
-use super::{RPC_TIMEOUT, Upstream, UpstreamError, chain_from_wire, own_bundle_from_wire};
+use super::{
+    RPC_TIMEOUT, TracedChannel, Upstream, UpstreamError, chain_from_wire, own_bundle_from_wire, traced,
+};
 
 /// How the server is recognised while the agent has no SVID.
 #[derive(Clone, Debug)]
@@ -33,7 +34,7 @@ pub enum ServerTrust {
 #[derive(Debug)]
 pub struct Session {
     upstream: Upstream,
-    channel: Channel,
+    channel: TracedChannel,
     exchange: Option<Exchange>,
 }
 
@@ -75,7 +76,7 @@ impl Upstream {
         let tls = peer::client_config(verifier, None, shared.clock.clone());
         Ok(Session {
             upstream: self.clone(),
-            channel: shared.target.channel(Arc::new(tls))?,
+            channel: traced(shared.target.channel(Arc::new(tls))?),
             exchange: None,
         })
     }

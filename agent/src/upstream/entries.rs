@@ -11,9 +11,11 @@ use finial_proto::spire::api::types;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
+use tracing::Instrument;
 
 use super::error::clipped;
 use super::{RPC_TIMEOUT, Upstream, UpstreamError};
+use crate::telemetry::{TRACE_TARGET, metrics};
 
 /// A registration entry with the fields that agents get, checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -107,6 +109,16 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError`].
     pub async fn authorized_entries(
+        &self,
+        known: impl Fn(&str) -> Option<EntryStamp> + Send,
+    ) -> Result<PolledEntries, UpstreamError> {
+        let span = tracing::info_span!(target: TRACE_TARGET, "sync");
+        let timer = metrics().start("manager_sync_fetch_entries_updates");
+        let synced = self.sync_authorized_entries(known).instrument(span);
+        timer.around(synced, UpstreamError::code).await
+    }
+
+    async fn sync_authorized_entries(
         &self,
         known: impl Fn(&str) -> Option<EntryStamp> + Send,
     ) -> Result<PolledEntries, UpstreamError> {

@@ -102,6 +102,19 @@ impl UpstreamError {
         }
     }
 
+    /// The gRPC code that says most about it.
+    pub fn code(&self) -> Code {
+        match self {
+            Self::PermissionDenied { .. } => Code::PermissionDenied,
+            Self::UnknownAuthority(_) | Self::SvidRefused(_) => Code::Unauthenticated,
+            Self::Superseded => Code::Aborted,
+            Self::Unimplemented(_) => Code::Unimplemented,
+            Self::Unavailable(_) => Code::Unavailable,
+            Self::Other { code, .. } => *code,
+            Self::Malformed(_) => Code::Internal,
+        }
+    }
+
     /// The denial of this agent in particular, if that is what it is.
     pub fn denial(&self) -> Option<DenialReason> {
         match self {

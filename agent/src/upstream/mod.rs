@@ -19,6 +19,7 @@ use finial_identity::bundle::Bundle;
 use finial_identity::peer::{self, BundleSource, PeerPolicy};
 use finial_identity::process::Clock;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::traces::TraceContext;
 use finial_identity::wire;
 use finial_identity::x509::{Certificate, X509Svid};
 use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
@@ -34,11 +35,14 @@ use finial_proto::spire::api::server::svid::v1::{
 use finial_proto::spire::api::types;
 use time::OffsetDateTime;
 use tokio::sync::watch as channel;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
+use tracing::Instrument;
 
 use self::dial::Target;
 use self::federated::Faults;
+use crate::telemetry::{TRACE_TARGET, metrics};
 
 pub use self::attest::{AttestStep, ServerTrust, Session};
 pub use self::entries::{AuthorizedEntry, EntryStamp, PolledEntries, ReceivedEntry};
@@ -116,10 +120,17 @@ struct Shared {
     faults: Faults,
 }
 
+/// A channel whose calls carry the context of the trace that they are part of.
+type TracedChannel = InterceptedService<Channel, TraceContext>;
+
+fn traced(channel: Channel) -> TracedChannel {
+    InterceptedService::new(channel, TraceContext)
+}
+
 /// A channel and the SVID it was opened with.
 #[derive(Clone, Debug)]
 struct Line {
-    channel: Channel,
+    channel: TracedChannel,
     svid: Arc<X509Svid>,
 }
 
@@ -213,6 +224,16 @@ impl Upstream {
     /// # Errors
     /// [`UpstreamError`] when the call as a whole failed.
     pub async fn sign_x509_batch(
+        &self,
+        requests: Vec<SignRequest>,
+    ) -> Result<Vec<SignOutcome>, UpstreamError> {
+        let span = tracing::info_span!(target: TRACE_TARGET, "sign_batch", count = requests.len());
+        let timer = metrics().start("manager_sync_fetch_svids_updates");
+        let signed = self.batch_new_x509svid(requests).instrument(span);
+        timer.around(signed, UpstreamError::code).await
+    }
+
+    async fn batch_new_x509svid(
         &self,
         requests: Vec<SignRequest>,
     ) -> Result<Vec<SignOutcome>, UpstreamError> {
@@ -313,7 +334,7 @@ impl Upstream {
             self.shared.clock.clone(),
         );
         let line = Line {
-            channel: self.shared.target.channel(Arc::new(tls))?,
+            channel: traced(self.shared.target.channel(Arc::new(tls))?),
             svid,
         };
         *held = Some(line.clone());
@@ -327,7 +348,9 @@ impl Upstream {
         what: &str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, UpstreamError> {
-        match tokio::time::timeout(RPC_TIMEOUT, call).await {
+        let span =
+            tracing::info_span!(target: TRACE_TARGET, "upstream", otel.name = what, otel.kind = "client");
+        match tokio::time::timeout(RPC_TIMEOUT, call.instrument(span)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.judge(line, status)),
             Err(_elapsed) => {

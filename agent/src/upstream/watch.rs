@@ -11,6 +11,7 @@ use tonic::Streaming;
 
 use super::federated::Faults;
 use super::{Line, MAX_ANSWER, ReceivedEntry, Upstream, UpstreamError, own_bundle_from_wire};
+use crate::telemetry::metrics;
 
 /// Where in the server's history the agent stands. Only the server knows what it means.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -138,7 +139,14 @@ impl WatchStream {
             };
             // An event of a later version of the protocol is none of ours.
             if let Some(event) = message.event {
-                return check(event, self.upstream.trust_domain(), &self.upstream.shared.faults);
+                let timer = metrics().start("manager_sync_fetch_entries_updates");
+                let checked = check(event, self.upstream.trust_domain(), &self.upstream.shared.faults);
+                match &checked {
+                    Ok(WatchEvent::Bundles(_) | WatchEvent::Heartbeat { .. }) => timer.discard(),
+                    Ok(WatchEvent::Snapshot { end: None, .. }) => timer.discard(),
+                    told => timer.end_with(told, UpstreamError::code),
+                }
+                return checked;
             }
         }
     }

@@ -24,6 +24,8 @@ use async_trait::async_trait;
 use finial_identity::selector::{Selector, SelectorError};
 use futures_util::future::join_all;
 use tokio::time::Instant;
+use tonic::Code;
+use tracing::Instrument;
 
 pub use self::container::ContainerError;
 pub use self::docker::DockerAttestor;
@@ -31,6 +33,7 @@ pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
 pub use self::systemd::SystemdAttestor;
 pub use self::unix::UnixAttestor;
+use crate::telemetry::{TRACE_TARGET, metrics};
 
 /// How long each attestor may take, unless told otherwise.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
@@ -161,6 +164,16 @@ impl WorkloadAttestation {
     /// # Errors
     /// [`AttestError`]; the failure of one attestor is the failure of all.
     pub async fn attest(&self, process: &Arc<Process>) -> Result<HashSet<Selector>, AttestError> {
+        let span = tracing::info_span!(target: TRACE_TARGET, "attest_workload");
+        let timer = metrics().start("workload_api_workload_attestation");
+        let found = timer
+            .around(self.ask(process).instrument(span), AttestError::code)
+            .await?;
+        metrics().sample("workload_api_discovered_selectors", &[], found.len() as f64);
+        Ok(found)
+    }
+
+    async fn ask(&self, process: &Arc<Process>) -> Result<HashSet<Selector>, AttestError> {
         let reports = self.examine(process).await;
         // A process that ended explains every other failure.
         if !process.is_alive() {
@@ -180,19 +193,44 @@ impl WorkloadAttestation {
     /// it true ([`Process::is_alive`]).
     pub async fn examine(&self, process: &Arc<Process>) -> Vec<AttestorReport> {
         let asked = self.attestors.iter().map(|attestor| async {
-            let begun = Instant::now();
-            let answer = tokio::time::timeout(self.deadline, attestor.attest(process)).await;
+            let (begun, name) = (Instant::now(), attestor.name());
+            let span = tracing::info_span!(target: TRACE_TARGET, "workload_attestor", attestor = name);
+            let timer = metrics()
+                .start("workload_api_workload_attestor")
+                .labelled("attestor", name);
+            let asked = tokio::time::timeout(self.deadline, attestor.attest(process));
+            let outcome = asked
+                .instrument(span)
+                .await
+                .unwrap_or(Err(AttestorError::TimedOut(self.deadline)));
+            timer.end_with(&outcome, AttestorError::code);
             AttestorReport {
-                name: attestor.name(),
+                name,
                 took: begun.elapsed(),
-                outcome: answer.unwrap_or(Err(AttestorError::TimedOut(self.deadline))),
+                outcome,
             }
         });
         join_all(asked).await
     }
 }
 
+impl AttestError {
+    fn code(&self) -> Code {
+        match self {
+            Self::Gone(_) => Code::NotFound,
+            Self::Attestor { source, .. } => source.code(),
+        }
+    }
+}
+
 impl AttestorError {
+    fn code(&self) -> Code {
+        match self {
+            Self::TimedOut(_) => Code::DeadlineExceeded,
+            _ => Code::Internal,
+        }
+    }
+
     /// An error of the operating system, with what was tried.
     pub fn io(action: impl Into<String>) -> impl FnOnce(io::Error) -> Self {
         let action = action.into();

@@ -8,7 +8,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::{TLS12, TLS13};
-use rustls::{ClientConfig, ServerConfig, SupportedProtocolVersion};
+use rustls::{ClientConfig, ConfigBuilder, ServerConfig, SupportedProtocolVersion, WantsVerifier};
 use tokio::sync::watch;
 
 use super::SvidResolver;
@@ -48,9 +48,7 @@ pub fn server_config(
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     clock: Clock,
 ) -> ServerConfig {
-    let mut config = ServerConfig::builder_with_details(ring_provider(), Arc::new(clock))
-        .with_protocol_versions(&VERSIONS)
-        .expect(WITH_RING)
+    let mut config = server_builder(clock)
         .with_client_cert_verifier(verifier.unwrap_or_else(WebPkiClientVerifier::no_client_auth))
         .with_cert_resolver(Arc::new(SvidResolver::new(svid)));
     config.alpn_protocols = vec![HTTP2.to_vec()];
@@ -59,8 +57,15 @@ pub fn server_config(
     config
 }
 
+/// The beginning of every configuration of a server's end.
+pub(crate) fn server_builder(clock: Clock) -> ConfigBuilder<ServerConfig, WantsVerifier> {
+    ServerConfig::builder_with_details(ring_provider(), Arc::new(clock))
+        .with_protocol_versions(&VERSIONS)
+        .expect(WITH_RING)
+}
+
 /// The one provider, shared by all configurations.
-pub(super) fn ring_provider() -> Arc<CryptoProvider> {
+pub(crate) fn ring_provider() -> Arc<CryptoProvider> {
     static PROVIDER: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
     PROVIDER
         .get_or_init(|| Arc::new(rustls::crypto::ring::default_provider()))

@@ -12,6 +12,7 @@ mod verifier;
 mod handshake_tests;
 
 pub use config::{client_config, server_config};
+pub(crate) use config::{ring_provider, server_builder};
 pub use resolver::SvidResolver;
 pub use verifier::{client_verifier, insecure_server_verifier, server_verifier};
 

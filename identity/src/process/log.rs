@@ -14,11 +14,12 @@ use tracing::Dispatch;
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::{Registry, reload};
+use tracing_subscriber::{Layer, Registry, reload};
 
 use super::clock::Clock;
 use super::log_line::LineLayer;
 use super::log_sink::Sink;
+use crate::traces::{self, Traces};
 
 /// The target of audit events, beside those of modules.
 pub const AUDIT_TARGET: &str = "finial_audit";
@@ -36,6 +37,63 @@ pub struct LogOptions {
     pub source_location: bool,
     /// Gives the time of the lines.
     pub clock: Clock,
+}
+
+/// What the configuration says about logs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LogSettings {
+    /// A file to append to; standard output when `None`.
+    pub file: Option<PathBuf>,
+    /// The least severe level that is logged.
+    pub level: LogLevel,
+    /// Text or JSON.
+    pub format: LogFormat,
+    /// Whether lines tell their place in the source.
+    pub source_location: bool,
+}
+
+impl LogSettings {
+    /// Sets up the log of the whole process.
+    ///
+    /// # Errors
+    /// When the file cannot be opened or there is a log already.
+    pub fn start(&self, clock: Clock) -> Result<LogControl, LogError> {
+        start(self.options(clock))
+    }
+
+    /// The same, with traces beside the log.
+    ///
+    /// # Errors
+    /// As [`LogSettings::start`].
+    pub fn start_traced(&self, clock: Clock, traces: Option<Traces>) -> Result<LogControl, LogError> {
+        globally(build_traced(self.options(clock), traces)?)
+    }
+
+    /// As [`LogSettings::start`], with standard error in the place of standard output.
+    ///
+    /// # Errors
+    /// As [`LogSettings::start`].
+    pub fn start_on_standard_error(&self, clock: Clock) -> Result<LogControl, LogError> {
+        start_on_standard_error(self.options(clock))
+    }
+
+    /// Makes a log that is not that of the whole process.
+    ///
+    /// # Errors
+    /// When the file cannot be opened.
+    pub fn build(&self, clock: Clock) -> Result<(Dispatch, LogControl), LogError> {
+        build(self.options(clock))
+    }
+
+    fn options(&self, clock: Clock) -> LogOptions {
+        LogOptions {
+            level: self.level,
+            format: self.format,
+            file: self.file.clone(),
+            source_location: self.source_location,
+            clock,
+        }
+    }
 }
 
 /// The levels of SPIRE, most severe first. We log nothing as `Panic` or `Fatal`; set as the level
@@ -107,9 +165,7 @@ pub struct LogControl {
 /// # Errors
 /// [`LogError`].
 pub fn start(options: LogOptions) -> Result<LogControl, LogError> {
-    let (dispatch, control) = build(options)?;
-    tracing::dispatcher::set_global_default(dispatch).map_err(|_already| LogError::AlreadyStarted)?;
-    Ok(control)
+    globally(build(options)?)
 }
 
 /// As [`start`], with standard error in the place of standard output, for a process whose standard output is another
@@ -118,9 +174,7 @@ pub fn start(options: LogOptions) -> Result<LogControl, LogError> {
 /// # Errors
 /// [`LogError`].
 pub fn start_on_standard_error(options: LogOptions) -> Result<LogControl, LogError> {
-    let (dispatch, control) = build_on(Sink::Stderr, options)?;
-    tracing::dispatcher::set_global_default(dispatch).map_err(|_already| LogError::AlreadyStarted)?;
-    Ok(control)
+    globally(build_on(Sink::Stderr, options, None)?)
 }
 
 /// Makes a log that is not that of the whole process yet.
@@ -128,11 +182,23 @@ pub fn start_on_standard_error(options: LogOptions) -> Result<LogControl, LogErr
 /// # Errors
 /// [`LogError::File`].
 pub fn build(options: LogOptions) -> Result<(Dispatch, LogControl), LogError> {
-    build_on(Sink::stdout(), options)
+    build_traced(options, None)
+}
+
+/// The same, with traces beside the log: spans of [`crate::traces`] go there.
+///
+/// # Errors
+/// [`LogError::File`].
+pub fn build_traced(options: LogOptions, traces: Option<Traces>) -> Result<(Dispatch, LogControl), LogError> {
+    build_on(Sink::stdout(), options, traces)
 }
 
 /// A log to the file of `options`, to `default` when there is none.
-fn build_on(default: Sink, options: LogOptions) -> Result<(Dispatch, LogControl), LogError> {
+fn build_on(
+    default: Sink,
+    options: LogOptions,
+    traces: Option<Traces>,
+) -> Result<(Dispatch, LogControl), LogError> {
     let sink = match options.file {
         None => default,
         Some(path) => Sink::file(&path).map_err(|source| LogError::File { path, source })?,
@@ -151,10 +217,18 @@ fn build_on(default: Sink, options: LogOptions) -> Result<(Dispatch, LogControl)
         filter: handle,
         sink,
     };
-    Ok((
-        Dispatch::new(Registry::default().with(filter).with(lines)),
-        control,
-    ))
+    // Each has a filter of its own: spans of traces do not depend on the level of the log, nor show in its lines.
+    let log = Registry::default().with(lines.with_filter(filter));
+    let dispatch = match traces {
+        None => Dispatch::new(log),
+        Some(traces) => Dispatch::new(log.with(traces.into_layer())),
+    };
+    Ok((dispatch, control))
+}
+
+fn globally((dispatch, control): (Dispatch, LogControl)) -> Result<LogControl, LogError> {
+    tracing::dispatcher::set_global_default(dispatch).map_err(|_already| LogError::AlreadyStarted)?;
+    Ok(control)
 }
 
 impl LogControl {
@@ -282,6 +356,7 @@ fn targets(level: LogLevel) -> Targets {
     Targets::new()
         .with_default(others)
         .with_target("finial", level.filter())
+        .with_target(traces::TARGET, LevelFilter::OFF)
 }
 
 #[cfg(test)]

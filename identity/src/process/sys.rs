@@ -1,5 +1,5 @@
 //! Calls to the operating system for which no safe wrapper exists. The one file with `unsafe`.
-#![allow(unsafe_code)] // Reason: SO_PEERPIDFD and malloc_trim are wrapped by no crate that is in use here.
+#![allow(unsafe_code)] // Reason: SO_PEERPIDFD, malloc_trim and mallinfo2 are wrapped by no crate that is in use here.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -51,6 +51,19 @@ pub fn malloc_trim() {
         // SAFETY: takes no pointer and may be called at any time from any thread (glibc, MT-Safe).
         let _released = unsafe { libc::malloc_trim(0) };
     }
+}
+
+/// Bytes that the allocator has handed out, from its arenas and by mapping. `None` with allocators that do not tell
+/// (musl).
+pub fn allocated_bytes() -> Option<u64> {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        // SAFETY: takes and returns plain numbers and may be called at any time from any thread (glibc 2.33).
+        let info = unsafe { libc::mallinfo2() };
+        Some(info.uordblks as u64 + info.hblkhd as u64)
+    }
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    None
 }
 
 #[cfg(test)]

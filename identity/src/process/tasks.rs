@@ -60,6 +60,11 @@ pub enum TaskFailure {
     },
 }
 
+/// How many tasks the current runtime has, 0 outside of one.
+pub fn alive() -> usize {
+    Handle::try_current().map_or(0, |runtime| runtime.metrics().num_alive_tasks())
+}
+
 impl TaskSet {
     /// An empty set with [`DEFAULT_DEADLINE`].
     pub fn new() -> Self {

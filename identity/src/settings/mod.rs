@@ -25,19 +25,23 @@
 
 mod duration;
 mod hcl1;
+mod health_checks;
 mod json;
 mod position;
 mod problems;
 mod reader;
 mod section;
+pub mod telemetry;
 mod tree;
 mod yaml;
 
 pub use duration::{DurationError, parse_duration};
+pub use health_checks::HealthChecks;
 pub use position::Position;
 pub use problems::{Problem, Problems, SettingsError};
 pub use reader::{Document, Format, expand_env};
 pub use section::Section;
+pub use telemetry::Telemetry;
 pub use tree::{Node, ParseError, Value};
 
 /// The largest configuration file, in bytes.

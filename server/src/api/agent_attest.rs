@@ -9,6 +9,7 @@ use finial_proto::spire::api::server::agent::v1::attest_agent_response::Step as 
 use finial_proto::spire::api::types;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
 use tonic::{Code, Status, Streaming};
+use tracing::Instrument;
 
 use super::Services;
 use super::call::{Call, field};
@@ -18,6 +19,7 @@ use super::streaming::Sender;
 use super::svid::svid_to_wire;
 use crate::attestation::{AttestError, Attested, Challenge};
 use crate::store::{AgentPut, AgentRecord};
+use crate::telemetry::{TRACE_TARGET, metrics};
 
 /// The stream between a node that attests and us.
 #[derive(Debug)]
@@ -98,8 +100,13 @@ pub async fn attest(services: &Services, call: &Call, mut conversation: Conversa
             data.r#type
         ))
     })?;
-    let attested = attestor
+    let name = attestor.name();
+    let timer = metrics().start("node_attestation").labelled("attestor", name);
+    let judged = attestor
         .attest(&data.payload, &mut conversation)
+        .instrument(tracing::info_span!(target: TRACE_TARGET, "attest_node", attestor = name));
+    let attested = timer
+        .around(judged, status_of)
         .await
         .or_refuse("failed to attest")?;
     call.note(field::AGENT_ID, &attested.agent_id);
@@ -112,6 +119,14 @@ pub async fn attest(services: &Services, call: &Call, mut conversation: Conversa
         .send(ResponseStep::Result(result))
         .await
         .or_refuse("failed to send response")
+}
+
+fn status_of(error: &AttestError) -> Code {
+    match error {
+        AttestError::Invalid(_) => Code::InvalidArgument,
+        AttestError::Denied(_) => Code::PermissionDenied,
+        AttestError::Failed { .. } => Code::Internal,
+    }
 }
 
 /// A request that is too large is the caller's fault, and it is told so.

@@ -62,7 +62,12 @@ impl DebugService {
             return Ok(Vec::new());
         };
         let bundle = self.services.own_bundle().await?;
-        let chain = svid.chain_with_root(bundle.x509_authorities.iter().map(|authority| &authority.certificate));
+        let chain = svid.chain_with_root(
+            bundle
+                .x509_authorities
+                .iter()
+                .map(|authority| &authority.certificate),
+        );
         Ok(chain
             .iter()
             .map(|cert| pb::get_info_response::Cert {

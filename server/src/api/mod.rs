@@ -171,6 +171,12 @@ impl Services {
             .map(|reason| format!("store's content is held back until a restart: {reason}"))
     }
 
+    /// When the active X.509 authority expires, in Unix seconds.
+    pub fn ca_expires_at(&self) -> Option<i64> {
+        let states = self.authority.state(AuthorityKind::X509).ok()?;
+        Some(states.active.expires_at)
+    }
+
     /// The trouble of each subsystem, for the HTTP health checks.
     pub async fn health(&self) -> Vec<(&'static str, Option<String>)> {
         let store = self

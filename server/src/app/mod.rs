@@ -8,11 +8,14 @@ use std::time::Duration;
 
 use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::key::{KeyError, KeyManager};
+use finial_identity::metrics::{OwnIdentity, TlsError};
 use finial_identity::peer::{self, BundleSource, PeerPolicy};
+use finial_identity::process::http_listener::HttpListener;
 use finial_identity::process::private_file::{FileError, FileMode, create_private_dir};
 use finial_identity::process::unix_listener::{self, ListenError, UnixListenerOptions};
 use finial_identity::process::{Clock, Stop, TaskError, TaskSet, limits};
 use finial_identity::spiffe_id::TrustDomain;
+use finial_identity::traces::TraceExporter;
 use finial_identity::x509::Certificate;
 use finial_proto::finial::server::sync::v1::sync_server::SyncServer;
 use finial_proto::grpc::health::v1::health_server::HealthServer;
@@ -26,6 +29,7 @@ use finial_proto::spire::api::server::svid::v1::svid_server::SvidServer;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tonic::service::{Routes, RoutesBuilder};
+use tonic::transport::Channel;
 
 use crate::api::agent::AgentService;
 use crate::api::bundle::BundleService;
@@ -44,12 +48,11 @@ use crate::endpoints::audit::Audit;
 use crate::endpoints::caller::Callers;
 use crate::endpoints::gate::Rules;
 use crate::endpoints::health::HealthService;
-use crate::endpoints::http::HttpEndpoint;
 use crate::endpoints::limits::{LimitSettings, Limits};
 use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::uds::UdsEndpoint;
 use crate::registry::{Registry, RegistryError};
-use crate::store::{OpenError, SqliteStore, Store, StoreError};
+use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
 use crate::telemetry::LogControl;
 
 /// How long everything may take to end once the server is told to stop, as SPIRE's.
@@ -79,6 +82,9 @@ pub enum BuildError {
     /// The private socket cannot be opened.
     #[error("{0}")]
     Socket(#[from] ListenError),
+    /// The metrics cannot be served over TLS.
+    #[error("telemetry.Prometheus.tls: {0}")]
+    MetricsTls(#[from] TlsError),
     /// An address cannot be listened on.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -95,6 +101,7 @@ pub struct Bound {
     tcp_addr: SocketAddr,
     socket_path: PathBuf,
     health_addr: Option<SocketAddr>,
+    metrics_addr: Option<SocketAddr>,
     trust_domain: TrustDomain,
     store: Arc<SqliteStore>,
     tasks: TaskSet,
@@ -109,7 +116,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     create_private_dir(config.data_dir(), FileMode::PUBLIC_DIR).map_err(BuildError::DataDir)?;
     let trust_domain = config.trust_domain().clone();
     let sqlite = Arc::new(SqliteStore::open(config.database(), &trust_domain, clock.clone()).await?);
-    let store: Arc<dyn Store> = sqlite.clone();
+    let store: Arc<dyn Store> = Arc::new(Metered::new(sqlite.clone()));
     let keys: Arc<dyn KeyManager> = match config.keys() {
         Keys::Memory => Arc::new(MemoryKeyManager::new()),
         Keys::Disk(path) => Arc::new(DiskKeyManager::open(path)?),
@@ -156,7 +163,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     let tls = peer::server_config(
         authority.server_svid(),
         Some(peer::client_verifier(
-            bundles,
+            Arc::clone(&bundles),
             client_policy(&config),
             clock.clone(),
             false,
@@ -174,26 +181,14 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     )?;
     let uds = UdsEndpoint::new(listener, socket, Arc::clone(&rules), private_routes(&services));
 
-    let (http, health_addr) = match config.health_checks() {
-        None => (None, None),
-        Some(checks) => {
-            let address = (checks.address.as_str(), checks.port);
-            let listener = TcpListener::bind(address)
-                .await
-                .map_err(|source| BuildError::Listen {
-                    address: format!("{}:{}", address.0, address.1),
-                    source,
-                })?;
-            let bound = listener.local_addr().ok();
-            let endpoint = HttpEndpoint::new(
-                listener,
-                &checks.live_path,
-                &checks.ready_path,
-                Arc::clone(&services),
-            );
-            (Some(endpoint), bound)
-        }
+    let own = OwnIdentity {
+        svid: authority.server_svid(),
+        bundles,
     };
+    let health = http::health(&config, &services).await?;
+    let metrics = http::metrics(&config, &services, own).await?;
+    let health_addr = health.as_ref().and_then(HttpListener::local_addr);
+    let metrics_addr = metrics.as_ref().and_then(HttpListener::local_addr);
 
     tasks.spawn("store", watch_store(Arc::clone(&sqlite), stop.clone()));
     tasks.spawn("authority", {
@@ -207,13 +202,16 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     tasks.spawn("prune", prune(store, clock, config.prune_agents(), stop.clone()));
     tasks.spawn("tcp", tcp.run(stop.clone()));
     tasks.spawn("uds", uds.run(stop.clone()));
-    if let Some(http) = http {
-        tasks.spawn("health", http.run(stop));
+    for (name, listener) in [("health", health), ("metrics", metrics)] {
+        if let Some(listener) = listener {
+            tasks.spawn(name, listener.run(stop.clone()));
+        }
     }
     Ok(Bound {
         tcp_addr,
         socket_path: config.socket_path().to_owned(),
         health_addr,
+        metrics_addr,
         trust_domain,
         store: sqlite,
         tasks,
@@ -234,6 +232,17 @@ impl Bound {
     /// Where the HTTP health checks are, when they are on.
     pub fn health_addr(&self) -> Option<SocketAddr> {
         self.health_addr
+    }
+
+    /// Where Prometheus scrapes, when it does.
+    pub fn metrics_addr(&self) -> Option<SocketAddr> {
+        self.metrics_addr
+    }
+
+    /// Sends traces for as long as the server runs.
+    pub fn export_traces(&mut self, exporter: TraceExporter, collector: Channel) {
+        let stop = self.tasks.stop_signal();
+        self.tasks.spawn("traces", exporter.run(collector, stop));
     }
 
     /// Whose authority this is.
@@ -397,6 +406,7 @@ const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
 const PRUNE_AGENTS_EACH: u32 = 12;
 const PRUNE_TOKENS_AFTER: time::Duration = time::Duration::days(1);
 
+mod http;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -207,7 +207,8 @@ impl AuthorityManager {
             .acquire()
             .await
             .map_err(|error| AuthorityError::internal("wait for a signing thread", error))?;
-        tokio::task::spawn_blocking(work)
+        let span = tracing::Span::current();
+        tokio::task::spawn_blocking(move || span.in_scope(work))
             .await
             .map_err(|error| AuthorityError::internal("run on a signing thread", error))
     }

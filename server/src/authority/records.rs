@@ -10,6 +10,7 @@ use time::OffsetDateTime;
 
 use super::journal::{AuthorityKind, Journal};
 use crate::store::{BundleStore, JournalStore, StoreError, update_bundle};
+use crate::telemetry::metrics;
 
 /// A failure of the store, or a change that the bundle does not allow.
 pub(super) type RecordsError = Box<dyn StdError + Send + Sync>;
@@ -101,7 +102,9 @@ impl BundleChange {
             Self::Revoke(AuthorityKind::X509, id) => bundle.revoke_x509(&id).map(|_| ()),
             Self::Revoke(AuthorityKind::Jwt, id) => bundle.revoke_jwt(&id).map(|_| ()),
             Self::Prune(before) => {
-                bundle.prune(before);
+                if bundle.prune(before) {
+                    metrics().count("ca_manager_bundle_pruned", &[], 1);
+                }
                 Ok(())
             }
         }

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use finial_identity::process::tasks::Stop;
 use time::OffsetDateTime;
+use tonic::Code;
 use tracing::{error, info};
 
 use super::journal::{AuthorityKind, Journal};
 use super::lifecycle::{Action, next_action};
 use super::records::BundleChange;
 use super::{AuthorityError, AuthorityManager, Working};
+use crate::telemetry::metrics;
 
 /// The longest pause between two looks at the clock.
 const INTERVAL: Duration = Duration::from_secs(10);
@@ -106,7 +108,8 @@ impl AuthorityManager {
         let pruned = working.rotation.bundle_pruned;
         if pruned.is_none_or(|pruned| now - pruned >= PRUNE_BUNDLE_EVERY) {
             working.rotation.bundle_pruned = Some(now);
-            let result = self.prune_bundle(now).await;
+            let timer = metrics().start("ca_manager_bundle_prune");
+            let result = timer.around(self.prune_bundle(now), |_| Code::Internal).await;
             working.rotation.note(Task::PruneBundle, result);
         }
         let started = *working.rotation.journals_pruned.get_or_insert(now);

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::x509::{Certificate, X509Svid};
 use time::OffsetDateTime;
+use tonic::Code;
 use tracing::info;
 
 use super::sign::{X509Request, X509Subject};
 use super::{AuthorityError, AuthorityManager};
+use crate::telemetry::metrics;
 
 impl AuthorityManager {
     /// Renews the server's SVID if half its life is over, and returns when that will be.
@@ -43,6 +45,14 @@ impl AuthorityManager {
     }
 
     async fn replace_server_svid(self: &Arc<Self>) -> Result<OffsetDateTime, AuthorityError> {
+        let replaced = self.make_server_svid();
+        metrics()
+            .start("svid_rotate")
+            .around(replaced, |_| Code::Internal)
+            .await
+    }
+
+    async fn make_server_svid(self: &Arc<Self>) -> Result<OffsetDateTime, AuthorityError> {
         let failed = |error| AuthorityError::internal("renew the server's SVID", error);
         let key_type = self.config.ca_key_type;
         let key = match key_type {

@@ -20,7 +20,7 @@ use crate::credential::{
     Basis, DistinguishedName, JwtProfile, MintedJwt, ProfileError, Serial, SignedBy, Validity, X509Issuer,
     X509Profile, check_certificate, check_token,
 };
-use crate::telemetry::AUDIT_TARGET;
+use crate::telemetry::{AUDIT_TARGET, TRACE_TARGET, metrics};
 
 /// A certificate to be signed.
 #[derive(Clone, Debug)]
@@ -159,7 +159,13 @@ impl AuthorityManager {
         request: &X509Request,
     ) -> Result<Vec<Certificate>, AuthorityError> {
         let profile = self.x509_profile(issuer, request)?;
-        let certificate = issue(&profile, issuer.signed_by())?;
+        let span = tracing::info_span!(target: TRACE_TARGET, "sign_x509");
+        let certificate = span.in_scope(|| issue(&profile, issuer.signed_by()))?;
+        let signed = match request.subject {
+            X509Subject::DownstreamCa => "server_ca_sign_x509_ca_svid",
+            _ => "server_ca_sign_x509_svid",
+        };
+        metrics().count(signed, &[], 1);
         let mut chain = Vec::with_capacity(1 + issuer.chain().len());
         chain.push(certificate);
         chain.extend(issuer.chain().iter().cloned());
@@ -235,8 +241,10 @@ impl AuthorityManager {
             spiffe_id = %request.spiffe_id, authority_id = issuer.key_id, expires_at,
             "signing a token"
         );
-        match sign_token(issuer, &profile) {
+        let span = tracing::info_span!(target: TRACE_TARGET, "sign_jwt");
+        match span.in_scope(|| sign_token(issuer, &profile)) {
             Ok(token) => {
+                metrics().count("server_ca_sign_jwt_svid", &[], 1);
                 info!(
                     target: AUDIT_TARGET,
                     spiffe_id = %request.spiffe_id, authority_id = issuer.key_id, expires_at,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use finial_identity::bundle::JwtAuthority;
 use finial_identity::key::Signer;
 use time::OffsetDateTime;
+use tonic::Code;
 use tracing::info;
 
 use super::journal::{AuthorityKind, Journal, JournalEntry, SlotId};
@@ -15,6 +16,7 @@ use super::{AuthorityConfig, AuthorityError, AuthorityManager, CaSubject, Workin
 use crate::credential::{
     Basis, DistinguishedName, Serial, SignedBy, Validity, X509Issuer, X509Profile, draw_key_id,
 };
+use crate::telemetry::metrics;
 
 /// An authority that can sign.
 #[derive(Clone, Debug)]
@@ -155,6 +157,19 @@ impl AuthorityManager {
         working: &mut Working,
         kind: AuthorityKind,
     ) -> Result<(), AuthorityError> {
+        let name = match kind {
+            AuthorityKind::X509 => "ca_manager_x509_ca_prepare",
+            AuthorityKind::Jwt => "ca_manager_jwt_key_prepare",
+        };
+        let prepared = self.prepare_in_free_slot(working, kind);
+        metrics().start(name).around(prepared, |_| Code::Internal).await
+    }
+
+    async fn prepare_in_free_slot(
+        &self,
+        working: &mut Working,
+        kind: AuthorityKind,
+    ) -> Result<(), AuthorityError> {
         let slot = working.slots(kind).free_slot();
         let key_type = match kind {
             AuthorityKind::X509 => self.config.ca_key_type,
@@ -206,6 +221,11 @@ impl AuthorityManager {
             expires_at = prepared.lifetime.not_after.unix_timestamp(),
             "authority activated"
         );
+        let name = match kind {
+            AuthorityKind::X509 => "ca_manager_x509_ca_activate",
+            AuthorityKind::Jwt => "manager_jwt_key_activate",
+        };
+        metrics().count(name, &[], 1);
         let pair = working.slots_mut(kind);
         let former = pair.current.replace(prepared);
         pair.next = former.map(|authority| (authority, Status::Old));

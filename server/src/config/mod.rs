@@ -11,13 +11,16 @@ use std::time::Duration;
 
 use finial_identity::key::KeyType;
 use finial_identity::process::private_file::{self, FileError};
-use finial_identity::settings::{Document, Format, MAX_TEXT, ParseError, SettingsError, expand_env};
+use finial_identity::settings::{
+    Document, Format, MAX_TEXT, ParseError, SettingsError, Telemetry, expand_env,
+};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use thiserror::Error;
 
 use crate::telemetry::LogSettings;
 
 pub use authority::{AuthorityConfig, CaSubject};
+pub use finial_identity::settings::HealthChecks;
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";
@@ -66,6 +69,7 @@ pub struct Config {
     prune_agents: Option<PruneAgents>,
     agent_spiffe_id_as_selector: bool,
     health_checks: Option<HealthChecks>,
+    telemetry: Telemetry,
     database: PathBuf,
     keys: Keys,
     warnings: Vec<String>,
@@ -89,19 +93,6 @@ pub struct PruneAgents {
     pub batch_size: u32,
     /// Also those that cannot attest again.
     pub tofu: bool,
-}
-
-/// The HTTP health listener.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HealthChecks {
-    /// Host name or address.
-    pub address: String,
-    /// Port.
-    pub port: u16,
-    /// Path of the liveness check.
-    pub live_path: String,
-    /// Path of the readiness check.
-    pub ready_path: String,
 }
 
 /// Where private keys are kept.
@@ -145,7 +136,11 @@ impl Config {
         } else {
             text
         };
-        Self::parse(&text, path, flags)
+        let config = Self::parse(&text, path, flags)?;
+        Ok(Self {
+            telemetry: config.telemetry.with_variables(env),
+            ..config
+        })
     }
 
     /// Checks a text as if it were the file at `path`, whose ending tells the format.
@@ -179,6 +174,7 @@ impl Config {
             prune_agents: None,
             agent_spiffe_id_as_selector: false,
             health_checks: None,
+            telemetry: Telemetry::default(),
             database: data_dir.join("datastore.sqlite3"),
             keys: Keys::Disk(data_dir.join("keys.json")),
             warnings: Vec::new(),
@@ -268,6 +264,11 @@ impl Config {
     /// `health_checks`, when its listener is on.
     pub fn health_checks(&self) -> Option<&HealthChecks> {
         self.health_checks.as_ref()
+    }
+
+    /// `telemetry`: metrics and traces.
+    pub fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     /// The file of `DataStore "sql"`.

@@ -5,13 +5,12 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
-use finial_identity::settings::{Document, Problems, Section, SettingsError};
+use finial_identity::settings::{Document, HealthChecks, Problems, Section, SettingsError, Telemetry};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
 use super::plugins::{self, Plugins};
 use super::{
-    AuthorityConfig, CaSubject, Config, DEFAULT_SOCKET_PATH, Flags, HealthChecks, PruneAgents, RateLimits,
-    default_key_type,
+    AuthorityConfig, CaSubject, Config, DEFAULT_SOCKET_PATH, Flags, PruneAgents, RateLimits, default_key_type,
 };
 use crate::telemetry::{Level, LogFormat, LogSettings};
 
@@ -26,16 +25,17 @@ pub fn read(document: &Document, flags: &Flags) -> Result<Config, SettingsError>
     let plugins = root
         .required_section("plugins")
         .and_then(|section| plugins::read(section, &mut warnings));
-    let health_checks = root.section("health_checks").and_then(read_health_checks);
-    if root.ignore("telemetry") {
-        warnings
-            .push("telemetry: metrics are not served by this version; the block has no effect".to_owned());
-    }
+    let health_checks = root.section("health_checks").and_then(HealthChecks::read);
+    let telemetry = root.section("telemetry");
+    let telemetry = telemetry.map(|section| Telemetry::read(section, &mut warnings));
     root.finish();
     problems.into_result()?;
     // Whatever is missing was reported as a problem above.
     match (server, plugins) {
-        (Some(server), Some(plugins)) => Ok(server.into_config(plugins, health_checks, warnings)),
+        (Some(server), Some(plugins)) => {
+            let telemetry = telemetry.unwrap_or_default();
+            Ok(server.into_config(plugins, health_checks, telemetry, warnings))
+        }
         _ => Err(unreadable()),
     }
 }
@@ -107,6 +107,7 @@ impl Server {
         self,
         plugins: Plugins,
         health_checks: Option<HealthChecks>,
+        telemetry: Telemetry,
         warnings: Vec<String>,
     ) -> Config {
         let mut authority = self.authority;
@@ -124,6 +125,7 @@ impl Server {
             prune_agents: self.prune_agents,
             agent_spiffe_id_as_selector: self.agent_spiffe_id_as_selector,
             health_checks,
+            telemetry,
             database: plugins.database,
             keys: plugins.keys,
             warnings,
@@ -349,31 +351,6 @@ fn read_subject(server: &Section<'_>) -> CaSubject {
     }
 }
 
-fn read_health_checks(section: Section<'_>) -> Option<HealthChecks> {
-    let enabled = section.bool("listener_enabled").unwrap_or_default();
-    let address = section.string("bind_address");
-    let port = section.u16("bind_port");
-    let path = |key: &str| {
-        section.parse(key, |path| {
-            let plain = path.starts_with('/') && !path.contains(['{', '}', '*', ':']);
-            if plain {
-                Ok(path.to_owned())
-            } else {
-                Err(format!("must be a plain path that begins with a slash: {path}"))
-            }
-        })
-    };
-    let live_path = path("live_path");
-    let ready_path = path("ready_path");
-    section.finish();
-    enabled.then(|| HealthChecks {
-        address: address.unwrap_or_else(|| "localhost".to_owned()),
-        port: port.filter(|port| *port != 0).unwrap_or(80),
-        live_path: live_path.unwrap_or_else(|| "/live".to_owned()),
-        ready_path: ready_path.unwrap_or_else(|| "/ready".to_owned()),
-    })
-}
-
 fn given(flag: &Option<String>) -> Option<String> {
     flag.clone().filter(|value| !value.is_empty())
 }
@@ -498,7 +475,15 @@ mod tests {
             )
         );
         let config = parse(&text).unwrap();
-        assert_eq!(config.warnings().len(), 2, "{:?}", config.warnings());
+        assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
+        assert_eq!(
+            config
+                .telemetry()
+                .prometheus
+                .as_ref()
+                .map(|prometheus| prometheus.port),
+            Some(9988)
+        );
     }
 
     #[test]

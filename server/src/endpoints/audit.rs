@@ -1,6 +1,7 @@
 //! The audit log: one event for each call that changes something; for every call, and every item of
 //! a batch, when `audit_log_enabled` is set (SPIRE's `API accessed`).
 
+use finial_identity::metrics::code_name;
 use tonic::Code;
 use tracing::info;
 use uuid::Uuid;
@@ -157,29 +158,6 @@ fn split(path: &str) -> (&str, &str) {
         service.strip_prefix("spire.api.server.").unwrap_or(service),
         method,
     )
-}
-
-/// The code's name, as gRPC's Go library prints it.
-pub fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "Canceled",
-        Code::Unknown => "Unknown",
-        Code::InvalidArgument => "InvalidArgument",
-        Code::DeadlineExceeded => "DeadlineExceeded",
-        Code::NotFound => "NotFound",
-        Code::AlreadyExists => "AlreadyExists",
-        Code::PermissionDenied => "PermissionDenied",
-        Code::ResourceExhausted => "ResourceExhausted",
-        Code::FailedPrecondition => "FailedPrecondition",
-        Code::Aborted => "Aborted",
-        Code::OutOfRange => "OutOfRange",
-        Code::Unimplemented => "Unimplemented",
-        Code::Internal => "Internal",
-        Code::Unavailable => "Unavailable",
-        Code::DataLoss => "DataLoss",
-        Code::Unauthenticated => "Unauthenticated",
-    }
 }
 
 #[cfg(test)]

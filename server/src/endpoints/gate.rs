@@ -8,6 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
+use finial_identity::metrics::CallTimer;
+use finial_identity::traces;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
@@ -17,10 +19,12 @@ use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower_service::Service;
+use tracing::{Instrument, Span};
 
 use super::audit::{Audit, Outcome};
 use super::authorization::{self, Bucket, Row};
 use super::caller::{Callers, denied_method};
+use super::calls;
 use super::connection::{Connection, HeldOpen};
 use super::limits::Limits;
 use super::strangers::{LimitedBody, max_request};
@@ -108,10 +112,14 @@ where
         let mut gate = self.clone();
         async move {
             let method = request.uri().path().to_owned();
+            let timer = calls::start(&method);
             let deadline = earlier(deadline(request.headers()), own_deadline(&method));
             let (row, call) = match gate.admit(&method, deadline).await {
                 Ok(admitted) => admitted,
                 Err(refusal) => {
+                    if let Some(timer) = timer {
+                        timer.end(refusal.code());
+                    }
                     let request_id = uuid::Uuid::new_v4();
                     let peer = gate.connection.peer();
                     gate.rules.audit.refused(request_id, &method, peer, &refusal);
@@ -119,10 +127,20 @@ where
                 }
             };
             let held = (row.method == WATCH).then(|| gate.connection.hold_open());
+            // A stream that lasts for days is no span.
+            let span = if row.method == WATCH {
+                Span::none()
+            } else {
+                calls::span(row.method)
+            };
+            // Strangers do not decide what is traced, but a node that attests is one.
+            if !gate.connection.peer().is_stranger() || row.method == ATTEST {
+                traces::continue_from(request.headers(), &span);
+            }
             request.extensions_mut().insert(call.clone());
             let limit = max_request(gate.connection.peer(), row.method);
             let request = request.map(|body| LimitedBody::new(body, limit));
-            let answer = gate.routes.call(request);
+            let answer = gate.routes.call(request).instrument(span.clone());
             let response = match deadline {
                 None => answer.await,
                 Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
@@ -142,8 +160,10 @@ where
                     rules: Arc::clone(&gate.rules),
                     row,
                     call,
+                    timer,
                     _held: held,
                 }),
+                span,
             };
             // Refusals come without a body, with the status among the headers.
             if let Some(outcome) = outcome(&parts.headers) {
@@ -161,12 +181,15 @@ struct ObservedBody {
     /// Completes when the call has taken too long.
     overdue: Option<Pin<Box<Sleep>>>,
     end: Option<End>,
+    /// What happens while the answer is read is part of the call.
+    span: Span,
 }
 
 struct End {
     rules: Arc<Rules>,
     row: &'static Row,
     call: Call,
+    timer: Option<CallTimer>,
     _held: Option<HeldOpen>,
 }
 
@@ -190,6 +213,10 @@ impl ObservedBody {
     fn finish(&mut self, outcome: Outcome) {
         if let Some(end) = self.end.take() {
             end.rules.audit.done(end.row, &end.call, &outcome);
+            self.span.record("rpc.grpc.status_code", outcome.code as i64);
+            if let Some(timer) = end.timer {
+                timer.end(outcome.code);
+            }
         }
     }
 }
@@ -207,7 +234,8 @@ impl HttpBody for ObservedBody {
         {
             return Poll::Ready(self.give_up(&Status::deadline_exceeded(OVERDUE)));
         }
-        let polled = Pin::new(&mut self.body).poll_frame(cx);
+        let span = self.span.clone();
+        let polled = span.in_scope(|| Pin::new(&mut self.body).poll_frame(cx));
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(outcome) = frame.trailers_ref().and_then(outcome) {
@@ -344,6 +372,7 @@ mod tests {
             body: Body::new(Silent),
             overdue: Some(Box::pin(sleep_until(start + LONGEST))),
             end: None,
+            span: Span::none(),
         };
         let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
         assert_eq!(start.elapsed(), LONGEST);

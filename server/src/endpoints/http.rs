@@ -1,48 +1,58 @@
-//! The optional HTTP health listener (`health_checks`): 200 when healthy, 500 otherwise, with a JSON
-//! object of the subsystems. The ready path also answers 503 while the registry holds back the store's
-//! content. The live path does not: a supervisor would restart the server and so release it unseen.
+//! The HTTP listeners: health checks (`health_checks`) and metrics (`telemetry.Prometheus`).
+//!
+//! Health is 200 when healthy, 500 otherwise, with a JSON object of the subsystems. The ready path also answers
+//! 503 while the registry holds back the store's content. The live path does not: a supervisor would restart the
+//! server and so release it unseen.
 
-use std::io;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::http::StatusCode;
+use axum::response::Response;
 use axum::routing::get;
-use finial_identity::process::Stop;
-use tokio::net::TcpListener;
+use finial_identity::metrics::{Exposition, Polled, Scrape};
+use finial_identity::process::http_listener::health_answer;
 
 use crate::api::Services;
+use crate::telemetry::metrics;
 
-/// A bound health listener, not yet served.
-#[derive(Debug)]
-pub struct HttpEndpoint {
-    listener: TcpListener,
-    routes: Router,
+/// Answers health checks on the two paths, which must begin with a slash.
+pub fn health_routes(live_path: &str, ready_path: &str, services: Arc<Services>) -> Router {
+    let mut routes = Router::new().route(live_path, get(live));
+    if ready_path != live_path {
+        routes = routes.route(ready_path, get(ready));
+    }
+    routes.with_state(services)
 }
 
-impl HttpEndpoint {
-    /// Answers on the two paths, which must begin with a slash.
-    pub fn new(listener: TcpListener, live_path: &str, ready_path: &str, services: Arc<Services>) -> Self {
-        let mut routes = Router::new().route(live_path, get(live));
-        if ready_path != live_path {
-            routes = routes.route(ready_path, get(ready));
-        }
-        Self {
-            listener,
-            routes: routes.with_state(services),
-        }
-    }
+/// What Prometheus gets: what was counted, and what the server holds at the moment.
+pub fn scrape(exposition: Exposition, services: Arc<Services>) -> Scrape {
+    Scrape::new(exposition, metrics()).polled(move |polled| poll(polled, &services))
+}
 
-    /// Serves until told to stop.
-    ///
-    /// # Errors
-    /// When the listener fails.
-    pub async fn run(self, stop: Stop) -> io::Result<()> {
-        axum::serve(self.listener, self.routes)
-            .with_graceful_shutdown(stop.stopped_owned())
-            .await
+fn poll(polled: &mut Polled, services: &Services) {
+    let now = services.clock.now();
+    let trust_domain = services.trust_domain.as_str();
+    let version = env!("CARGO_PKG_VERSION");
+    let started = [("version", version), ("trust_domain_id", trust_domain)];
+    polled.gauge("started", &started, 1.0);
+    let uptime = (now - services.started_at).as_seconds_f64() * 1000.0;
+    polled.gauge("uptime_in_ms", &[], uptime.max(0.0).round());
+    if let Some(expires_at) = services.ca_expires_at() {
+        let labels = [("trust_domain_id", trust_domain)];
+        polled.gauge("manager_x509_ca_rotate_expiration", &labels, expires_at as f64);
+        let left = expires_at - now.unix_timestamp();
+        polled.gauge("manager_x509_ca_rotate_ttl", &labels, left as f64);
+    }
+    let registry = &services.registry;
+    for (name, value) in [
+        ("entry_entries_by_entryid_cache_count", registry.entry_count()),
+        ("node_agents_by_id_cache_count", registry.agent_count()),
+        ("registry_watches", registry.watch_count()),
+        ("registry_held", usize::from(registry.held().is_some())),
+    ] {
+        polled.gauge(name, &[], value as f64);
     }
 }
 
@@ -65,18 +75,14 @@ fn answer(mut report: Vec<(&'static str, Option<String>)>, unready: Option<Strin
     if unready.is_some() {
         report.push(("server.registry", unready));
     }
-    let body: serde_json::Map<String, serde_json::Value> = report
-        .into_iter()
-        .map(|(subsystem, trouble)| {
-            let details = match trouble {
-                None => serde_json::json!({}),
-                Some(error) => serde_json::json!({ "error": error }),
-            };
-            (subsystem.to_owned(), details)
-        })
-        .collect();
-    let body = serde_json::Value::Object(body).to_string();
-    (status, [(header::CONTENT_TYPE, "application/json")], body).into_response()
+    let parts = report.into_iter().map(|(subsystem, trouble)| {
+        let details = match trouble {
+            None => serde_json::json!({}),
+            Some(error) => serde_json::json!({ "error": error }),
+        };
+        (subsystem.to_owned(), details)
+    });
+    health_answer(status, parts.collect())
 }
 
 #[cfg(test)]

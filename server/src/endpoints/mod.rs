@@ -5,6 +5,7 @@
 pub mod audit;
 pub mod authorization;
 pub mod caller;
+mod calls;
 pub mod connection;
 pub mod gate;
 pub mod health;

@@ -75,7 +75,7 @@ impl Registry {
         trust_domain: &TrustDomain,
         clock: Clock,
     ) -> Result<Arc<Self>, RegistryError> {
-        let core = tail::load(&*store, trust_domain).await?;
+        let core = tail::reloading(tail::load(&*store, trust_domain)).await?;
         let registry = Arc::new(Self {
             trust_domain: trust_domain.clone(),
             clock,
@@ -179,6 +179,11 @@ impl Registry {
     /// How many entries there are.
     pub fn entry_count(&self) -> usize {
         self.read().index.len()
+    }
+
+    /// How many attested nodes there are, banned ones among them.
+    pub fn agent_count(&self) -> usize {
+        self.read().agents.len()
     }
 
     /// The entries with this parent, in the order of rows.

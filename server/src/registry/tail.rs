@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::convert::Infallible;
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -14,10 +15,12 @@ use finial_identity::spiffe_id::TrustDomain;
 use thiserror::Error;
 use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep};
+use tonic::Code;
 
 use super::Registry;
 use super::core::Core;
 use crate::store::{Change, HistoryError, Revision, Store, StoreError, What};
+use crate::telemetry::metrics;
 
 /// Changes that are applied under one lock.
 const STEP: usize = 256;
@@ -121,7 +124,7 @@ impl Registry {
             return Err(RegistryError::Held(reason.clone()));
         }
         let attempt = self.tail.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        self.follow().await?;
+        reloading(self.follow()).await?;
         *succeeded = attempt;
         Ok(())
     }
@@ -249,12 +252,25 @@ impl Registry {
 
     async fn prune(&self) {
         let now = self.clock.now();
-        match self.store.prune_expired_entries(now).await {
+        let timer = metrics().start("registration_entry_manager_prune");
+        let pruned = self.store.prune_expired_entries(now);
+        match timer.around(pruned, |_| Code::Internal).await {
             Ok(0) => {}
             Ok(count) => tracing::info!(count, "expired entries deleted"),
             Err(error) => tracing::error!(%error, "expired entries not deleted"),
         }
     }
+}
+
+/// Counts that memory took in what the store has.
+pub(super) async fn reloading<T>(
+    work: impl Future<Output = Result<T, RegistryError>>,
+) -> Result<T, RegistryError> {
+    let code = |error: &RegistryError| match error {
+        RegistryError::Store(_) => Code::Unavailable,
+        RegistryError::Held(_) => Code::FailedPrecondition,
+    };
+    metrics().start("entry_cache_reload").around(work, code).await
 }
 
 /// Reads everything. What changes meanwhile is read again by following from the revision before.

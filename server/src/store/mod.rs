@@ -11,6 +11,7 @@ mod codec;
 #[cfg(test)]
 pub(crate) mod contract;
 mod error;
+mod metered;
 mod records;
 mod schema;
 pub mod sqlite;
@@ -29,6 +30,7 @@ use tokio::sync::{oneshot, watch};
 
 pub use changes::{Change, HistoryError, Revision, What};
 pub use error::{OpenError, StoreError};
+pub use metered::Metered;
 pub use records::{
     AgentPut, AgentRecord, BundleDeleteMode, BundleDeleted, EntryCreated, EntryUpdated,
     FederationRelationship, StoredAgent, StoredBundle, StoredEntry, StoredRelationship,
