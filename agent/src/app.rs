@@ -190,7 +190,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
             admin_socket.serve(routes, admission, ProcFs::default(), stop.clone()),
         );
     }
-    let admission = Admission::for_open_files(files);
+    let admission = Admission::for_open_files(files).limited_to(config.rate_limits());
     tasks.spawn(
         "workload-api",
         socket.serve(routes, admission, ProcFs::default(), stop.clone()),

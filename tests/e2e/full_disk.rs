@@ -98,6 +98,36 @@ fn a_join_token_is_not_spent_on_a_disk_that_is_read_only() {
     assert!(disk.holds(&agent_serial(&stack)));
 }
 
+#[test]
+fn an_agent_that_starts_on_a_read_only_disk_serves_by_what_it_saved_and_changes_nothing() {
+    let stack = Stack::server_only(StackOptions::default());
+    let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
+        return;
+    };
+    stack.write_bundle();
+    let token = stack.join_token();
+    let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
+    wait_healthy(&stack, &mut agent);
+    let serial = agent_serial(&stack);
+    assert!(agent.terminate().success());
+    let files = ["agent-data.json", "keys.json"].map(|name| disk.path().join(name));
+    let saved = files
+        .each_ref()
+        .map(|path| std::fs::read(path).expect("a state file"));
+    disk.remount("ro");
+    let mut agent = disk.start_agent(&stack, &[]);
+    wait_healthy(&stack, &mut agent);
+    reaches_its_server(&stack, "/read-only");
+    assert_eq!(agent_serial(&stack), serial);
+    assert!(agent.terminate().success());
+    assert_eq!(
+        files
+            .each_ref()
+            .map(|path| std::fs::read(path).expect("a state file")),
+        saved
+    );
+}
+
 /// A tmpfs of 512 KiB that only the programs started in its namespace see, until this is dropped.
 #[derive(Debug)]
 struct SmallDisk {

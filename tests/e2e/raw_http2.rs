@@ -9,15 +9,15 @@ use finial_tests::{Entry, Stack, StackOptions};
 
 use crate::admin::WithAdmin;
 
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const DATA: u8 = 0;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
+pub(crate) const HEADERS: u8 = 1;
+pub(crate) const RST_STREAM: u8 = 3;
+pub(crate) const SETTINGS: u8 = 4;
+pub(crate) const DATA: u8 = 0;
+pub(crate) const GOAWAY: u8 = 7;
+pub(crate) const CONTINUATION: u8 = 9;
 
-const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
-const SECURITY: (&str, &str) = ("workload.spiffe.io", "true");
+pub(crate) const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
+pub(crate) const SECURITY: (&str, &str) = ("workload.spiffe.io", "true");
 
 #[test]
 fn every_authority_that_clients_send_is_accepted_on_every_unix_socket() {
@@ -122,15 +122,15 @@ fn a_broken_request_ends_its_connection_and_nothing_else() {
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Split {
+pub(crate) enum Split {
     Whole,
     /// The header block in two frames, cut in the middle of the authority.
     Continuation,
 }
 
 #[derive(Debug, Default)]
-struct Answer {
-    data_bytes: usize,
+pub(crate) struct Answer {
+    pub(crate) data_bytes: usize,
     /// Header blocks as received, HPACK-coded.
     blocks: Vec<Vec<u8>>,
     reset: Option<u32>,
@@ -153,7 +153,7 @@ impl Answer {
     }
 }
 
-fn connect(socket: &Path) -> UnixStream {
+pub(crate) fn connect(socket: &Path) -> UnixStream {
     let stream = UnixStream::connect(socket).expect("the socket accepts");
     stream
         .set_read_timeout(Some(Duration::from_secs(20)))
@@ -162,7 +162,7 @@ fn connect(socket: &Path) -> UnixStream {
 }
 
 /// One gRPC call with an empty message; reads until data, the end of the stream or a reset.
-fn exchange(
+pub(crate) fn exchange(
     socket: &Path,
     authority: Option<&str>,
     path: &str,
@@ -224,7 +224,7 @@ fn exchange(
     }
 }
 
-fn send(stream: &mut UnixStream, kind: u8, flags: u8, id: u32, payload: &[u8]) {
+pub(crate) fn send(stream: &mut UnixStream, kind: u8, flags: u8, id: u32, payload: &[u8]) {
     let mut frame = (payload.len() as u32).to_be_bytes()[1..].to_vec();
     frame.extend([kind, flags]);
     frame.extend(id.to_be_bytes());
@@ -233,7 +233,7 @@ fn send(stream: &mut UnixStream, kind: u8, flags: u8, id: u32, payload: &[u8]) {
 }
 
 /// A literal without indexing, not Huffman-coded.
-fn literal(block: &mut Vec<u8>, index: Option<u8>, name: &str, value: &str) {
+pub(crate) fn literal(block: &mut Vec<u8>, index: Option<u8>, name: &str, value: &str) {
     match index {
         Some(index) => block.push(index),
         None => {

@@ -6,6 +6,7 @@ mod attestors;
 mod bootstrap;
 mod cgroup_patterns;
 mod explain;
+mod limits;
 mod node_attestor;
 mod plugins;
 mod read;
@@ -29,6 +30,7 @@ use zeroize::Zeroizing;
 pub use self::admin::AdminSettings;
 pub use self::attestors::{DockerSettings, UnixSettings, UserSocket, WorkloadAttestors};
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
+pub use self::limits::RateLimits;
 pub use self::node_attestor::X509PopSettings;
 pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
@@ -169,6 +171,7 @@ pub struct Config {
     allowed_foreign_jwt_claims: Vec<String>,
     disable_workload_api: bool,
     sds: Option<SdsSettings>,
+    rate_limits: RateLimits,
     x509pop: Option<X509PopSettings>,
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
@@ -245,6 +248,7 @@ impl Config {
             allowed_foreign_jwt_claims: Vec::new(),
             disable_workload_api: false,
             sds: Some(SdsSettings::default()),
+            rate_limits: RateLimits::default(),
             x509pop: None,
             workload_attestors: WorkloadAttestors {
                 unix: Some(UnixSettings::default()),
@@ -311,6 +315,11 @@ impl Config {
     /// `disable_workload_api`
     pub fn disable_workload_api(&self) -> bool {
         self.disable_workload_api
+    }
+
+    /// How often one caller may call each method (`experimental.ratelimit`).
+    pub fn rate_limits(&self) -> RateLimits {
+        self.rate_limits
     }
 
     /// Envoy's secret discovery, when it is on (`sds`, `disable_sds_api`).

@@ -13,7 +13,7 @@ use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
     AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
-    Essentials, Flags, JoinToken, SdsSettings, sds,
+    Essentials, Flags, JoinToken, RateLimits, SdsSettings, limits, sds,
 };
 use super::{bootstrap, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
@@ -70,6 +70,7 @@ struct Agent {
 struct Experimental {
     sync_interval: Option<Duration>,
     jwt_svid_cache_hit_timeout: Option<Duration>,
+    rate_limits: RateLimits,
 }
 
 impl Agent {
@@ -154,6 +155,7 @@ impl Agent {
             disable_workload_api: self.disable_workload_api,
             redact: self.redact,
             sds: self.sds,
+            rate_limits: self.experimental.rate_limits,
             x509pop: plugins.x509pop,
             workload_attestors: plugins.workload_attestors,
             health_checks,
@@ -284,11 +286,13 @@ fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> Experi
             "must be more than 5s and less than 30s",
         );
     }
+    let rate_limits = limits::read(&section);
     unserved::experimental(&section, warnings);
     section.finish();
     Experimental {
         sync_interval,
         jwt_svid_cache_hit_timeout: hit_timeout,
+        rate_limits,
     }
 }
 

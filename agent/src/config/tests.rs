@@ -239,7 +239,7 @@ fn keys_that_would_change_what_is_served_are_refused_by_name() {
         ("broker", "experimental { broker { socket_path = \"/a\" } }"),
         (
             "fetch_x509_svid",
-            "experimental { ratelimit { fetch_x509_svid = 5 } }",
+            "experimental { ratelimit { fetch_x509_svid = -5 } }",
         ),
         (
             "workload_x509_svid_key_type",
@@ -321,6 +321,19 @@ fn harmless_keys_are_accepted_with_a_warning() {
             config.warnings()
         );
     }
+    let limited = parse(&with(
+        "experimental { ratelimit { fetch_x509_svid = 5 fetch_secrets = 1 } }",
+    ))
+    .unwrap();
+    let limits = limited.rate_limits();
+    assert_eq!(
+        (
+            limits.fetch_x509_svid,
+            limits.fetch_secrets,
+            limits.fetch_jwt_svid
+        ),
+        (5, 1, 0)
+    );
     let silent = "admin_socket_path = \"\"\nexperimental { ratelimit { fetch_jwt_svid = 0 } }";
     assert_eq!(parse(&with(silent)).unwrap().warnings(), [""; 0]);
     let config = parse(&format!("{MINIMAL}\ntelemetry {{ Prometheus {{ port = 1 }} }}")).unwrap();

@@ -46,22 +46,4 @@ pub(super) fn experimental(section: &Section<'_>, warnings: &mut Vec<String>) {
     if section.ignore("broker") {
         section.problem("broker", "the SPIFFE Broker API is not served by this version");
     }
-    if let Some(limits) = section.section("ratelimit") {
-        for key in [
-            "fetch_x509_svid",
-            "fetch_jwt_svid",
-            "fetch_x509_bundles",
-            "fetch_jwt_bundles",
-            "stream_secrets",
-            "fetch_secrets",
-        ] {
-            if limits.i64(key).is_some_and(|limit| limit != 0) {
-                limits.problem(
-                    key,
-                    "rate limits of the Workload API are not served by this version",
-                );
-            }
-        }
-        limits.finish();
-    }
 }

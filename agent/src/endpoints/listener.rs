@@ -22,7 +22,7 @@ use tonic::transport::server::Connected;
 
 use super::caller::Peer;
 use super::calls::CallsLayer;
-use super::limits::{self, Admission, Admitted};
+use super::limits::{self, Admission, Admitted, LimitLayer, Pace, Quiet, Who};
 use crate::workload::{ProcFs, ProcessError};
 
 /// How long requests may take to end after the stop signal.
@@ -122,6 +122,7 @@ impl LocalSocket {
             .initial_connection_window_size(limits::WINDOW_BYTES)
             .max_frame_size(limits::FRAME_BYTES)
             .layer(CallsLayer)
+            .layer(LimitLayer)
             .add_routes(routes)
             .serve_with_incoming_shutdown(
                 connections(listener, shown, admission, procfs),
@@ -196,7 +197,7 @@ impl Accept {
             let Ok(credentials) = stream.peer_cred() else {
                 continue; // Gone already.
             };
-            let Some(admitted) = self.admission.admit(credentials.uid()) else {
+            let Some(admitted) = self.admission.admit(Who::of(&credentials, &self.procfs)) else {
                 self.report("too many connections");
                 continue; // Closed; the client tries again later.
             };
@@ -216,6 +217,8 @@ impl Accept {
             return Connection {
                 peer,
                 io: AuthorityAdapter::new(stream),
+                pace: Pace::default(),
+                quiet: Quiet::begin(),
                 admitted: Arc::new(admitted),
             };
         }
@@ -241,6 +244,8 @@ fn is_passing(error: &ProcessError) -> bool {
 #[derive(Debug)]
 struct Connection {
     io: AuthorityAdapter<UnixStream>,
+    pace: Pace,
+    quiet: Quiet,
     peer: Peer,
     admitted: Arc<Admitted>,
 }
@@ -271,7 +276,14 @@ impl AsyncRead for Connection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_read(cx, buf)
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let read = this.pace.poll_read(&mut this.io, &this.admitted, cx, buf);
+        if read.is_pending() {
+            return this.quiet.poll(cx, this.admitted.is_idle()).map(Err);
+        }
+        this.quiet.heard(buf.filled().len() - before);
+        read
     }
 }
 

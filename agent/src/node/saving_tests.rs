@@ -338,7 +338,9 @@ async fn renewals_go_on_while_the_disk_fails_and_the_last_one_is_saved() {
     disk.fail();
     let second = agent_serial(&agent, Some(&first)).await;
     agent_serial(&agent, Some(&second)).await;
-    agent.state(|state| state.to_string().contains("write keys")).await;
+    agent
+        .state(|state| state.to_string().contains("write keys"))
+        .await;
     server.state().agent_ttl = time::Duration::hours(1);
     disk.recover();
     agent.state(NodeState::is_serving).await;

@@ -7,8 +7,8 @@ use anyhow::Context;
 use clap::ArgMatches;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-pub use tonic::transport::Channel;
 use tonic::Code;
+pub use tonic::transport::Channel;
 use tonic::transport::{Endpoint, Uri};
 
 use super::Console;

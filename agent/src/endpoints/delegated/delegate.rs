@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use tonic::{Request, Status};
 
 use super::{Shared, not_synced};
-use crate::endpoints::limits::AdmittedCall;
 use crate::endpoints::listener::Caller;
 use crate::endpoints::session::{attestation_failed, denied, ending, stopping};
 use crate::node::NodeState;
@@ -26,7 +25,6 @@ pub(super) struct Delegate {
     snapshots: watch::Receiver<Arc<Snapshot>>,
     node: watch::Receiver<NodeState>,
     opened: Instant,
-    _admitted: AdmittedCall,
 }
 
 /// Why a caller is no delegate.
@@ -44,15 +42,11 @@ impl Delegate {
     /// Finds out who calls.
     ///
     /// # Errors
-    /// `PermissionDenied` when that is no delegate; `Unavailable` when it cannot be told who it is, or its user has
-    /// too many calls open.
+    /// `PermissionDenied` when that is no delegate; `Unavailable` when it cannot be told who it is.
     pub(super) async fn open<M>(shared: Arc<Shared>, request: &Request<M>) -> Result<Self, Status> {
-        let Some(Caller { peer, admitted }) = request.extensions().get() else {
+        let Some(Caller { peer, .. }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
         };
-        let admitted = admitted
-            .call()
-            .ok_or_else(|| Status::unavailable("too many open calls of this user"))?;
         let process = match peer.process() {
             Ok(process) => Arc::clone(process),
             Err(error) => {
@@ -68,7 +62,6 @@ impl Delegate {
             process,
             facts,
             opened: Instant::now(),
-            _admitted: admitted,
         };
         delegate.snapshot().await?;
         Ok(delegate)

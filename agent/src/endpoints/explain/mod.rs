@@ -96,14 +96,9 @@ impl Explain for ExplainService {
     ) -> Result<Response<ExplainProcessResponse>, Status> {
         let caller = request.extensions().get::<Caller>();
         // Looking into a process costs as much as serving it.
-        let _admitted = match caller {
+        let _turn = match caller {
             None => None,
-            Some(caller) => Some(
-                caller
-                    .admitted
-                    .call()
-                    .ok_or_else(|| Status::unavailable("too many open calls of this user"))?,
-            ),
+            Some(caller) => caller.admitted.turn().await,
         };
         let process = match request.get_ref().pid {
             0 => {

@@ -13,7 +13,7 @@ use tonic::{Code, Request, Status};
 use super::refusals::Refused;
 use super::view::{Selectors, View};
 use super::{Access, Sessions, Shared};
-use crate::endpoints::limits::AdmittedCall;
+use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
 use crate::svids::{Snapshot, Subscription};
@@ -30,6 +30,7 @@ pub struct Session {
     shared: Arc<Shared>,
     access: Access,
     process: Arc<Process>,
+    admitted: Arc<Admitted>,
     selectors: Arc<Selectors>,
     node: watch::Receiver<NodeState>,
     /// Tells of what concerns these selectors, and marks the identities as wanted when SVIDs are asked for.
@@ -42,7 +43,6 @@ pub struct Session {
     incomplete_since: Option<Instant>,
     /// Something was sent to the caller.
     answered: bool,
-    _admitted: AdmittedCall,
 }
 
 /// What to do about the present snapshot.
@@ -58,14 +58,11 @@ impl Session {
     /// new: it may have given up the user or the groups that the first answer was for.
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be told who calls, or that user has too many calls open.
+    /// `Unavailable` when it cannot be told who calls.
     pub async fn open<M>(sessions: &Sessions, request: &Request<M>, access: Access) -> Result<Self, Status> {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
         };
-        let admitted = admitted
-            .call()
-            .ok_or_else(|| Status::unavailable("too many open calls of this user"))?;
         let process = match peer.process() {
             Ok(process) => Arc::clone(process),
             Err(error) => {
@@ -74,7 +71,7 @@ impl Session {
             }
         };
         let shared = Arc::clone(&sessions.shared);
-        let selectors = attest(&shared, &process, access).await?;
+        let selectors = attest(&shared, admitted, &process, access).await?;
         let mut subscription = shared.parts.svids.observe(Arc::clone(&selectors));
         if access == Access::X509Svids {
             subscription.want();
@@ -84,6 +81,7 @@ impl Session {
             shared,
             access,
             process,
+            admitted: Arc::clone(admitted),
             selectors,
             subscription,
             opened: Instant::now(),
@@ -91,7 +89,6 @@ impl Session {
             patience: deadline(request.metadata()),
             incomplete_since: None,
             answered: false,
-            _admitted: admitted,
         })
     }
 
@@ -152,7 +149,7 @@ impl Session {
     /// # Errors
     /// When the process has ended or cannot be attested, or no more can be sent.
     pub async fn attest_again(&mut self) -> Result<bool, Status> {
-        let attested = attest(&self.shared, &self.process, self.access);
+        let attested = attest(&self.shared, &self.admitted, &self.process, self.access);
         let selectors = match select(pin!(ended(&self.process, &self.shared)), pin!(attested)).await {
             Either::Left((status, _)) => return Err(status),
             Either::Right((selectors, _)) => selectors?,
@@ -325,7 +322,13 @@ async fn ended(process: &Process, shared: &Shared) -> Status {
 }
 
 /// What holds for the process now.
-async fn attest(shared: &Shared, process: &Arc<Process>, access: Access) -> Result<Arc<Selectors>, Status> {
+async fn attest(
+    shared: &Shared,
+    admitted: &Admitted,
+    process: &Arc<Process>,
+    access: Access,
+) -> Result<Arc<Selectors>, Status> {
+    let _turn = admitted.turn().await;
     let facts = shared.parts.attestation.attest(process).await.map_err(|error| {
         tracing::warn!(%error, pid = process.pid(), "workload attestation failed");
         let refused = describe(shared, process, access, &error.to_string());

@@ -1,0 +1,101 @@
+//! Asks for each call whether it may be made, before its message is read and its caller is looked at.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tonic::Status;
+use tonic::body::Body;
+use tower::Layer;
+use tower_service::Service;
+
+use super::AdmittedCall;
+use crate::endpoints::listener::Caller;
+
+/// Puts the limits before services.
+#[derive(Clone, Copy, Debug)]
+pub struct LimitLayer;
+
+/// Lets in what is not too much.
+#[derive(Clone, Debug)]
+pub struct Limited<S> {
+    inner: S,
+}
+
+impl<S> Layer<S> for LimitLayer {
+    type Service = Limited<S>;
+
+    fn layer(&self, inner: S) -> Limited<S> {
+        Limited { inner }
+    }
+}
+
+impl<S> Service<http::Request<Body>> for Limited<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>,
+    S::Future: Send + 'static,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let call = match admit(&request) {
+            Ok(call) => call,
+            Err(refused) => return Box::pin(std::future::ready(Ok(refused.into_http()))),
+        };
+        let answer = self.inner.call(request);
+        Box::pin(async move {
+            let (parts, body) = answer.await?.into_parts();
+            let body = Body::new(CountedBody { body, _call: call });
+            Ok(http::Response::from_parts(parts, body))
+        })
+    }
+}
+
+fn admit(request: &http::Request<Body>) -> Result<AdmittedCall, Status> {
+    let Some(Caller { peer, admitted }) = request.extensions().get() else {
+        return Err(Status::internal("connection has no peer"));
+    };
+    let pid = peer.process().map(|process| process.pid());
+    if pid.is_ok_and(|pid| pid == std::process::id()) {
+        return Ok(admitted.own_call());
+    }
+    // As SPIRE says it; all clients try again later.
+    let call = admitted.call(request.uri().path());
+    call.map_err(|too_many| Status::unavailable(too_many.to_string()))
+}
+
+/// An answer's body, which holds the call's place until it is sent or given up.
+#[derive(Debug)]
+struct CountedBody {
+    body: Body,
+    _call: AdmittedCall,
+}
+
+impl HttpBody for CountedBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

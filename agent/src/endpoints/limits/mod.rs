@@ -1,0 +1,469 @@
+//! How many may come, how often, and how much each may send.
+//!
+//! Everything here is decided before a caller's process is looked at: by the uid that the kernel froze in the socket
+//! and, for a process in a pid namespace of its own, by that namespace. `layer` asks for each call, `quiet` ends
+//! connections on which nothing happens, `pace` reads no faster than calls can be decided on.
+
+mod layer;
+mod pace;
+mod quiet;
+mod rates;
+mod who;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+pub use self::layer::LimitLayer;
+pub use self::pace::Pace;
+pub use self::quiet::Quiet;
+use self::rates::{Rate, Rates};
+use self::who::Holder;
+pub use self::who::Who;
+use crate::config::RateLimits;
+
+/// Most connections, however many files may be open.
+const MAX_CONNECTIONS: usize = 32_768;
+/// Files that the agent needs for itself.
+const OWN_FILES: u64 = 128;
+/// Files that one connection needs: the socket and the descriptor of its process.
+const FILES_PER_CONNECTION: u64 = 2;
+
+/// Most requests at a time on one connection; further ones wait at the client (RFC 9113 §5.1.2).
+pub const MAX_STREAMS_PER_CONNECTION: u32 = 1024;
+/// Most bytes of all headers of a request.
+pub const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// Most bytes of a request's message. The largest is a token to validate with its audience.
+pub const MAX_REQUEST_BYTES: usize = 256 * 1024;
+/// Bytes that a client may send before we read them, for a request and for a connection.
+pub const WINDOW_BYTES: u32 = 64 * 1024;
+/// Bytes of one HTTP/2 frame.
+pub const FRAME_BYTES: u32 = 16 * 1024;
+/// Requests that a client may open and reset at once before its connection is closed (rapid reset).
+pub const MAX_PENDING_RESETS: usize = 32;
+
+/// Most calls of one user at a time, on all of its connections; root, whom many containers share, is exempt.
+pub const MAX_CALLS_PER_USER: usize = 4096;
+/// Most calls of one container at a time, root's included.
+pub const MAX_CALLS_PER_CONTAINER: usize = 2048;
+
+/// Most callers of one user or container whose facts are found out at a time; further ones wait for these, and for
+/// nobody else's.
+const TURNS: usize = 16;
+
+/// How often one user may call: as many containers of one user as a node has may start at once, again and again.
+const USER_RATE: Rate = Rate {
+    per_second: 512.0,
+    burst: 4096.0,
+};
+/// How often one container may call.
+const CONTAINER_RATE: Rate = Rate {
+    per_second: 256.0,
+    burst: 2048.0,
+};
+
+/// What the admin socket may take of the files that can be open, so that neither socket can shut out the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminShare {
+    /// Most connections.
+    pub connections: usize,
+    /// Most processes that are held on behalf of delegates.
+    pub processes: usize,
+}
+
+/// Counts connections and calls. One user, root excepted, gets at most half of the connections and one container at
+/// most a quarter, so that neither can shut out the others. Root outside of containers could end the agent anyway.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    shared: Arc<Shared>,
+}
+
+/// The right to one connection, given back when dropped.
+#[derive(Debug)]
+pub struct Admitted {
+    who: Who,
+    shared: Arc<Shared>,
+    /// Calls that are open on this connection.
+    calls: Arc<AtomicUsize>,
+}
+
+/// The right to one call, given back when dropped.
+#[derive(Debug)]
+pub struct AdmittedCall {
+    who: Who,
+    shared: Arc<Shared>,
+    calls: Arc<AtomicUsize>,
+}
+
+/// Why a call is not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TooMany {
+    /// Too many are open.
+    #[error("too many open calls of this user")]
+    Open,
+    /// They come too fast.
+    #[error("too many calls of this user at once")]
+    AtOnce,
+    /// Those of this method come faster than the operator allows (`experimental.ratelimit`).
+    #[error("rate limit exceeded")]
+    OfMethod,
+}
+
+#[derive(Debug)]
+struct Shared {
+    limit: usize,
+    of_methods: RateLimits,
+    open: Mutex<Open>,
+    rates: Mutex<Rates>,
+    turns: Mutex<HashMap<Holder, Arc<Semaphore>>>,
+}
+
+#[derive(Debug, Default)]
+struct Open {
+    total: usize,
+    connections: HashMap<Holder, usize>,
+    calls: HashMap<Holder, usize>,
+}
+
+impl AdminShare {
+    /// The share that suits a process that may open so many files.
+    pub fn of_open_files(files: u64) -> Self {
+        let files = usize::try_from(files).unwrap_or(usize::MAX);
+        Self {
+            connections: (files / 32).clamp(16, 256),
+            processes: (files / 8).clamp(16, 4096),
+        }
+    }
+
+    /// How many files that takes.
+    pub fn files(self) -> u64 {
+        let connections =
+            FILES_PER_CONNECTION.saturating_mul(self.connections.try_into().unwrap_or(u64::MAX));
+        connections.saturating_add(self.processes.try_into().unwrap_or(u64::MAX))
+    }
+}
+
+impl Admission {
+    /// Lets in at most `limit` connections at a time.
+    pub fn new(limit: usize) -> Self {
+        Self::with_rate_limits(limit, RateLimits::default())
+    }
+
+    /// The limit that suits a process that may open so many files.
+    pub fn for_open_files(files: u64) -> Self {
+        Self::new(connections_for(files))
+    }
+
+    /// As many connections as this admission has, and calls of a method as often as the operator allows.
+    #[must_use]
+    pub fn limited_to(self, of_methods: RateLimits) -> Self {
+        Self::with_rate_limits(self.shared.limit, of_methods)
+    }
+
+    fn with_rate_limits(limit: usize, of_methods: RateLimits) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                limit,
+                of_methods,
+                open: Mutex::default(),
+                rates: Mutex::default(),
+                turns: Mutex::default(),
+            }),
+        }
+    }
+
+    /// Lets one connection in, or not.
+    pub fn admit(&self, who: impl Into<Who>) -> Option<Admitted> {
+        let (who, limit) = (who.into(), self.shared.limit);
+        let mut open = self.shared.lock();
+        if open.total >= limit {
+            return None;
+        }
+        let share = |holder| match holder {
+            Holder::User(_) => limit / 2,
+            Holder::Container(_) => limit / 4,
+        };
+        if !has_room(&open.connections, who, share) {
+            return None;
+        }
+        open.total += 1;
+        take(&mut open.connections, who);
+        Some(Admitted {
+            who,
+            shared: Arc::clone(&self.shared),
+            calls: Arc::default(),
+        })
+    }
+}
+
+impl Admitted {
+    /// Lets one call on the connection in, or not. `path` is that of the HTTP request.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub fn call(&self, path: &str) -> Result<AdmittedCall, TooMany> {
+        self.check_rate(path)?;
+        let most = |holder| match holder {
+            Holder::User(_) => MAX_CALLS_PER_USER,
+            Holder::Container(_) => MAX_CALLS_PER_CONTAINER,
+        };
+        let mut open = self.shared.lock();
+        if !has_room(&open.calls, self.who, most) {
+            return Err(TooMany::Open);
+        }
+        take(&mut open.calls, self.who);
+        drop(open);
+        Ok(self.counted())
+    }
+
+    /// A call of the agent itself, which looks after its health and is let in always.
+    fn own_call(&self) -> AdmittedCall {
+        take(&mut self.shared.lock().calls, self.who);
+        self.counted()
+    }
+
+    fn counted(&self) -> AdmittedCall {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        AdmittedCall {
+            who: self.who,
+            shared: Arc::clone(&self.shared),
+            calls: Arc::clone(&self.calls),
+        }
+    }
+
+    /// Whether no call is open on the connection.
+    pub fn is_idle(&self) -> bool {
+        self.calls.load(Ordering::Relaxed) == 0
+    }
+
+    /// Waits for this caller's turn to be attested, which lasts until the answer is dropped.
+    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let semaphore = {
+            let mut turns = self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner);
+            // Whoever waits or works has a reference of its own, taken under this lock.
+            turns.retain(|_holder, semaphore| Arc::strong_count(semaphore) > 1);
+            let one = turns.entry(self.who.narrowest());
+            Arc::clone(one.or_insert_with(|| Arc::new(Semaphore::new(TURNS))))
+        };
+        semaphore.acquire_owned().await.ok() // Never closed.
+    }
+
+    /// Until when this caller has used up its calls, if it has.
+    fn used_up_until(&self, now: Instant) -> Option<Instant> {
+        // Counts that a panic left half-changed only make the limit a little wrong.
+        let rates = self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut holders = self.who.holders();
+        holders.find_map(|holder| rates.used_up_until(holder, now))
+    }
+
+    fn check_rate(&self, path: &str) -> Result<(), TooMany> {
+        let now = Instant::now();
+        // Counts that a panic left half-changed only make the limit a little wrong.
+        let mut rates = self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        for holder in self.who.holders() {
+            let rate = match holder {
+                Holder::User(_) => USER_RATE,
+                Holder::Container(_) => CONTAINER_RATE,
+            };
+            if !rates.take((holder, ""), rate, now) {
+                return Err(TooMany::AtOnce);
+            }
+        }
+        match self.shared.of_methods.of(path) {
+            Some((method, limit)) if !rates.take((self.who.narrowest(), method), Rate::of(limit), now) => {
+                Err(TooMany::OfMethod)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Drop for AdmittedCall {
+    fn drop(&mut self) {
+        self.calls.fetch_sub(1, Ordering::Relaxed);
+        give_back(&mut self.shared.lock().calls, self.who);
+    }
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        let mut open = self.shared.lock();
+        open.total = open.total.saturating_sub(1);
+        give_back(&mut open.connections, self.who);
+    }
+}
+
+fn connections_for(files: u64) -> usize {
+    let left = files.saturating_sub(OWN_FILES) / FILES_PER_CONNECTION;
+    let connections = usize::try_from(left).unwrap_or(usize::MAX);
+    connections.clamp(16, MAX_CONNECTIONS)
+}
+
+fn has_room(counts: &HashMap<Holder, usize>, who: Who, most: impl Fn(Holder) -> usize) -> bool {
+    let mut holders = who.holders();
+    holders.all(|holder| counts.get(&holder).copied().unwrap_or_default() < most(holder))
+}
+
+fn take(counts: &mut HashMap<Holder, usize>, who: Who) {
+    for holder in who.holders() {
+        *counts.entry(holder).or_default() += 1;
+    }
+}
+
+fn give_back(counts: &mut HashMap<Holder, usize>, who: Who) {
+    for holder in who.holders() {
+        if let Some(count) = counts.get_mut(&holder) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                counts.remove(&holder);
+            }
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+        // Counts that a panic left half-changed only make the limit a little wrong.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
+
+    #[test]
+    fn one_user_gets_half_and_root_gets_all() {
+        let admission = Admission::new(4);
+        let mut admitted: Vec<_> = (0..2).map(|_| admission.admit(1000).unwrap()).collect();
+        assert!(admission.admit(1000).is_none());
+        admitted.push(admission.admit(1001).unwrap());
+        admitted.push(admission.admit(0).unwrap());
+        assert!(admission.admit(0).is_none(), "the limit holds for all");
+        drop(admitted);
+        let root: Vec<_> = (0..4).map(|_| admission.admit(0).unwrap()).collect();
+        assert!(admission.admit(1002).is_none());
+        drop(root);
+        assert!(admission.shared.lock().connections.is_empty());
+    }
+
+    #[test]
+    fn one_container_gets_a_quarter_even_of_root() {
+        let admission = Admission::new(8);
+        for uid in [0, 1000] {
+            let one: Vec<_> = (0..2)
+                .map(|_| admission.admit(Who::within(uid, 7)).unwrap())
+                .collect();
+            assert!(admission.admit(Who::within(uid, 7)).is_none());
+            assert!(admission.admit(Who::within(uid, 8)).is_some());
+            drop(one);
+        }
+        let within: Vec<_> = (1..=4)
+            .map(|ns| admission.admit(Who::within(1000, ns)).unwrap())
+            .collect();
+        assert!(
+            admission.admit(Who::within(1000, 5)).is_none(),
+            "namespaces that a user makes are still that user's"
+        );
+        drop(within);
+        assert!(admission.shared.lock().connections.is_empty());
+    }
+
+    #[test]
+    fn calls_are_counted_for_all_connections_of_a_user() {
+        let admission = Admission::new(16);
+        let (one, two) = (admission.admit(1000).unwrap(), admission.admit(1000).unwrap());
+        let mut calls: Vec<_> = (0..MAX_CALLS_PER_USER).map(|_| one.own_call()).collect();
+        assert_eq!(two.call(FETCH).unwrap_err(), TooMany::Open);
+        assert!(two.is_idle() && !one.is_idle());
+        assert!(admission.admit(1001).unwrap().call(FETCH).is_ok());
+        calls.pop();
+        assert!(two.call(FETCH).is_ok());
+        let root = admission.admit(0).unwrap();
+        let all: Result<Vec<_>, _> = (0..=MAX_CALLS_PER_USER).map(|_| root.call(FETCH)).collect();
+        assert!(all.is_ok());
+        let pod = admission.admit(Who::within(0, 7)).unwrap();
+        let of_pod: Vec<_> = (0..MAX_CALLS_PER_CONTAINER).map(|_| pod.own_call()).collect();
+        assert_eq!(pod.call(FETCH).unwrap_err(), TooMany::Open);
+        assert!(admission.admit(Who::within(0, 8)).unwrap().call(FETCH).is_ok());
+        drop((calls, all, of_pod));
+        assert!(admission.shared.lock().calls.is_empty());
+        assert!(one.is_idle());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_user_that_calls_too_fast_is_refused_until_time_has_passed_and_others_are_not() {
+        let admission = Admission::new(16);
+        let (one, other) = (admission.admit(1000).unwrap(), admission.admit(1001).unwrap());
+        let refused = std::iter::repeat_with(|| one.call(FETCH)).position(|call| call.is_err());
+        assert_eq!(refused, Some(4096));
+        assert_eq!(one.call(FETCH).unwrap_err(), TooMany::AtOnce);
+        assert!(other.call(FETCH).is_ok());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let refused = std::iter::repeat_with(|| one.call(FETCH)).position(|call| call.is_err());
+        assert_eq!(refused, Some(510), "what was refused counts too");
+    }
+
+    #[tokio::test]
+    async fn a_caller_waits_for_its_own_turns_and_for_nobody_elses() {
+        use futures_util::FutureExt as _;
+        let admission = Admission::new(16);
+        let (one, other) = (admission.admit(1000).unwrap(), admission.admit(1001).unwrap());
+        let turns: Vec<_> = (0..TURNS).map(|_| one.turn().now_or_never().unwrap()).collect();
+        assert!(one.turn().now_or_never().is_none());
+        assert!(other.turn().now_or_never().is_some());
+        drop(turns);
+        assert!(one.turn().now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_configured_limit_holds_for_its_method_and_for_each_caller_root_included() {
+        let limits = RateLimits {
+            fetch_x509_svid: 2,
+            ..RateLimits::default()
+        };
+        let admission = Admission::new(64).limited_to(limits);
+        for who in [
+            Who::from(0),
+            Who::from(1000),
+            Who::within(0, 7),
+            Who::within(0, 8),
+        ] {
+            let admitted = admission.admit(who).unwrap();
+            assert!(admitted.call(FETCH).is_ok() && admitted.call(FETCH).is_ok());
+            assert_eq!(admitted.call(FETCH).unwrap_err(), TooMany::OfMethod, "{who:?}");
+            assert!(admitted.call("/SpiffeWorkloadAPI/FetchJWTSVID").is_ok());
+            tokio::time::advance(Duration::from_millis(500)).await;
+            assert!(admitted.call(FETCH).is_ok());
+        }
+    }
+
+    #[test]
+    fn the_limit_follows_the_number_of_files() {
+        assert_eq!(Admission::for_open_files(1024).shared.limit, 448);
+        assert_eq!(Admission::for_open_files(10).shared.limit, 16);
+        assert_eq!(Admission::for_open_files(u64::MAX).shared.limit, MAX_CONNECTIONS);
+    }
+
+    #[test]
+    fn the_admin_socket_leaves_most_files_to_workloads() {
+        for files in [1024, 4096, 1 << 20] {
+            let share = AdminShare::of_open_files(files);
+            assert!(share.files() * 4 < files, "{share:?} of {files}");
+        }
+        let share = AdminShare::of_open_files(1024);
+        assert_eq!(
+            (share.connections, share.processes, share.files()),
+            (32, 128, 192)
+        );
+        let most = AdminShare::of_open_files(u64::MAX);
+        assert_eq!((most.connections, most.processes), (256, 4096));
+    }
+}

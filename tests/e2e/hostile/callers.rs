@@ -1,0 +1,226 @@
+//! Processes that want to be taken for others.
+
+use finial_tests::{Entry, Stack, StackOptions, wait_until};
+
+use super::{LIMIT, ONE, TWO, open_to_users, permitted, play};
+
+/// A mount namespace of its own too, so that no mount of a test is ever seen outside.
+const PID_NAMESPACE: [&str; 7] = [
+    "unshare",
+    "--pid",
+    "--fork",
+    "--mount",
+    "--propagation",
+    "private",
+    "--mount-proc",
+];
+
+#[test]
+fn a_connection_that_is_passed_on_speaks_for_the_process_that_connected_while_that_lives() {
+    let Some((stack, python)) = open_to_users(StackOptions::default()) else {
+        return;
+    };
+    let said = play(
+        &stack,
+        &python,
+        &[],
+        &format!(
+            "
+ours, theirs = socket.socketpair()
+if os.fork() == 0:
+    os.setuid({ONE})
+    sock = connect(path)
+    socket.send_fds(theirs, [b'x'], [sock.fileno()])
+    theirs.recv(1)
+    os._exit(0)
+os.setuid({TWO})
+_, files, _, _ = socket.recv_fds(ours, 1, 1)
+sock = socket.socket(fileno=files[0])
+sock.settimeout(30)
+say(call(sock, 1))
+say(call(connect(path)))
+ours.send(b'x')
+os.wait()
+say(call(sock, 3))
+"
+        ),
+    );
+    assert_eq!(said, [stack.id("/one"), stack.id("/two"), "refused".to_owned()]);
+}
+
+#[test]
+fn a_child_that_keeps_the_connection_of_a_process_that_ended_gets_nothing() {
+    let Some((mut stack, python)) = open_to_users(StackOptions::default()) else {
+        return;
+    };
+    for accepted in ["accepted(sock)", "pass"] {
+        let said = play(
+            &stack,
+            &python,
+            &[],
+            &format!(
+                "
+os.setuid({ONE})
+gone, alive = os.pipe()
+sock = connect(path)
+{accepted}
+if os.fork() == 0:
+    os.close(alive)
+    os.read(gone, 1)
+    say(call(sock))
+"
+            ),
+        );
+        assert_eq!(said.len(), 1, "{said:?}");
+        assert!(matches!(said[0].as_str(), "refused" | "closed"), "{said:?}");
+    }
+    stack
+        .agent()
+        .wait_for_line("process ended during attestation", LIMIT);
+}
+
+#[test]
+fn a_process_that_executes_another_program_after_it_connected_gets_nothing() {
+    let Some((mut stack, python)) = open_to_users(StackOptions {
+        unix_attestor: "discover_workload_path = true".into(),
+        ..StackOptions::default()
+    }) else {
+        return;
+    };
+    let said = play(
+        &stack,
+        &python,
+        &[],
+        &format!(
+            "
+if os.fork():
+    os.wait()
+    sys.exit()
+os.setuid({ONE})
+executed, before = os.pipe()
+sock = accepted(connect(path))
+if os.fork() == 0:
+    os.close(before)
+    os.read(executed, 1)
+    say(call(sock))
+    os.kill(os.getppid(), 9)
+    os._exit(0)
+os.execvp('sleep', ['sleep', '60'])
+"
+        ),
+    );
+    assert_eq!(said, ["refused"]);
+    stack.agent().wait_for_line("another program", LIMIT);
+}
+
+#[test]
+fn a_caller_in_a_pid_namespace_of_its_own_is_attested_by_the_pid_that_the_agent_sees() {
+    if !permitted(&PID_NAMESPACE, "a pid namespace") {
+        return;
+    }
+    let Some((stack, python)) = open_to_users(StackOptions::default()) else {
+        return;
+    };
+    let scenario = format!("os.setuid({ONE})\nsay(os.getpid())\nsay(call(connect(path)))");
+    let said = play(&stack, &python, &PID_NAMESPACE, &scenario);
+    assert_eq!(said, ["1".to_owned(), stack.id("/one")]);
+}
+
+#[test]
+fn root_of_a_user_namespace_is_the_user_that_the_agent_sees() {
+    if !permitted(&["unshare", "--user", "--map-root-user"], "a user namespace") {
+        return;
+    }
+    let Some((stack, python)) = open_to_users(StackOptions::default()) else {
+        return;
+    };
+    // Only one process of the user namespace: its parent, which is root outside, says who is root within.
+    let said = play(
+        &stack,
+        &python,
+        &[],
+        &format!(
+            "
+import ctypes
+CLONE_NEWUSER = 0x10000000
+ours, theirs = socket.socketpair()
+child = os.fork()
+if child == 0:
+    os.setuid({ONE})
+    assert ctypes.CDLL(None).unshare(CLONE_NEWUSER) == 0
+    theirs.send(b'x')
+    theirs.recv(1)
+    say(os.getuid())
+    say(call(connect(path)))
+    os._exit(0)
+ours.recv(1)
+with open(f'/proc/{{child}}/uid_map', 'w') as file:
+    file.write('0 {ONE} 1')
+ours.send(b'y')
+os.wait()
+"
+        ),
+    );
+    assert_eq!(
+        said,
+        ["0".to_owned(), stack.id("/one")],
+        "not /me, which is root's"
+    );
+}
+
+/// 20,000 at least; as many of the 100,000 as there is time for.
+#[test]
+fn a_hundred_thousand_failing_callers_leave_no_descriptor_behind() {
+    use std::io::Write as _;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::{Duration, Instant};
+
+    use crate::raw_http2::{FETCH, SECURITY, Split, connect, exchange};
+
+    const AT_LEAST: usize = 20_000;
+    const AT_MOST: usize = 100_000;
+    let mut stack = Stack::start(StackOptions::default());
+    let agent = stack.agent().pid();
+    let socket = stack.agent_socket();
+    let open = || {
+        std::fs::read_dir(format!("/proc/{agent}/fd"))
+            .expect("the agent's files")
+            .count()
+    };
+    let refused = |headers: &[(&str, &str)]| {
+        let answer = exchange(&socket, Some("localhost"), FETCH, headers, Split::Whole);
+        assert_eq!(answer.data_bytes, 0, "{answer:?}");
+    };
+    refused(&[SECURITY]);
+    let at_first = open();
+    let (begun, made) = (Instant::now(), AtomicUsize::new(0));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                loop {
+                    let number = made.fetch_add(1, Ordering::Relaxed);
+                    let enough = number >= AT_LEAST && begun.elapsed() > Duration::from_secs(20);
+                    if enough || number >= AT_MOST {
+                        return;
+                    }
+                    match number % 4 {
+                        0 => refused(&[SECURITY]),
+                        1 => refused(&[]),
+                        2 => drop(connect(&socket)),
+                        _ => drop(connect(&socket).write_all(b"PRI * HTTP/2.0\r\n")),
+                    }
+                }
+            });
+        }
+    });
+    println!(
+        "{} failing callers in {:?}",
+        made.load(Ordering::Relaxed),
+        begun.elapsed()
+    );
+    wait_until("the agent to close what it opened", LIMIT, || {
+        open() <= at_first + 2
+    });
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+}
