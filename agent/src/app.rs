@@ -300,6 +300,7 @@ fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, Bu
         server_address: essentials.server_address.clone(),
         server_port: essentials.server_port,
         bootstrap: essentials.bootstrap.clone(),
+        rebootstrap: config.rebootstrap(),
         data_dir: essentials.data_dir.clone(),
         rotation: RotationStrategy::new(config.availability_target()),
         agent_version: VERSION.to_owned(),

@@ -22,3 +22,5 @@ mod test_agent;
 mod test_pki;
 #[cfg(test)]
 mod test_server;
+#[cfg(test)]
+mod test_world;

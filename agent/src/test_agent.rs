@@ -13,6 +13,7 @@ use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::TrustDomain;
 use tokio::task::JoinHandle;
 
+use crate::config::Rebootstrap;
 use crate::node::{
     BootstrapSource, BundleFormat, Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeHandle,
     NodeSettings, NodeState, RotationStrategy,
@@ -42,22 +43,32 @@ impl TestAgent {
         dir: &Path,
         attestor: Option<Arc<dyn NodeAttestor>>,
     ) -> Self {
-        let node = open(server, dir, attestor);
+        let settings = settings(server, dir);
+        Self::start_as(settings, attestor, Clock::system())
+    }
+
+    /// With settings and a clock of the test's.
+    pub(crate) fn start_as(
+        settings: NodeSettings,
+        attestor: Option<Arc<dyn NodeAttestor>>,
+        clock: Clock,
+    ) -> Self {
+        let node = open_as(settings, attestor, clock.clone()).unwrap();
         let handle = node.handle();
         let jitter = Jitter::new(|| 0.5);
         let jwt = JwtCache::new(
             Arc::new(handle.upstream().clone()),
             JwtCacheSettings::default(),
-            Clock::system(),
+            clock.clone(),
             jitter.clone(),
         );
         let cache = SvidCache::new(handle.own_bundle(), jwt);
-        let settings = SyncSettings {
+        let sync_settings = SyncSettings {
             sync_interval: Duration::from_millis(200),
             agent_version: "1.2.3".to_owned(),
             ..SyncSettings::default()
         };
-        let sync = Synchronizer::new(cache.clone(), handle.clone(), settings, Clock::system(), jitter);
+        let sync = Synchronizer::new(cache.clone(), handle.clone(), sync_settings, clock, jitter);
         Self {
             node: handle,
             cache,
@@ -116,12 +127,27 @@ pub(crate) fn open_at(
     attestor: Option<Arc<dyn NodeAttestor>>,
     clock: Clock,
 ) -> Node {
+    open_as(settings(server, dir), attestor, clock).unwrap()
+}
+
+/// The same with settings of the test's.
+pub(crate) fn open_as(
+    settings: NodeSettings,
+    attestor: Option<Arc<dyn NodeAttestor>>,
+    clock: Clock,
+) -> Result<Node, NodeError> {
+    let keys = DiskKeyManager::open(&settings.data_dir.join("keys.json")).unwrap();
+    let keys: Arc<dyn PrivateKeyManager> = Arc::new(keys);
+    Node::open(settings, keys, attestor, clock, Jitter::new(|| 0.5))
+}
+
+/// What an agent of `server` that lives in `dir` is started with.
+pub(crate) fn settings(server: &TestServer, dir: &Path) -> NodeSettings {
     let path = dir.join("bundle.pem");
     if !path.exists() {
         std::fs::write(&path, server.state().bundle.to_pem()).unwrap();
     }
-    let keys: Arc<dyn PrivateKeyManager> = Arc::new(DiskKeyManager::open(&dir.join("keys.json")).unwrap());
-    let settings = NodeSettings {
+    NodeSettings {
         trust_domain: TrustDomain::parse("example.org").unwrap(),
         server_address: server.address.ip().to_string(),
         server_port: server.address.port(),
@@ -129,11 +155,11 @@ pub(crate) fn open_at(
             path,
             format: BundleFormat::Pem,
         },
+        rebootstrap: Rebootstrap::default(),
         data_dir: dir.to_owned(),
         rotation: RotationStrategy::default(),
         agent_version: "1.2.3".to_owned(),
-    };
-    Node::open(settings, keys, attestor, clock, Jitter::new(|| 0.5)).unwrap()
+    }
 }
 
 pub(crate) fn is_issued(snapshot: &Snapshot, id: &str) -> bool {

@@ -1,13 +1,10 @@
 //! A certificate authority for tests.
-#![allow(
-    clippy::disallowed_methods,
-    reason = "test certificates are valid around the real time"
-)]
 
 use std::sync::Arc;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::key::{KeyType, PrivateKey, SignerForRcgen, SubjectKeyForRcgen};
+use finial_identity::process::Clock;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use finial_identity::x509::{Certificate, Csr, X509Svid};
 use rcgen::{
@@ -24,15 +21,22 @@ pub(crate) struct Authority {
     trust_domain: TrustDomain,
     key: PrivateKey,
     certificate: Certificate,
+    clock: Clock,
 }
 
 impl Authority {
     pub(crate) fn new(trust_domain: &str) -> Self {
+        Self::new_at(trust_domain, Clock::system())
+    }
+
+    /// An authority that signs by this clock.
+    pub(crate) fn new_at(trust_domain: &str, clock: Clock) -> Self {
+        let now = clock.now();
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let mut params = params(
             &format!("spiffe://{trust_domain}"),
-            now() - Duration::days(1),
-            now() + Duration::days(3650 * 2),
+            now - Duration::days(1),
+            now + Duration::days(3650 * 2),
         );
         params.distinguished_name = authority_name(&key);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -42,7 +46,12 @@ impl Authority {
             trust_domain: TrustDomain::parse(trust_domain).unwrap(),
             certificate: Certificate::parse(signed.der()).unwrap(),
             key,
+            clock,
         }
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
     }
 
     pub(crate) fn certificate(&self) -> Certificate {
@@ -60,7 +69,8 @@ impl Authority {
     }
 
     pub(crate) fn svid_for(&self, path: &str, key: Arc<PrivateKey>, ttl: Duration) -> X509Svid {
-        let leaf = self.sign(path, key.public_key(), now() - Duration::seconds(10), now() + ttl);
+        let now = self.clock.now();
+        let leaf = self.sign(path, key.public_key(), now - Duration::seconds(10), now + ttl);
         X509Svid::new(vec![leaf], key).unwrap()
     }
 
@@ -77,7 +87,8 @@ impl Authority {
     /// Signs the key of a request, as the server does: backdated by ten seconds.
     pub(crate) fn sign_csr(&self, path: &str, csr_der: &[u8], ttl: Duration) -> Certificate {
         let csr = Csr::parse(csr_der).unwrap();
-        self.sign(path, csr.public_key(), now() - Duration::seconds(10), now() + ttl)
+        let now = self.clock.now();
+        self.sign(path, csr.public_key(), now - Duration::seconds(10), now + ttl)
     }
 
     fn sign(
@@ -131,6 +142,3 @@ fn authority_name(key: &PrivateKey) -> DistinguishedName {
     name
 }
 
-fn now() -> OffsetDateTime {
-    OffsetDateTime::now_utc()
-}

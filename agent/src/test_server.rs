@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
 
 use finial_identity::bundle::Bundle;
+use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::peer::{self, PeerPolicy, SharedBundles};
 use finial_identity::process::Clock;
 use finial_identity::spiffe_id::TrustDomain;
@@ -45,6 +46,7 @@ pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,
     state: Arc<Mutex<State>>,
     svid: watch::Sender<Option<Arc<X509Svid>>>,
+    clock: Clock,
     runtime: Option<Runtime>,
 }
 
@@ -85,7 +87,12 @@ struct Step {
 
 impl TestServer {
     pub(crate) fn start() -> Self {
-        let authority = Authority::new("example.org");
+        Self::start_at(Clock::system())
+    }
+
+    /// A server with a clock of the test's.
+    pub(crate) fn start_at(clock: Clock) -> Self {
+        let authority = Authority::new_at("example.org", clock.clone());
         let state = State {
             bundle: authority.bundle(),
             authority,
@@ -105,11 +112,12 @@ impl TestServer {
             history: Vec::new(),
             watchers: Vec::new(),
         };
-        let (svid, _receiver) = watch::channel(Some(Arc::new(state.authority.svid("/spire/server"))));
+        let (svid, _receiver) = watch::channel(Some(server_svid(&state.authority)));
         let mut server = Self {
             address: ([127, 0, 0, 1], 0).into(),
             state: Arc::new(Mutex::new(state)),
             svid,
+            clock,
             runtime: None,
         };
         server.resume();
@@ -149,8 +157,29 @@ impl TestServer {
             socket.listen(64).unwrap()
         };
         self.address = listener.local_addr().unwrap();
-        runtime.spawn(serve(listener, Arc::clone(&self.state), self.svid.subscribe()));
+        runtime.spawn(serve(
+            listener,
+            Arc::clone(&self.state),
+            self.svid.subscribe(),
+            self.clock.clone(),
+        ));
         self.runtime = Some(runtime);
+    }
+
+    /// Becomes a server with another authority, which alone is in its bundle, and gives the former one. To be called
+    /// while it is stopped.
+    pub(crate) fn replace_authority(&self, authority: Authority) -> Authority {
+        let mut state = self.state();
+        let former = std::mem::replace(&mut state.authority, authority);
+        state.bundle = state.authority.bundle();
+        state.epoch += 1;
+        self.svid.send_replace(Some(server_svid(&state.authority)));
+        former
+    }
+
+    /// Becomes a server that was installed anew.
+    pub(crate) fn reinstall(&self) -> Authority {
+        self.replace_authority(Authority::new_at("example.org", self.clock.clone()))
     }
 
     /// Ends the push streams, not the connections.
@@ -304,6 +333,12 @@ pub(crate) fn entry(id: &str, uid: u32) -> types::Entry {
     }
 }
 
+/// One that outlives every test.
+fn server_svid(authority: &Authority) -> Arc<X509Svid> {
+    let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
+    Arc::new(authority.svid_for("/spire/server", key, time::Duration::days(3650)))
+}
+
 fn denial(reason: Reason) -> Status {
     let details = RpcStatus {
         code: Code::PermissionDenied.into(),
@@ -336,6 +371,7 @@ async fn serve(
     listener: TcpListener,
     state: Arc<Mutex<State>>,
     svid: watch::Receiver<Option<Arc<X509Svid>>>,
+    clock: Clock,
 ) {
     let trust_domain = TrustDomain::parse("example.org").unwrap();
     let authorities = state.lock().unwrap().bundle.x509_certificates();
@@ -343,13 +379,13 @@ async fn serve(
     let verifier = peer::client_verifier(
         Arc::new(bundles),
         PeerPolicy::AnyMemberOf(trust_domain),
-        Clock::system(),
+        clock.clone(),
         false,
     );
     let tls = TlsAcceptor::from(Arc::new(peer::server_config(
         svid,
         Some(verifier),
-        Clock::system(),
+        clock,
     )));
     let (sender, accepted) = mpsc::channel(16);
     tokio::spawn(async move {
@@ -615,9 +651,28 @@ impl svid::svid_server::Svid for Service {
         mint_x509svid(svid::MintX509svidRequest) -> svid::MintX509svidResponse;
         mint_jwtsvid(svid::MintJwtsvidRequest) -> svid::MintJwtsvidResponse;
         mint_witsvid(svid::MintWitsvidRequest) -> svid::MintWitsvidResponse;
-        new_jwtsvid(svid::NewJwtsvidRequest) -> svid::NewJwtsvidResponse;
         batch_new_witsvid(svid::BatchNewWitsvidRequest) -> svid::BatchNewWitsvidResponse;
         new_downstream_x509ca(svid::NewDownstreamX509caRequest) -> svid::NewDownstreamX509caResponse;
+    }
+
+    /// The token is not one: agents hand out what they get.
+    async fn new_jwtsvid(
+        &self,
+        request: Request<svid::NewJwtsvidRequest>,
+    ) -> Result<Response<svid::NewJwtsvidResponse>, Status> {
+        let state = self.called("jwt");
+        state.deny()?;
+        let id = request.into_inner().entry_id;
+        let entry = state.entries.get(&id).ok_or_else(|| Status::not_found("entry"))?;
+        let now = state.authority.clock().now();
+        let svid = Some(types::Jwtsvid {
+            token: format!("token-{}", state.calls.len()),
+            id: entry.spiffe_id.clone(),
+            issued_at: now.unix_timestamp(),
+            expires_at: (now + JWT_TTL).unix_timestamp(),
+            ..types::Jwtsvid::default()
+        });
+        Ok(Response::new(svid::NewJwtsvidResponse { svid }))
     }
 
     async fn batch_new_x509svid(
@@ -657,6 +712,8 @@ impl svid::svid_server::Svid for Service {
         Ok(Response::new(svid::BatchNewX509svidResponse { results }))
     }
 }
+
+const JWT_TTL: time::Duration = time::Duration::minutes(5);
 
 /// A TLS connection as tonic wants it.
 #[derive(Debug)]

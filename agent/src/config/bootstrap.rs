@@ -1,75 +1,154 @@
-//! Whom to trust at first contact: exactly one source.
+//! Whom to trust at first contact: exactly one source; and whether the agent may ask it again.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
-use finial_identity::settings::{Problems, Section};
+use finial_identity::settings::{Problems, Section, parse_duration};
+use http::Uri;
 
 use super::read::given;
 use super::{BootstrapSource, BundleFormat, Flags};
 
-/// Reads the keys of the trust bundle. `None` when a problem was reported.
+/// Whether an agent whose server proves itself by authorities that the agent does not know returns to its bootstrap
+/// source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum RebootstrapMode {
+    /// The bundle that was saved stays.
+    #[default]
+    Never,
+    /// If the node attestor can attest more than once.
+    Auto,
+    /// In any case: a node attestor that cannot attest more than once is a mistake.
+    Always,
+}
+
+/// `rebootstrap_mode` and `rebootstrap_delay`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebootstrap {
+    /// Whether.
+    pub mode: RebootstrapMode,
+    /// For how long the server must have been unknown.
+    pub delay: Duration,
+}
+
+impl Default for Rebootstrap {
+    fn default() -> Self {
+        Self {
+            mode: RebootstrapMode::Never,
+            delay: DEFAULT_DELAY,
+        }
+    }
+}
+
+/// Reads the keys of the trust bundle. No source when a problem was reported.
 pub(super) fn read(
     agent: &Section<'_>,
     flags: &Flags,
     problems: &Problems,
     warnings: &mut Vec<String>,
+) -> (Option<BootstrapSource>, Rebootstrap) {
+    let insecure = agent.bool("insecure_bootstrap");
+    let insecure = flags.insecure_bootstrap.or(insecure).unwrap_or_default();
+    let rebootstrap = read_rebootstrap(agent, flags, insecure, problems, warnings);
+    (read_source(agent, flags, insecure, problems, warnings), rebootstrap)
+}
+
+fn read_source(
+    agent: &Section<'_>,
+    flags: &Flags,
+    insecure: bool,
+    problems: &Problems,
+    warnings: &mut Vec<String>,
 ) -> Option<BootstrapSource> {
     let path = agent.string("trust_bundle_path");
     let path = given(&flags.trust_bundle).or(path).map(PathBuf::from);
-    let insecure = agent.bool("insecure_bootstrap");
-    let insecure = flags.insecure_bootstrap.or(insecure).unwrap_or_default();
+    let url = agent.string("trust_bundle_url");
+    let url = given(&flags.trust_bundle_url).or(url);
+    let unix_socket = agent.string("trust_bundle_unix_socket").map(PathBuf::from);
+    let workload_api = agent.string("trust_bundle_spiffe_workload_api");
     let format = read_format(agent, flags, problems);
-    read_rebootstrap(agent, flags, problems, warnings);
 
-    let mut unserved = false;
-    for key in [
-        "trust_bundle_url",
-        "trust_bundle_unix_socket",
-        "trust_bundle_spiffe_workload_api",
-    ] {
-        if agent.string(key).is_some() {
-            agent.problem(
-                key,
-                "is not served by this version: put the bundle into a file and name it in trust_bundle_path",
-            );
-            unserved = true;
-        }
+    let chosen = [
+        ("trust_bundle_path", path.is_some()),
+        ("trust_bundle_url", url.is_some()),
+        ("trust_bundle_spiffe_workload_api", workload_api.is_some()),
+        ("insecure_bootstrap", insecure),
+    ];
+    let chosen: Vec<_> = chosen.iter().filter(|(_key, is)| *is).map(|(key, _)| *key).collect();
+    if let [first, second, ..] = chosen.as_slice() {
+        agent.problem(second, format!("only one of {first} and {second} can be set"));
+        return None;
     }
-    if given(&flags.trust_bundle_url).is_some() {
-        problems.add(
-            "-trustBundleUrl",
-            None,
-            "is not served by this version: use -trustBundle",
-        );
-        unserved = true;
+    if unix_socket.is_some() && url.is_none() {
+        agent.problem("trust_bundle_unix_socket", "can only be set with trust_bundle_url");
+        return None;
     }
-    match (path, insecure) {
-        _ if unserved => None,
-        (Some(_), true) => {
-            agent.problem(
-                "insecure_bootstrap",
-                "only one of trust_bundle_path and insecure_bootstrap can be set",
-            );
-            None
-        }
-        (Some(path), false) => Some(BootstrapSource::File {
-            path,
+    if let Some(path) = path {
+        return format.map(|format| BootstrapSource::File { path, format });
+    }
+    if let Some(url) = url {
+        let checked = check_url(&url, unix_socket.is_some());
+        let checked = checked.map_err(|why| agent.problem("trust_bundle_url", why)).ok();
+        return Some(BootstrapSource::Url {
+            url: checked?,
+            unix_socket,
             format: format?,
-        }),
-        (None, true) => {
-            warnings.push(
-                "agent.insecure_bootstrap: the server is not verified at first contact; set trust_bundle_path instead"
-                    .to_owned(),
-            );
-            Some(BootstrapSource::Insecure)
-        }
-        (None, false) => {
-            agent.problem(
-                "trust_bundle_path",
-                "is required unless insecure_bootstrap is set",
-            );
-            None
-        }
+        });
+    }
+    if let Some(address) = workload_api {
+        let socket = socket_path(&address);
+        let socket = socket.map_err(|why| agent.problem("trust_bundle_spiffe_workload_api", why));
+        return socket.ok().map(|socket| BootstrapSource::WorkloadApi { socket });
+    }
+    if !insecure {
+        agent.problem(
+            "trust_bundle_path",
+            "is required unless trust_bundle_url, trust_bundle_spiffe_workload_api or insecure_bootstrap is set",
+        );
+        return None;
+    }
+    warnings.push(
+        "agent.insecure_bootstrap: the server is not verified at first contact; set trust_bundle_path instead"
+            .to_owned(),
+    );
+    Some(BootstrapSource::Insecure)
+}
+
+fn read_rebootstrap(
+    agent: &Section<'_>,
+    flags: &Flags,
+    insecure: bool,
+    problems: &Problems,
+    warnings: &mut Vec<String>,
+) -> Rebootstrap {
+    let mode = agent.parse("rebootstrap_mode", parse_mode);
+    let delay = agent.duration("rebootstrap_delay");
+    let flag_mode = given(&flags.rebootstrap_mode).and_then(|text| {
+        let parsed = parse_mode(&text);
+        parsed
+            .map_err(|error| problems.add("-rebootstrapMode", None, error))
+            .ok()
+    });
+    let flag_delay = given(&flags.rebootstrap_delay).and_then(|text| {
+        let parsed = parse_duration(&text);
+        parsed
+            .map_err(|error| problems.add("-rebootstrapDelay", None, error.to_string()))
+            .ok()
+    });
+    let mode = flag_mode.or(mode).unwrap_or_default();
+    let delay = flag_delay.or(delay).filter(|delay| !delay.is_zero());
+    if mode == RebootstrapMode::Never && delay.is_some() {
+        warnings.push("agent.rebootstrap_delay: has no effect with rebootstrap_mode never".to_owned());
+    }
+    if mode != RebootstrapMode::Never && insecure {
+        agent.problem(
+            "rebootstrap_mode",
+            "must be never with insecure_bootstrap: whoever answers would become the trust domain",
+        );
+    }
+    Rebootstrap {
+        mode,
+        delay: delay.unwrap_or(DEFAULT_DELAY),
     }
 }
 
@@ -88,22 +167,176 @@ fn read_format(agent: &Section<'_>, flags: &Flags, problems: &Problems) -> Optio
     }
 }
 
-/// A lost trust bundle is never replaced by itself here, which is SPIRE's default too.
-fn read_rebootstrap(agent: &Section<'_>, flags: &Flags, problems: &Problems, warnings: &mut Vec<String>) {
-    const UNSERVED: &str = "only never is served by this version";
-    match agent.string("rebootstrap_mode").as_deref() {
-        None | Some("never") => {}
-        Some("auto" | "always") => agent.problem("rebootstrap_mode", UNSERVED),
-        Some(other) => agent.problem(
-            "rebootstrap_mode",
-            format!("must be never, auto or always: {other}"),
-        ),
+fn parse_mode(text: &str) -> Result<RebootstrapMode, String> {
+    match text {
+        "never" => Ok(RebootstrapMode::Never),
+        "auto" => Ok(RebootstrapMode::Auto),
+        "always" => Ok(RebootstrapMode::Always),
+        other => Err(format!("must be never, auto or always: {other}")),
     }
-    if given(&flags.rebootstrap_mode).is_some_and(|mode| mode != "never") {
-        problems.add("-rebootstrapMode", None, UNSERVED);
+}
+
+/// A URL whose answer can be trusted: over TLS, or over a socket of this machine.
+fn check_url(text: &str, over_socket: bool) -> Result<Uri, String> {
+    let url: Uri = text.parse().map_err(|error| format!("not a URL: {text}: {error}"))?;
+    let (scheme, with) = if over_socket {
+        ("http", " with trust_bundle_unix_socket")
+    } else {
+        ("https", "")
+    };
+    if url.scheme_str() != Some(scheme) {
+        return Err(format!("must begin with {scheme}://{with}: {text}"));
     }
-    let delay = agent.duration("rebootstrap_delay").is_some();
-    if delay || given(&flags.rebootstrap_delay).is_some() {
-        warnings.push("agent.rebootstrap_delay: has no effect with rebootstrap_mode never".to_owned());
+    match url.authority() {
+        Some(authority) if !authority.host().is_empty() && !authority.as_str().contains('@') => Ok(url),
+        _ => Err(format!("must name a host and no user: {text}")),
+    }
+}
+
+/// `unix:///run/api.sock`, `unix:/run/api.sock` or the path alone.
+fn socket_path(address: &str) -> Result<PathBuf, String> {
+    let path = address
+        .strip_prefix("unix://")
+        .or_else(|| address.strip_prefix("unix:"))
+        .unwrap_or(address);
+    if path.starts_with('/') {
+        Ok(PathBuf::from(path))
+    } else {
+        Err(format!("must be the path of a Unix socket: {address}"))
+    }
+}
+
+/// As SPIRE's agents have it.
+const DEFAULT_DELAY: Duration = Duration::from_secs(10 * 60);
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn parse_with(keys: &str, flags: &Flags) -> Result<Config, String> {
+        let text = format!(
+            r#"agent {{ trust_domain = "example.org" server_address = "a" server_port = 1
+            {keys} }}
+            plugins {{ KeyManager "memory" {{}} WorkloadAttestor "unix" {{}} NodeAttestor "join_token" {{}} }}"#
+        );
+        Config::parse(&text, Path::new("agent.conf"), flags).map_err(|error| error.to_string())
+    }
+
+    fn source(keys: &str) -> Result<BootstrapSource, String> {
+        let config = parse_with(keys, &Flags::default())?;
+        Ok(config.essentials().bootstrap.clone())
+    }
+
+    #[test]
+    fn each_source_is_read() {
+        let url = source(r#"trust_bundle_url = "https://bundles.example.org:8443/b?x=1" trust_bundle_format = "spiffe""#);
+        let expected = BootstrapSource::Url {
+            url: Uri::from_static("https://bundles.example.org:8443/b?x=1"),
+            unix_socket: None,
+            format: BundleFormat::Spiffe,
+        };
+        assert_eq!(url.unwrap(), expected);
+        let socket = source(r#"trust_bundle_url = "http://localhost/b" trust_bundle_unix_socket = "/run/b.sock""#);
+        let expected = BootstrapSource::Url {
+            url: Uri::from_static("http://localhost/b"),
+            unix_socket: Some("/run/b.sock".into()),
+            format: BundleFormat::Pem,
+        };
+        assert_eq!(socket.unwrap(), expected);
+        for address in ["/run/api.sock", "unix:///run/api.sock", "unix:/run/api.sock"] {
+            let found = source(&format!("trust_bundle_spiffe_workload_api = \"{address}\""));
+            let socket = PathBuf::from("/run/api.sock");
+            assert_eq!(found.unwrap(), BootstrapSource::WorkloadApi { socket });
+        }
+    }
+
+    #[test]
+    fn sources_that_cannot_be_trusted_or_do_not_go_together_are_refused() {
+        for (keys, why) in [
+            (r#"trust_bundle_url = "http://a/b""#, "must begin with https://"),
+            (r#"trust_bundle_url = "a/b""#, "not a URL"),
+            (r#"trust_bundle_url = "/b""#, "must begin with https://"),
+            (r#"trust_bundle_url = "https://u@a/b""#, "no user"),
+            (
+                r#"trust_bundle_url = "https://a/b" trust_bundle_unix_socket = "/s""#,
+                "must begin with http:// with trust_bundle_unix_socket",
+            ),
+            (
+                r#"trust_bundle_path = "/b" trust_bundle_unix_socket = "/s""#,
+                "only be set with trust_bundle_url",
+            ),
+            (
+                r#"trust_bundle_path = "/b" trust_bundle_url = "https://a/b""#,
+                "only one of trust_bundle_path and trust_bundle_url",
+            ),
+            (
+                r#"insecure_bootstrap = true trust_bundle_spiffe_workload_api = "/s""#,
+                "only one of trust_bundle_spiffe_workload_api and insecure_bootstrap",
+            ),
+            (
+                r#"trust_bundle_spiffe_workload_api = "tcp://a:1""#,
+                "path of a Unix socket",
+            ),
+            ("", "trust_bundle_path (line 1): is required unless"),
+        ] {
+            let error = source(keys).unwrap_err();
+            assert!(error.contains(why), "{keys}: {error}");
+            assert_eq!(error.lines().count(), 1, "one sentence: {error}");
+        }
+    }
+
+    #[test]
+    fn rebootstrap_is_read_from_the_file_and_the_flags() {
+        let read = |keys: &str, flags: &Flags| {
+            let config = parse_with(&format!("trust_bundle_path = \"/b\"\n{keys}"), flags).unwrap();
+            config.rebootstrap()
+        };
+        assert_eq!(read("", &Flags::default()), Rebootstrap::default());
+        let minute = Duration::from_secs(60);
+        let auto = Rebootstrap {
+            mode: RebootstrapMode::Auto,
+            delay: minute,
+        };
+        let keys = "rebootstrap_mode = \"auto\"\nrebootstrap_delay = \"1m\"";
+        assert_eq!(read(keys, &Flags::default()), auto);
+        let flags = Flags {
+            rebootstrap_mode: Some("always".to_owned()),
+            rebootstrap_delay: Some("30s".to_owned()),
+            ..Flags::default()
+        };
+        let always = Rebootstrap {
+            mode: RebootstrapMode::Always,
+            delay: minute / 2,
+        };
+        assert_eq!(read(keys, &flags), always);
+    }
+
+    #[test]
+    fn rebootstrap_is_refused_where_nothing_vouches_for_the_server() {
+        for keys in [
+            "insecure_bootstrap = true\nrebootstrap_mode = \"auto\"",
+            "insecure_bootstrap = true\nrebootstrap_mode = \"always\"",
+        ] {
+            let error = source(keys).unwrap_err();
+            assert!(error.contains("rebootstrap_mode (line 3): must be never with insecure_bootstrap"), "{error}");
+        }
+        let wrong = source("trust_bundle_path = \"/b\"\nrebootstrap_mode = \"sometimes\"").unwrap_err();
+        assert!(wrong.contains("must be never, auto or always: sometimes"), "{wrong}");
+        for flags in [
+            Flags {
+                rebootstrap_mode: Some("x".to_owned()),
+                ..Flags::default()
+            },
+            Flags {
+                rebootstrap_delay: Some("x".to_owned()),
+                ..Flags::default()
+            },
+        ] {
+            let error = parse_with("trust_bundle_path = \"/b\"", &flags).unwrap_err();
+            assert!(error.contains("-rebootstrap"), "{error}");
+        }
     }
 }

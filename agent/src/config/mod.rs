@@ -29,6 +29,7 @@ use zeroize::Zeroizing;
 
 pub use self::admin::AdminSettings;
 pub use self::attestors::{DockerSettings, UnixSettings, UserSocket, WorkloadAttestors};
+pub use self::bootstrap::{Rebootstrap, RebootstrapMode};
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
 pub use self::limits::RateLimits;
 pub use self::node_attestor::X509PopSettings;
@@ -131,6 +132,20 @@ pub enum BootstrapSource {
         /// How it is written.
         format: BundleFormat,
     },
+    /// A URL (`trust_bundle_url`), asked at each attempt.
+    Url {
+        /// `https`, verified by the system's root certificates; `http` over a socket of this machine.
+        url: http::Uri,
+        /// Whom to ask instead of the URL's host (`trust_bundle_unix_socket`).
+        unix_socket: Option<PathBuf>,
+        /// How the answer is written.
+        format: BundleFormat,
+    },
+    /// Another Workload API on this machine (`trust_bundle_spiffe_workload_api`).
+    WorkloadApi {
+        /// Its socket.
+        socket: PathBuf,
+    },
     /// None: the server at the first contact is believed to be the right one.
     Insecure,
 }
@@ -163,6 +178,7 @@ pub struct Config {
     log: LogSettings,
     workload_key_type: KeyType,
     availability_target: Option<Duration>,
+    rebootstrap: Rebootstrap,
     x509_svid_cache_max_size: usize,
     jwt_svid_cache_max_size: usize,
     jwt_svid_cache_hit_timeout: Option<Duration>,
@@ -240,6 +256,7 @@ impl Config {
             log: LogSettings::default(),
             workload_key_type: KeyType::EcP256,
             availability_target: None,
+            rebootstrap: Rebootstrap::default(),
             x509_svid_cache_max_size: DEFAULT_CACHE_SIZE,
             jwt_svid_cache_max_size: DEFAULT_CACHE_SIZE,
             jwt_svid_cache_hit_timeout: None,
@@ -280,6 +297,11 @@ impl Config {
     /// `availability_target`
     pub fn availability_target(&self) -> Option<Duration> {
         self.availability_target
+    }
+
+    /// Whether the agent may return to its bootstrap source (`rebootstrap_mode`, `rebootstrap_delay`).
+    pub fn rebootstrap(&self) -> Rebootstrap {
+        self.rebootstrap
     }
 
     /// `x509_svid_cache_max_size`

@@ -13,7 +13,7 @@ use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
     AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
-    Essentials, Flags, JoinToken, RateLimits, SdsSettings, limits, sds,
+    Essentials, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings, limits, sds,
 };
 use super::{bootstrap, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
@@ -48,6 +48,7 @@ struct Agent {
     server_address: Option<String>,
     server_port: Option<u16>,
     bootstrap: Option<BootstrapSource>,
+    rebootstrap: Rebootstrap,
     data_dir: PathBuf,
     socket_path: PathBuf,
     join_token: Option<JoinToken>,
@@ -83,11 +84,13 @@ impl Agent {
         let data_dir = agent.string("data_dir");
         let allow_unauthenticated_verifiers = agent.bool("allow_unauthenticated_verifiers");
         let disable_workload_api = agent.bool("disable_workload_api");
+        let (bootstrap, rebootstrap) = bootstrap::read(&agent, flags, problems, warnings);
         let mut read = Self {
             trust_domain: read_trust_domain(&agent, flags, problems),
             server_address: flag_or(&flags.server_address, &agent, "server_address"),
             server_port: read_server_port(&agent, flags),
-            bootstrap: bootstrap::read(&agent, flags, problems, warnings),
+            bootstrap,
+            rebootstrap,
             data_dir: given(&flags.data_dir)
                 .or(data_dir)
                 .unwrap_or_else(|| ".".to_owned())
@@ -146,6 +149,7 @@ impl Agent {
             log: self.log,
             workload_key_type: self.workload_key_type,
             availability_target: self.availability_target,
+            rebootstrap: self.rebootstrap,
             x509_svid_cache_max_size: self.x509_svid_cache_max_size,
             jwt_svid_cache_max_size: self.jwt_svid_cache_max_size,
             jwt_svid_cache_hit_timeout: self.experimental.jwt_svid_cache_hit_timeout,

@@ -228,12 +228,6 @@ fn keys_that_would_change_what_is_served_are_refused_by_name() {
         ),
         ("authorized_delegates", "authorized_delegates = [\"/a\"]"),
         ("availability_target", "availability_target = \"23h59m\""),
-        ("trust_bundle_url", "trust_bundle_url = \"https://a\""),
-        (
-            "trust_bundle_spiffe_workload_api",
-            "trust_bundle_spiffe_workload_api = \"/a\"",
-        ),
-        ("rebootstrap_mode", "rebootstrap_mode = \"auto\""),
         ("require_pq_kem", "experimental { require_pq_kem = true }"),
         ("feature_flags", "experimental { feature_flags = [\"x\"] }"),
         ("broker", "experimental { broker { socket_path = \"/a\" } }"),

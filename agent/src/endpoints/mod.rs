@@ -23,4 +23,4 @@ pub mod session;
 pub mod workload_api;
 
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;

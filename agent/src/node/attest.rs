@@ -33,7 +33,7 @@ pub enum AttestError {
     NoAttestor,
     /// There is no usable SVID, and what the node attestor shows works only once.
     #[error(
-        "attest with {0}: it works once and was used or refused; no SVID that was saved is valid at this time"
+        "attest with {0}: it works once and was used or refused; no SVID that was saved is valid at this time: start the agent with a new one"
     )]
     Spent(&'static str),
     /// What the node attestor shows works only once, and what it would bring could not be saved: a restart
@@ -162,6 +162,14 @@ async fn exchange(
 /// The request that a server signs an agent's SVID for; it tells nothing but the key.
 pub(super) fn request(key: &PrivateKey) -> Result<Vec<u8>, AttestError> {
     Csr::build(key, CsrSubject::spire(), None, &[]).map_err(|error| AttestError::Key(error.to_string()))
+}
+
+/// A new SVID that is none by this machine's clock.
+pub(super) fn expired(svid: &X509Svid) -> AttestError {
+    AttestError::UnusableSvid(format!(
+        "it expired at {} by the clock of this machine, which may be wrong",
+        svid.leaf().not_after()
+    ))
 }
 
 /// Checks an SVID that the server signed for this agent.

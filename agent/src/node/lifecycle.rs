@@ -14,11 +14,13 @@ use tokio::time::Instant;
 
 use super::attest::AttestError;
 use super::obtain::saved_svid;
+use super::rebootstrap::ReturnPolicy;
+use super::renew::RenewalTime;
 use super::saving::Unsaved;
 use super::storage::AgentStorage;
 use super::{
-    Backoff, Facts, HeldBundle, Jitter, NodeAttestor, NodeError, NodeHandle, NodeSettings, Shared, bundle_of,
-    renew,
+    Backoff, Facts, HeldBundle, Jitter, News, NodeAttestor, NodeError, NodeHandle, NodeSettings, Shared,
+    bundle_of, renew,
 };
 use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
 
@@ -32,7 +34,7 @@ pub struct Node {
     pub(super) clock: Clock,
     pub(super) jitter: Jitter,
     pub(super) handle: NodeHandle,
-    pub(super) denials: mpsc::Receiver<DenialReason>,
+    pub(super) news: mpsc::Receiver<News>,
     pub(super) bundle: watch::Receiver<Arc<Bundle>>,
     /// A key that nobody certified yet, and where it is kept: for the next attempt.
     pub(super) unused_key: Option<(&'static str, Arc<PrivateKey>)>,
@@ -44,6 +46,12 @@ pub struct Node {
     pub(super) renewal: Schedule,
     pub(super) reattestation: Schedule,
     pub(super) saving: Schedule,
+    /// When the newest SVID is due.
+    pub(super) renewal_time: Option<RenewalTime>,
+    /// The agent asks its bootstrap source again.
+    pub(super) is_returning: bool,
+    /// It was said that nothing verifies the server.
+    pub(super) warned_insecure: bool,
     /// Renew at the next look, whatever the SVID's age.
     pub(super) forced: bool,
     pub(super) status_posted: bool,
@@ -59,7 +67,7 @@ pub(super) struct Schedule {
 /// What the node wakes up for.
 enum Wake {
     Look,
-    Denied(DenialReason),
+    News(News),
     BundleChanged,
 }
 
@@ -68,7 +76,7 @@ impl Node {
     /// network is not touched.
     ///
     /// # Errors
-    /// [`NodeError::Storage`], [`NodeError::OtherTrustDomain`].
+    /// [`NodeError::Storage`], [`NodeError::OtherTrustDomain`], [`NodeError::CannotRebootstrap`].
     pub fn open(
         settings: NodeSettings,
         keys: Arc<dyn PrivateKeyManager>,
@@ -78,8 +86,14 @@ impl Node {
     ) -> Result<Self, NodeError> {
         let storage = AgentStorage::open(&settings.data_dir)?;
         let data = storage.data();
+        let returning = ReturnPolicy::new(&settings, attestor.as_deref(), storage.path())?;
         let saved = saved_svid(&data, &settings, storage.path().to_owned(), &*keys, &clock)?;
-        let svid = saved.map(Arc::new);
+        if let Err(why) = &saved {
+            tracing::info!(why = %why, "no saved SVID is taken up");
+        }
+        let svid = saved.ok().map(Arc::new);
+        let taken_up = |svid: &Arc<X509Svid>| RenewalTime::of_saved(settings.rotation, svid.leaf(), jitter.draw());
+        let renewal_time = svid.as_ref().map(taken_up);
 
         let (svid_sender, svid_receiver) = watch::channel(svid.clone());
         let own_bundle = bundle_of(&settings.trust_domain, data.bundle.clone());
@@ -95,7 +109,7 @@ impl Node {
             Arc::new(HeldBundle(bundle_sender.subscribe())),
             clock.clone(),
         );
-        let (denial_sender, denials) = mpsc::channel(DENIALS);
+        let (news_sender, news) = mpsc::channel(NEWS);
         let facts = Facts {
             has_svid: svid.is_some(),
             ..Facts::default()
@@ -108,7 +122,8 @@ impl Node {
             state,
             svid: svid_sender,
             bundle: bundle_sender,
-            denials: denial_sender,
+            news: news_sender,
+            returning,
         };
         Ok(Self {
             storage: Arc::new(storage),
@@ -118,7 +133,7 @@ impl Node {
             handle: NodeHandle {
                 shared: Arc::new(shared),
             },
-            denials,
+            news,
             bundle,
             unused_key: None,
             unsaved: None,
@@ -127,6 +142,9 @@ impl Node {
             renewal: Schedule::new(&jitter),
             reattestation: Schedule::new(&jitter),
             saving: Schedule::new(&jitter),
+            renewal_time,
+            is_returning: false,
+            warned_insecure: false,
             forced: false,
             status_posted: false,
             jitter,
@@ -156,7 +174,9 @@ impl Node {
         loop {
             match self.wake().await {
                 Wake::Look => self.look().await?,
-                Wake::Denied(reason) => self.denied(reason).await?,
+                Wake::News(News::Denied(reason)) => self.denied(reason).await?,
+                Wake::News(News::Refused(why)) => self.refused(why).await?,
+                Wake::News(News::Distrusted) => self.distrusted().await?,
                 Wake::BundleChanged => self.bundle_changed().await,
             }
         }
@@ -181,7 +201,7 @@ impl Node {
     async fn wake(&mut self) -> Wake {
         let wait = self.until_look();
         tokio::select! {
-            Some(reason) = self.denials.recv() => Wake::Denied(reason),
+            Some(news) = self.news.recv() => Wake::News(news),
             Ok(()) = self.bundle.changed() => Wake::BundleChanged,
             () = tokio::time::sleep(wait) => Wake::Look,
         }
@@ -199,12 +219,10 @@ impl Node {
         let retry = retries
             .map(|at| at.saturating_duration_since(now).max(renew::SHORTEST_WAIT))
             .min();
-        let look = match self.newest_svid() {
+        let look = match self.renewal_time {
             _ if evicted => renew::CHECK_INTERVAL,
             _ if self.forced && self.renewal.next.is_none() => Duration::ZERO,
-            Some(svid) if self.renewal.next.is_none() => {
-                renew::until_check(self.settings.rotation, svid.leaf(), self.clock.now())
-            }
+            Some(due) if self.renewal.next.is_none() => due.until_check(self.clock.now()),
             _ => renew::CHECK_INTERVAL,
         };
         let former = self.held().and_then(|_held| self.svid());
@@ -230,9 +248,7 @@ impl Node {
         if !self.status_posted && self.is_linked() {
             self.post_status().await?;
         }
-        let newest = self.newest_svid().unwrap_or_else(|| Arc::clone(&svid));
-        let due =
-            self.forced || renew::is_due(self.settings.rotation, newest.leaf(), now, self.jitter.draw());
+        let due = self.forced || self.renewal_time.is_some_and(|time| time.is_due(now));
         if !due || !self.renewal.is_due() {
             return Ok(());
         }
@@ -252,8 +268,12 @@ impl Node {
             if let Some(reason) = cause.denial() {
                 return self.denied(reason).await;
             }
-            if matches!(cause, UpstreamError::SvidRefused(_)) && self.may_attest() {
-                return self.attest_after_denial(cause.to_string()).await;
+            match cause {
+                UpstreamError::SvidRefused(_) if self.may_attest() => {
+                    return self.attest_after_denial(cause.to_string()).await;
+                }
+                UpstreamError::UnknownAuthority(why) => self.shared().note_distrust(why),
+                _ => {}
             }
         }
         let wait = self.renewal.backoff.failed();
@@ -279,8 +299,19 @@ impl Node {
                 return self.attest_after_denial(reason.to_string()).await;
             }
         } else if !self.is_evicted() {
-            let text = format!("server denied this agent: {reason}; it cannot attest again by itself");
+            let text = format!("server denied this agent: {reason}; it cannot attest again by itself: {ANEW}");
             self.shared().note(|facts| facts.evicted = Some(text));
+        }
+        Ok(())
+    }
+
+    /// The server refused the SVID in use while connecting: there may be a better one.
+    pub(super) async fn refused(&mut self, why: String) -> Result<(), NodeError> {
+        if self.use_held("the server refused the former one") {
+            return Ok(());
+        }
+        if self.may_attest() && self.reattestation.is_due() {
+            return self.attest_after_denial(why).await;
         }
         Ok(())
     }
@@ -386,8 +417,10 @@ pub(super) fn is_tainted(svid: &X509Svid, bundle: &Bundle) -> bool {
         .any(|authority| authority.tainted && authority.certificate.subject_key_id().is_some_and(signed_by))
 }
 
-/// Reports that may wait; more would say nothing new.
-const DENIALS: usize = 8;
+/// News that may wait; more would say nothing new.
+const NEWS: usize = 8;
+/// What helps an agent that cannot attest again.
+pub(super) const ANEW: &str = "start it with what it needs to join, such as a new join token";
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(30);

@@ -7,33 +7,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
 
-use super::{AttestorError, JoinTokenAttestor, NodeAttestor, NodeError, NodeState};
+use super::life_tests::Repeatable;
+use super::{JoinTokenAttestor, NodeError, NodeState};
 use crate::test_agent::{TestAgent, open, open_at};
 use crate::test_pki::Authority;
 use crate::test_server::TestServer;
 use finial_identity::process::{Clock, Stop};
-
-/// Can attest as often as it likes.
-#[derive(Debug)]
-struct Repeatable;
-
-#[async_trait]
-impl NodeAttestor for Repeatable {
-    fn name(&self) -> &'static str {
-        "repeatable"
-    }
-
-    async fn payload(&self) -> Result<Vec<u8>, AttestorError> {
-        Ok(b"node-1".to_vec())
-    }
-
-    async fn respond(&self, _challenge: &[u8]) -> Result<Vec<u8>, AttestorError> {
-        Err(AttestorError("no challenge expected".to_owned()))
-    }
-}
 
 pub(super) async fn agent_serial(agent: &TestAgent, other_than: Option<&str>) -> String {
     let mut svid = agent.node.svid();

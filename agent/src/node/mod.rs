@@ -6,11 +6,17 @@
 mod attest;
 mod backoff;
 mod bootstrap;
+mod facts;
 mod join_token;
 mod lifecycle;
 #[cfg(test)]
 mod lifecycle_tests;
+#[cfg(test)]
+mod life_tests;
 mod obtain;
+mod rebootstrap;
+#[cfg(test)]
+mod rebootstrap_tests;
 mod renew;
 mod rotation;
 mod saving;
@@ -30,11 +36,14 @@ use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::x509::{Certificate, X509Svid};
 use tokio::sync::{mpsc, watch};
 
-use crate::upstream::{DenialReason, Upstream};
+use self::facts::Facts;
+use self::rebootstrap::ReturnPolicy;
+use crate::config::Rebootstrap;
+use crate::upstream::{DenialReason, Upstream, UpstreamError};
 
 pub use self::attest::AttestError;
 pub use self::backoff::{Backoff, Jitter};
-pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, bundle_of};
+pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleRequest, bundle_of};
 pub use self::join_token::JoinTokenAttestor;
 pub use self::lifecycle::Node;
 pub use self::renew::remaining_at_renewal;
@@ -78,6 +87,8 @@ pub struct NodeSettings {
     pub server_port: u16,
     /// Whom to trust before the server has told.
     pub bootstrap: BootstrapSource,
+    /// Whether to ask that again when the server is no longer trusted.
+    pub rebootstrap: Rebootstrap,
     /// Where `agent-data.json` is kept.
     pub data_dir: PathBuf,
     /// When the agent's SVID is renewed (`availability_target`).
@@ -102,6 +113,9 @@ pub enum NodeError {
         /// What the configuration says.
         configured: TrustDomain,
     },
+    /// It was told to return to its bootstrap source if need be, and cannot.
+    #[error("rebootstrap_mode always: {0}")]
+    CannotRebootstrap(String),
     /// The first attestation was refused for good.
     #[error("agent cannot attest: {0}")]
     Refused(AttestError),
@@ -111,12 +125,12 @@ pub enum NodeError {
 }
 
 /// What the rest of the agent learned about the server.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub enum Report {
     /// The server accepted a call made with the agent's SVID.
     Reachable,
     /// The server cannot be used.
-    Unreachable(String),
+    Unreachable(UpstreamError),
     /// The server denied this agent.
     Denied(DenialReason),
 }
@@ -135,23 +149,19 @@ struct Shared {
     state: watch::Sender<NodeState>,
     svid: watch::Sender<Option<Arc<X509Svid>>>,
     bundle: watch::Sender<Arc<Bundle>>,
-    denials: mpsc::Sender<DenialReason>,
+    news: mpsc::Sender<News>,
+    returning: ReturnPolicy,
 }
 
-/// What the state is computed from.
-#[derive(Clone, Debug, Default)]
-struct Facts {
-    banned: bool,
-    has_svid: bool,
-    attesting: bool,
-    /// Why there is no SVID.
-    attest_trouble: Option<String>,
-    /// The server no longer knows this agent.
-    evicted: Option<String>,
-    renewal_trouble: Option<String>,
-    link_trouble: Option<String>,
-    /// What is not on disk, and why.
-    disk_trouble: Option<saving::DiskTrouble>,
+/// What the owner of the identity must act on.
+#[derive(Debug)]
+enum News {
+    /// The server denied this agent.
+    Denied(DenialReason),
+    /// The server refused the SVID in use while connecting.
+    Refused(String),
+    /// The server's authority is unknown.
+    Distrusted,
 }
 
 impl NodeHandle {
@@ -207,11 +217,11 @@ impl NodeHandle {
         match report {
             Report::Reachable => self.shared.note(|facts| {
                 facts.link_trouble = None;
+                facts.distrust = None;
                 facts.evicted = None;
             }),
-            Report::Unreachable(why) => self.shared.note(|facts| facts.link_trouble = Some(why)),
-            // A denial that finds the queue full is one of many; the next attempt brings it again.
-            Report::Denied(reason) => drop(self.shared.denials.try_send(reason)),
+            Report::Unreachable(error) => self.shared.note_unreachable(&error),
+            Report::Denied(reason) => self.shared.tell(News::Denied(reason)),
         }
     }
 
@@ -243,51 +253,28 @@ impl Shared {
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the facts and publishes the state that follows from them.
-    fn note(&self, change: impl FnOnce(&mut Facts)) {
-        let next = {
-            let mut facts = self.facts();
-            change(&mut facts);
-            facts.state()
-        };
-        self.state.send_if_modified(|state| {
-            let changes = *state != next && state.can_become(&next);
-            if changes {
-                match &next {
-                    NodeState::Degraded(reason) => tracing::warn!(reason, "agent is degraded"),
-                    other => tracing::info!(state = %other, "agent state changed"),
-                }
-                *state = next;
+    fn note_unreachable(&self, error: &UpstreamError) {
+        let text = error.to_string();
+        match error {
+            UpstreamError::UnknownAuthority(why) => {
+                self.note_distrust(why);
+                self.tell(News::Distrusted);
             }
-            changes
-        });
+            UpstreamError::SvidRefused(why) => self.tell(News::Refused(why.clone())),
+            _ => {}
+        }
+        self.note(|facts| facts.link_trouble = Some(text));
     }
-}
 
-impl Facts {
-    fn state(&self) -> NodeState {
-        if self.banned {
-            return NodeState::Banned;
-        }
-        if !self.has_svid {
-            return match &self.attest_trouble {
-                Some(why) => NodeState::Degraded(why.clone()),
-                None if self.attesting => NodeState::Attesting,
-                None => NodeState::Bootstrapping,
-            };
-        }
-        let trouble = self
-            .evicted
-            .as_ref()
-            .or(self.renewal_trouble.as_ref())
-            .or(self.link_trouble.as_ref());
-        match (trouble, &self.disk_trouble) {
-            (None, None) => NodeState::Serving,
-            (Some(why), None) => NodeState::Degraded(why.clone()),
-            (None, Some(disk)) => NodeState::Degraded(disk.to_string()),
-            // A disk is not repaired by what repairs the link, and the other way round.
-            (Some(why), Some(disk)) => NodeState::Degraded(format!("{why}; {disk}")),
-        }
+    /// Notes that the server's authority is unknown. What came of an attempt to overcome that stays in sight.
+    fn note_distrust(&self, why: &str) {
+        let advice = self.returning.advice.clone();
+        self.note(|facts| facts.note_distrust(why.to_owned(), advice));
+    }
+
+    /// News that find the queue full are some of many; the next attempt brings them again.
+    fn tell(&self, news: News) {
+        drop(self.news.try_send(news));
     }
 }
 
@@ -310,26 +297,4 @@ fn removes_authority(held: &Bundle, next: &Bundle) -> bool {
     held.x509_authorities
         .iter()
         .any(|authority| !kept(&authority.certificate))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_state_names_what_matters_most() {
-        let mut facts = Facts::default();
-        assert_eq!(facts.state(), NodeState::Bootstrapping);
-        facts.attesting = true;
-        assert_eq!(facts.state(), NodeState::Attesting);
-        facts.attest_trouble = Some("no bundle".to_owned());
-        assert_eq!(facts.state(), NodeState::Degraded("no bundle".to_owned()));
-        facts.has_svid = true;
-        assert_eq!(facts.state(), NodeState::Serving);
-        facts.link_trouble = Some("unreachable".to_owned());
-        facts.evicted = Some("evicted".to_owned());
-        assert_eq!(facts.state(), NodeState::Degraded("evicted".to_owned()));
-        facts.banned = true;
-        assert_eq!(facts.state(), NodeState::Banned);
-    }
 }

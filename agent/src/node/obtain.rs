@@ -5,14 +5,16 @@ use std::sync::Arc;
 
 use finial_identity::key::{KeyType, PrivateKey, PrivateKeyManager};
 use finial_identity::process::Clock;
-use finial_identity::x509::X509Svid;
-use tokio::sync::watch;
+use finial_identity::x509::{X509Error, X509Svid};
+use time::OffsetDateTime;
 
 use super::attest::{self, AttestError};
 use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
+use super::rebootstrap::Trusted;
+use super::renew::RenewalTime;
 use super::saving::Use;
 use super::storage::{AgentData, StorageError};
-use super::{Backoff, HeldBundle, Node, NodeError, NodeSettings, bootstrap, bundle_of, renew};
+use super::{Backoff, Node, NodeError, NodeSettings, renew};
 use crate::telemetry::metrics;
 use crate::upstream::{ServerTrust, UpstreamError};
 
@@ -35,6 +37,9 @@ impl Node {
             cause,
         })?;
         let svid = attest::usable_svid(chain, key, &self.settings.trust_domain)?;
+        if renew::is_expired(svid.leaf(), self.clock.now()) {
+            return Err(attest::expired(&svid));
+        }
         self.take_up(slot, svid, self.reattestable, Use::OnceSaved).await;
         Ok(())
     }
@@ -74,13 +79,13 @@ impl Node {
             }
         }
         if self.handle.own_bundle().x509_authorities.is_empty() {
-            let (trust, source_name) = self.trust()?;
-            let session = self.upstream().session(trust);
+            let trusted = self.trust().await?;
+            let session = self.upstream().session(trusted.how.clone());
             let fetched = match session {
                 Ok(session) => session.bundle().await,
                 Err(error) => Err(error),
             };
-            let bundle = fetched.map_err(|cause| self.explain(cause, "GetBundle", source_name))?;
+            let bundle = fetched.map_err(|cause| self.explain(cause, "GetBundle", trusted))?;
             self.handle.adopt_bundle(bundle);
             self.bundle_changed().await;
         }
@@ -94,13 +99,15 @@ impl Node {
         }
         let data = self.storage.data();
         let path = self.storage.path().to_owned();
-        let Ok(Some(svid)) = saved_svid(&data, &self.settings, path, &*self.keys, &self.clock) else {
+        let Ok(Ok(svid)) = saved_svid(&data, &self.settings, path, &*self.keys, &self.clock) else {
             return false;
         };
         tracing::info!(
             serial = svid.leaf().serial_hex(),
             "saved agent SVID is in use again"
         );
+        let time = RenewalTime::of_saved(self.settings.rotation, svid.leaf(), self.jitter.draw());
+        self.renewal_time = Some(time);
         self.put_to_use(Arc::new(svid));
         true
     }
@@ -111,11 +118,10 @@ impl Node {
         if self.spent {
             return Err(AttestError::Spent(attestor.name()));
         }
-        let (trust, source_name) = self.trust()?;
-        let configured = match &trust {
-            ServerTrust::Bundle(bundles) => bundles.x509_authorities(&self.settings.trust_domain),
-            ServerTrust::Insecure => None,
-        };
+        let trusted = self.trust().await?;
+        if matches!(trusted.how, ServerTrust::Insecure) && !std::mem::replace(&mut self.warned_insecure, true) {
+            tracing::warn!("insecure bootstrap: the server is not verified at this first contact");
+        }
         self.shared().note(|facts| facts.attesting = true);
         let (slot, key) = self.next_key().await?;
         if attestor.works_once() {
@@ -125,63 +131,39 @@ impl Node {
                 why,
             })?;
         }
-        let attested = attest::attest(self.upstream(), trust, &*attestor, key).await;
+        let attested = attest::attest(self.upstream(), trusted.how.clone(), &*attestor, key).await;
         let settled = attested.as_ref().map_or_else(AttestError::is_permanent, |_| true);
         self.spent = attestor.works_once() && settled;
         let attested = match attested {
             Ok(attested) => attested,
             Err(AttestError::Upstream { cause, .. }) => {
-                return Err(self.explain(cause, attestor.name(), source_name));
+                return Err(self.explain(cause, attestor.name(), trusted));
             }
             Err(error) => return Err(error),
         };
-        let known = self.handle.own_bundle();
-        let bundle = attested.bundle.or_else(|| {
-            let configured = configured.filter(|_| known.x509_authorities.is_empty())?;
-            Some(bundle_of(&self.settings.trust_domain, configured.to_vec()))
-        });
         tracing::info!(spiffe_id = %attested.svid.spiffe_id(), attestor = attestor.name(), "agent attested");
-        if let Some(bundle) = bundle {
+        if let Some(bundle) = attested.bundle.or(trusted.bundle) {
             self.handle.adopt_bundle(bundle);
         }
+        // Kept even if it seems to have expired: a token that brought it works once, and the clock may be wrong.
+        let late = renew::is_expired(attested.svid.leaf(), self.clock.now());
+        let late = late.then(|| attest::expired(&attested.svid));
         self.take_up(slot, attested.svid, attested.reattestable, Use::AtOnce)
             .await;
-        Ok(())
+        late.map_or(Ok(()), Err)
     }
 
-    /// Whom to trust while there is no SVID: the bundle held, else the configured source.
-    fn trust(&self) -> Result<(ServerTrust, String), AttestError> {
-        if !self.handle.own_bundle().x509_authorities.is_empty() {
-            let held = Arc::new(HeldBundle(self.handle.bundle()));
-            return Ok((
-                ServerTrust::Bundle(held),
-                bootstrap::describe_saved(self.storage.path()),
-            ));
+    fn explain(&self, cause: UpstreamError, attestor: &'static str, trusted: Trusted) -> AttestError {
+        let (UpstreamError::UnknownAuthority(why) | UpstreamError::Untrusted(why)) = &cause else {
+            return AttestError::Upstream { attestor, cause };
+        };
+        if trusted.is_held && matches!(cause, UpstreamError::UnknownAuthority(_)) {
+            self.shared().note_distrust(why);
         }
-        let source = &self.settings.bootstrap;
-        match source.load(&self.settings.trust_domain)? {
-            Some(bundle) => {
-                let (_sender, receiver) = watch::channel(Arc::new(bundle));
-                Ok((
-                    ServerTrust::Bundle(Arc::new(HeldBundle(receiver))),
-                    source.describe(),
-                ))
-            }
-            None => {
-                tracing::warn!("insecure bootstrap: the server is not verified at this first contact");
-                Ok((ServerTrust::Insecure, source.describe()))
-            }
-        }
-    }
-
-    fn explain(&self, cause: UpstreamError, attestor: &'static str, source_name: String) -> AttestError {
-        match cause {
-            UpstreamError::UnknownAuthority(why) => AttestError::Distrusted {
-                server: format!("{}:{}", self.settings.server_address, self.settings.server_port),
-                source_name,
-                why,
-            },
-            cause => AttestError::Upstream { attestor, cause },
+        AttestError::Distrusted {
+            server: format!("{}:{}", self.settings.server_address, self.settings.server_port),
+            source_name: trusted.name,
+            why: why.clone(),
         }
     }
 
@@ -219,13 +201,22 @@ impl Node {
     ) {
         self.unused_key = None;
         self.reattestable = reattestable;
+        let drawn = self.jitter.draw();
+        let time = RenewalTime::of_new(self.settings.rotation, svid.leaf(), self.clock.now(), drawn);
+        self.renewal_time = Some(time);
+        self.is_returning = false;
         tracing::info!(
             spiffe_id = %svid.spiffe_id(), serial = svid.leaf().serial_hex(), expires_at = %svid.leaf().not_after(),
             "agent SVID issued"
         );
         self.reattestation.succeeded();
+        self.renewal.succeeded();
         self.save_and_use(slot, Arc::new(svid), when).await;
-        self.shared().note(|facts| facts.evicted = None);
+        self.shared().note(|facts| {
+            facts.evicted = None;
+            facts.distrust = None;
+            facts.renewal_trouble = None;
+        });
     }
 
     pub(super) fn put_to_use(&mut self, svid: Arc<X509Svid>) {
@@ -238,16 +229,16 @@ impl Node {
     }
 }
 
-/// The SVID of an earlier run, if it is still good and its key is there.
+/// The SVID of an earlier run, if it is still good and its key is there; else why not.
 pub(super) fn saved_svid(
     data: &AgentData,
     settings: &NodeSettings,
     path: PathBuf,
     keys: &dyn PrivateKeyManager,
     clock: &Clock,
-) -> Result<Option<X509Svid>, NodeError> {
+) -> Result<Result<X509Svid, NotTakenUp>, NodeError> {
     let Some(leaf) = data.svid.first() else {
-        return Ok(None);
+        return Ok(Err(NotTakenUp::None));
     };
     let saved = leaf.spiffe_id().map_err(|error| StorageError::Corrupted {
         path: path.clone(),
@@ -261,18 +252,23 @@ pub(super) fn saved_svid(
         });
     }
     if renew::is_expired(leaf, clock.now()) {
-        tracing::debug!(expires_at = %leaf.not_after(), "saved SVID has expired");
-        return Ok(None);
+        return Ok(Err(NotTakenUp::Expired(leaf.not_after())));
     }
     let Some((_slot, key)) = renew::key_of(keys, leaf) else {
-        tracing::info!("the key of the saved SVID is gone");
-        return Ok(None);
+        return Ok(Err(NotTakenUp::NoKey));
     };
-    match X509Svid::new(data.svid.clone(), key) {
-        Ok(svid) => Ok(Some(svid)),
-        Err(error) => {
-            tracing::warn!(%error, "saved SVID is not usable");
-            Ok(None)
-        }
-    }
+    Ok(X509Svid::new(data.svid.clone(), key).map_err(NotTakenUp::Unusable))
+}
+
+/// Why a saved SVID is of no use.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum NotTakenUp {
+    #[error("none was saved")]
+    None,
+    #[error("it has expired: {0}")]
+    Expired(OffsetDateTime),
+    #[error("its key is gone")]
+    NoKey,
+    #[error("{0}")]
+    Unusable(X509Error),
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use finial_identity::key::{PrivateKey, PrivateKeyManager};
 use finial_identity::x509::Certificate;
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::rotation::RotationStrategy;
 
@@ -29,7 +30,7 @@ pub(super) fn x509_remaining_at_renewal(leaf: &Certificate, drawn: f64) -> time:
 
 /// The ten seconds that servers backdate certificates by are no part of a life: else one of less than ten seconds
 /// would be due from the start.
-fn life(leaf: &Certificate) -> time::Duration {
+pub(super) fn life(leaf: &Certificate) -> time::Duration {
     let life = leaf.not_after() - leaf.not_before();
     let backdated = if life > BACKDATE { BACKDATE } else { life / 2 };
     life - backdated
@@ -39,14 +40,52 @@ const BACKDATE: time::Duration = time::Duration::seconds(10);
 /// Looking more often would find nothing new.
 pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
-/// Whether an SVID is due at `now`.
-pub(super) fn is_due(
-    rotation: RotationStrategy,
-    leaf: &Certificate,
-    now: OffsetDateTime,
-    drawn: f64,
-) -> bool {
-    leaf.not_after() - now <= rotation.remaining_at_renewal(leaf, drawn)
+/// When the agent's SVID is to be renewed. Settled once, when the SVID is taken up: drawn anew at each look, it would
+/// nearly always come early.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RenewalTime {
+    /// By the clock.
+    at: OffsetDateTime,
+    /// By the time that has passed since, in case the clock is set back.
+    after: Option<Instant>,
+}
+
+impl RenewalTime {
+    /// For an SVID of an earlier run.
+    pub(super) fn of_saved(rotation: RotationStrategy, leaf: &Certificate, drawn: f64) -> Self {
+        Self {
+            at: leaf.not_after() - rotation.remaining_at_renewal(leaf, drawn),
+            after: None,
+        }
+    }
+
+    /// For an SVID that was issued `now`.
+    pub(super) fn of_new(
+        rotation: RotationStrategy,
+        leaf: &Certificate,
+        now: OffsetDateTime,
+        drawn: f64,
+    ) -> Self {
+        let at = rotation.renew_at(leaf, now, drawn);
+        let wait = (at - now).min(life(leaf) - rotation.remaining_at_renewal(leaf, drawn));
+        let wait = Duration::try_from(wait).unwrap_or(Duration::ZERO);
+        Self {
+            at,
+            after: Instant::now().checked_add(wait),
+        }
+    }
+
+    pub(super) fn is_due(&self, now: OffsetDateTime) -> bool {
+        self.at <= now || self.after.is_some_and(|after| after <= Instant::now())
+    }
+
+    /// How long until it is due, at most [`CHECK_INTERVAL`]: the clock may be set, and machines be suspended.
+    pub(super) fn until_check(&self, now: OffsetDateTime) -> Duration {
+        let by_clock = Duration::try_from(self.at - now).unwrap_or(Duration::ZERO);
+        let passed = |after: Instant| after.saturating_duration_since(Instant::now());
+        let wait = self.after.map_or(by_clock, |after| passed(after).min(by_clock));
+        wait.clamp(SHORTEST_WAIT, CHECK_INTERVAL)
+    }
 }
 
 /// Whether an SVID can be used no longer, a second early.
@@ -68,13 +107,6 @@ pub(super) fn until_last_eighth(leaf: &Certificate, now: OffsetDateTime) -> Dura
 
 fn last_eighth(leaf: &Certificate) -> time::Duration {
     life(leaf) / 8
-}
-
-/// How long until the SVID is certainly due, at most [`CHECK_INTERVAL`].
-pub(super) fn until_check(rotation: RotationStrategy, leaf: &Certificate, now: OffsetDateTime) -> Duration {
-    let due = leaf.not_after() - rotation.remaining_at_renewal(leaf, 0.0);
-    let wait = Duration::try_from(due - now).unwrap_or(Duration::ZERO);
-    wait.clamp(SHORTEST_WAIT, CHECK_INTERVAL)
 }
 
 /// How long to wait after a failed renewal: as the backoff says, but often enough that several attempts fit
@@ -119,8 +151,44 @@ mod tests {
         let leaf =
             Authority::new("example.org").leaf("/spire/agent/x/1", NOW, NOW + time::Duration::seconds(1010));
         let at = |seconds: i64| NOW + time::Duration::seconds(10 + seconds);
-        assert!(!is_due(half(), &leaf, at(449), 1.0) && is_due(half(), &leaf, at(450), 1.0));
-        assert!(!is_due(half(), &leaf, at(549), 0.0) && is_due(half(), &leaf, at(550), 0.0));
+        let early = RenewalTime::of_saved(half(), &leaf, 1.0);
+        assert!(!early.is_due(at(449)) && early.is_due(at(450)));
+        let late = RenewalTime::of_saved(half(), &leaf, 0.0);
+        assert!(!late.is_due(at(549)) && late.is_due(at(550)));
+    }
+
+    /// What a fleet does whose SVIDs live for an hour and which looks every five seconds.
+    #[tokio::test(start_paused = true)]
+    async fn renewals_are_spread_evenly_over_a_tenth_of_the_life() {
+        let (from, until) = (NOW - time::Duration::seconds(10), NOW + time::Duration::hours(1));
+        let leaf = Authority::new("example.org").leaf("/spire/agent/x/1", from, until);
+        let mut tenths = [0; 10];
+        for agent in 0..1000 {
+            let time = RenewalTime::of_new(half(), &leaf, NOW, (f64::from(agent) * 0.618).fract());
+            let mut now = NOW;
+            while !time.is_due(now) {
+                now += time.until_check(now);
+            }
+            let share = (until - now) / time::Duration::hours(1);
+            assert!((0.448..=0.551).contains(&share), "{share}");
+            tenths[((share - 0.45).max(0.0) * 100.0).min(9.0) as usize] += 1;
+        }
+        assert!(tenths.iter().all(|count| (70..=130).contains(count)), "{tenths:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clock_that_is_set_back_does_not_put_a_renewal_off() {
+        let (from, until) = (NOW - time::Duration::seconds(10), NOW + time::Duration::hours(1));
+        let leaf = Authority::new("example.org").leaf("/spire/agent/x/1", from, until);
+        let hour = time::Duration::hours(1);
+        for clock in [NOW, NOW - hour] {
+            let time = RenewalTime::of_new(half(), &leaf, clock, 0.5);
+            tokio::time::advance(Duration::from_secs(29 * 60)).await;
+            assert!(!time.is_due(NOW - hour));
+            tokio::time::advance(Duration::from_secs(61)).await;
+            assert!(time.is_due(NOW - hour));
+            assert_eq!(time.until_check(NOW - hour), SHORTEST_WAIT);
+        }
     }
 
     #[test]
@@ -129,8 +197,10 @@ mod tests {
         let end = NOW + time::Duration::hours(40);
         let leaf = Authority::new("example.org").leaf("/spire/agent/x/1", NOW, end);
         let left = |minutes: i64| end - time::Duration::hours(24) - time::Duration::minutes(minutes);
-        assert!(!is_due(rotation, &leaf, left(1), 0.0) && is_due(rotation, &leaf, left(0), 0.0));
-        assert!(!is_due(rotation, &leaf, left(11), 1.0) && is_due(rotation, &leaf, left(10), 1.0));
+        let late = RenewalTime::of_saved(rotation, &leaf, 0.0);
+        assert!(!late.is_due(left(1)) && late.is_due(left(0)));
+        let early = RenewalTime::of_saved(rotation, &leaf, 1.0);
+        assert!(!early.is_due(left(11)) && early.is_due(left(10)));
     }
 
     #[test]
@@ -141,10 +211,12 @@ mod tests {
             NOW - time::Duration::seconds(10),
             NOW + time::Duration::seconds(4),
         );
-        assert_eq!(until_check(half(), &short, NOW), Duration::from_millis(2200));
+        let short = RenewalTime::of_saved(half(), &short, 0.0);
+        assert_eq!(short.until_check(NOW), Duration::from_millis(2200));
         let long = authority.leaf("/spire/agent/x/1", NOW, NOW + time::Duration::hours(1));
-        assert_eq!(until_check(half(), &long, NOW), CHECK_INTERVAL);
-        assert!(until_check(half(), &short, NOW + time::Duration::days(1)) < Duration::from_secs(1));
+        let long = RenewalTime::of_saved(half(), &long, 0.0);
+        assert_eq!(long.until_check(NOW), CHECK_INTERVAL);
+        assert!(short.until_check(NOW + time::Duration::days(1)) < Duration::from_secs(1));
     }
 
     #[test]

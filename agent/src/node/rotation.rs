@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use finial_identity::x509::Certificate;
 
-use super::renew::x509_remaining_at_renewal;
+use super::renew::{life, remaining_at_renewal, x509_remaining_at_renewal};
+use time::OffsetDateTime;
 
 /// The rule for X509-SVIDs, of the agent and of workloads alike. It is SPIRE's (`availability_target`): with a target
 /// an SVID is renewed when no more than that, plus up to ten minutes so that not all are renewed together, is left
@@ -34,6 +35,19 @@ impl RotationStrategy {
         }
     }
 
+    /// When an SVID that was issued `now` is to be renewed. Counted from when it came by this machine's clock, which
+    /// may be ahead of the server's: else each SVID might be due as soon as it is there.
+    pub fn renew_at(self, leaf: &Certificate, now: OffsetDateTime, drawn: f64) -> OffsetDateTime {
+        let end = leaf.not_after();
+        let at = end - self.remaining_at_renewal(leaf, drawn);
+        let has_target = self.availability_target.is_some() && !self.falls_back(leaf);
+        if at > now && has_target {
+            return at;
+        }
+        let left = (end - now).clamp(time::Duration::ZERO, life(leaf));
+        end - remaining_at_renewal(end - left, end, drawn)
+    }
+
     /// Whether there is a target that an SVID with such a life cannot reach.
     pub fn falls_back(self, leaf: &Certificate) -> bool {
         let life = leaf.not_after() - leaf.not_before();
@@ -50,7 +64,6 @@ const GRACE: time::Duration = time::Duration::hours(12);
 mod tests {
     use super::*;
     use crate::test_pki::Authority;
-    use time::OffsetDateTime;
     use time::macros::datetime;
 
     const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
@@ -73,6 +86,22 @@ mod tests {
         assert_eq!(remaining(Some(24), 37, 0.0), time::Duration::hours(24));
         let most = time::Duration::hours(24) + time::Duration::minutes(10);
         assert_eq!(remaining(Some(24), 37, 1.0), most);
+    }
+
+    #[test]
+    fn by_a_clock_that_is_ahead_half_of_what_is_left_remains() {
+        let end = NOW + time::Duration::hours(1);
+        let leaf = Authority::new("example.org").leaf("/a", NOW - time::Duration::seconds(10), end);
+        let renew_at = |now| RotationStrategy::default().renew_at(&leaf, now, 0.5) - NOW;
+        assert_eq!(renew_at(NOW), time::Duration::minutes(30));
+        assert_eq!(renew_at(NOW + time::Duration::minutes(40)), time::Duration::minutes(50));
+        assert_eq!(renew_at(NOW - time::Duration::hours(1)), time::Duration::minutes(30));
+        let day = RotationStrategy::new(Some(Duration::from_secs(24 * 3600)));
+        let end = NOW + time::Duration::hours(40);
+        let leaf = Authority::new("example.org").leaf("/a", NOW, end);
+        assert_eq!(end - day.renew_at(&leaf, NOW, 0.0), time::Duration::hours(24));
+        let late = NOW + time::Duration::hours(20);
+        assert!(day.renew_at(&leaf, late, 0.0) > late + time::Duration::hours(9));
     }
 
     #[test]

@@ -354,7 +354,7 @@ impl Feed {
         match error.denial() {
             Some(reason) => self.node.report(Report::Denied(reason)),
             None if first => {}
-            None => self.node.report(Report::Unreachable(error.to_string())),
+            None => self.node.report(Report::Unreachable(error.clone())),
         }
         if matches!(error, UpstreamError::Malformed(_)) {
             self.cursor = Cursor::default();

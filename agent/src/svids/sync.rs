@@ -287,7 +287,7 @@ impl Writer {
         let now = self.clock.now();
         let taken = usable_svid(wanted, chain, key, now).and_then(|svid| {
             let leaf = svid.leaf().clone();
-            let renew_at = leaf.not_after() - self.rotation.remaining_at_renewal(&leaf, self.jitter.draw());
+            let renew_at = self.rotation.renew_at(&leaf, now, self.jitter.draw());
             self.model
                 .issued(wanted, IssuedSvid::new(svid), renew_at, now)
                 .map_err(str::to_owned)?;

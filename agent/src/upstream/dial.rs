@@ -3,7 +3,7 @@
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
+use super::attended::Attended;
 use super::error::{UpstreamError, classify_tls, tls_error};
 
 /// Where the server is. Clones share the rotation of addresses and the count of connections.
@@ -31,6 +32,8 @@ struct Inner {
     /// accepts and then drops connections does not hold us.
     rotation: AtomicUsize,
     connections: AtomicU64,
+    /// What the server said against our certificate, which with TLS 1.3 it says after the handshake.
+    refusal: Mutex<Option<UpstreamError>>,
 }
 
 /// Why no connection was made.
@@ -47,6 +50,7 @@ impl Target {
                 port,
                 rotation: AtomicUsize::new(0),
                 connections: AtomicU64::new(0),
+                refusal: Mutex::new(None),
             }),
         }
     }
@@ -54,6 +58,16 @@ impl Target {
     /// How many connections were made so far.
     pub(super) fn connections(&self) -> u64 {
         self.inner.connections.load(Ordering::Relaxed)
+    }
+
+    /// Why the server ended the last connection, if it was for our certificate; told once.
+    pub(super) fn take_refusal(&self) -> Option<UpstreamError> {
+        self.refusal().take()
+    }
+
+    fn refusal(&self) -> MutexGuard<'_, Option<UpstreamError>> {
+        // The value is replaced whole, so a panic cannot leave it half-changed.
+        self.inner.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts with another address next time.
@@ -90,7 +104,7 @@ impl Target {
         }
     }
 
-    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<TlsStream<TcpStream>, DialError> {
+    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<Attended, DialError> {
         let addresses = self.resolve().await?;
         let mut worst: Option<UpstreamError> = None;
         let start = self.inner.rotation.load(Ordering::Relaxed);
@@ -101,7 +115,8 @@ impl Target {
             match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect_to(*address, &tls)).await {
                 Ok(Ok(stream)) => {
                     self.inner.connections.fetch_add(1, Ordering::Relaxed);
-                    return Ok(stream);
+                    *self.refusal() = None;
+                    return Ok(Attended::new(stream, self.clone()));
                 }
                 Ok(Err(cause)) => worst = Some(graver(worst, cause)),
                 Err(_elapsed) => {
@@ -151,6 +166,15 @@ impl Target {
     }
 }
 
+impl Target {
+    /// Notes an error of a connection that was made, if it says what the server has against our certificate.
+    pub(super) fn note(&self, error: &io::Error) {
+        if let Some(refused @ UpstreamError::SvidRefused(_)) = tls_error(error).map(classify_tls) {
+            *self.refusal() = Some(refused);
+        }
+    }
+}
+
 impl DialError {
     pub(super) fn to_upstream(&self) -> UpstreamError {
         self.cause.clone()
@@ -168,7 +192,7 @@ impl std::error::Error for DialError {}
 /// Of the failures at several addresses, one that an operator must look at wins over one that may pass.
 fn graver(held: Option<UpstreamError>, new: UpstreamError) -> UpstreamError {
     match held {
-        Some(held) if matches!(held, UpstreamError::UnknownAuthority(_)) => held,
+        Some(held @ (UpstreamError::UnknownAuthority(_) | UpstreamError::Untrusted(_))) => held,
         _ => new,
     }
 }

@@ -9,7 +9,7 @@ use finial_proto::google::rpc::Status as RpcStatus;
 use finial_proto::spire::api::types::PermissionDeniedDetails;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
 use prost::Message;
-use rustls::AlertDescription;
+use rustls::{AlertDescription, CertificateError};
 use tonic::{Code, Status};
 
 use super::dial::DialError;
@@ -25,9 +25,12 @@ pub enum UpstreamError {
         /// What the server said.
         message: String,
     },
-    /// The server's certificate does not verify against the trust bundle, or is not the server's.
+    /// The server's certificate is of no authority in the trust bundle.
     #[error("server is not trusted: {0}")]
     UnknownAuthority(String),
+    /// The server's certificate is not valid now, or not the server's.
+    #[error("server is not trusted: {0}")]
+    Untrusted(String),
     /// The server refused this agent's certificate while connecting.
     #[error("server refused the agent's certificate: {0}")]
     SvidRefused(String),
@@ -74,9 +77,11 @@ impl UpstreamError {
     /// Whether the same call can succeed later without anybody changing anything.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Superseded | Self::Unavailable(_) | Self::UnknownAuthority(_) | Self::SvidRefused(_) => {
-                true
-            }
+            Self::Superseded
+            | Self::Unavailable(_)
+            | Self::UnknownAuthority(_)
+            | Self::Untrusted(_)
+            | Self::SvidRefused(_) => true,
             Self::Other { code, .. } => {
                 matches!(
                     code,
@@ -106,7 +111,7 @@ impl UpstreamError {
     pub fn code(&self) -> Code {
         match self {
             Self::PermissionDenied { .. } => Code::PermissionDenied,
-            Self::UnknownAuthority(_) | Self::SvidRefused(_) => Code::Unauthenticated,
+            Self::UnknownAuthority(_) | Self::Untrusted(_) | Self::SvidRefused(_) => Code::Unauthenticated,
             Self::Superseded => Code::Aborted,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::Unavailable(_) => Code::Unavailable,
@@ -211,7 +216,15 @@ pub(super) fn classify_tls(error: &rustls::Error) -> UpstreamError {
         | rustls::Error::NoCertificatesPresented
         | rustls::Error::UnsupportedNameType => {
             let ours = PeerError::within(error).map(ToString::to_string);
-            UpstreamError::UnknownAuthority(ours.unwrap_or_else(|| error.to_string()))
+            let mut why = ours.unwrap_or_else(|| error.to_string());
+            if is_of_time(error) {
+                why.push_str("; the clock here or there may be wrong");
+            }
+            if matches!(error, rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) {
+                UpstreamError::UnknownAuthority(why)
+            } else {
+                UpstreamError::Untrusted(why)
+            }
         }
         rustls::Error::AlertReceived(
             AlertDescription::BadCertificate
@@ -225,6 +238,16 @@ pub(super) fn classify_tls(error: &rustls::Error) -> UpstreamError {
         ) => UpstreamError::SvidRefused(error.to_string()),
         _ => UpstreamError::Unavailable(format!("tls: {error}")),
     }
+}
+
+fn is_of_time(error: &rustls::Error) -> bool {
+    use CertificateError::{Expired, ExpiredContext, NotValidYet, NotValidYetContext};
+    matches!(
+        error,
+        rustls::Error::InvalidCertificate(
+            Expired | ExpiredContext { .. } | NotValidYet | NotValidYetContext { .. }
+        )
+    )
 }
 
 /// The TLS failure that an I/O error carries.
@@ -297,6 +320,11 @@ mod tests {
             classify_tls(&untrusted),
             UpstreamError::UnknownAuthority(_)
         ));
+        // Another authority would not help: the clock, or the server's name, is wrong.
+        for certificate in [CertificateError::Expired, CertificateError::ApplicationVerificationFailure] {
+            let error = rustls::Error::InvalidCertificate(certificate);
+            assert!(matches!(classify_tls(&error), UpstreamError::Untrusted(_)));
+        }
         let refused = rustls::Error::AlertReceived(AlertDescription::CertificateExpired);
         assert!(matches!(classify_tls(&refused), UpstreamError::SvidRefused(_)));
         let wrapped = io::Error::new(io::ErrorKind::InvalidData, untrusted);

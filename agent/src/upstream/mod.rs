@@ -4,6 +4,7 @@
 //! it and fail over together. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
 //! run in a [`Session`] of their own without a client certificate. Wire types stop here.
 
+mod attended;
 mod attest;
 mod dial;
 mod entries;
@@ -363,7 +364,12 @@ impl Upstream {
 
     /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile concerns nobody.
     fn judge(&self, line: &Line, status: Status) -> UpstreamError {
-        let error = UpstreamError::from(status);
+        let mut error = UpstreamError::from(status);
+        if matches!(error, UpstreamError::Unavailable(_))
+            && let Some(refused) = self.shared.target.take_refusal()
+        {
+            error = refused;
+        }
         let current = self.shared.svid.borrow();
         let superseded = !current.as_ref().is_some_and(|svid| Arc::ptr_eq(svid, &line.svid));
         if superseded

@@ -60,14 +60,17 @@ fn a_child_that_keeps_the_connection_of_a_process_that_ended_gets_nothing() {
             &[],
             &format!(
                 "
-os.setuid({ONE})
-gone, alive = os.pipe()
-sock = connect(path)
-{accepted}
+gone, told = os.pipe()
 if os.fork() == 0:
-    os.close(alive)
-    os.read(gone, 1)
-    say(call(sock))
+    os.setuid({ONE})
+    sock = connect(path)
+    {accepted}
+    if os.fork() == 0:
+        os.read(gone, 1)
+        say(call(sock))
+    os._exit(0)
+os.wait()
+os.write(told, b'x')
 "
             ),
         );

@@ -23,6 +23,8 @@ use crate::workload::Process;
 const PUSH_LAG: Duration = Duration::from_millis(500);
 /// How long an SVID that is being signed is waited for before a caller gets what there is.
 const ISSUE_WAIT: Duration = Duration::from_secs(10);
+/// How often a caller looks whether an expired SVID has left the cache.
+const EXPIRY_LOOK: Duration = Duration::from_secs(1);
 
 /// An attested call that lasts as long as its stream.
 #[derive(Debug)]
@@ -212,6 +214,12 @@ impl Session {
             }
         };
         let view = self.shared.views.view(snapshot, &self.selectors);
+        if matches!(self.access, Access::X509Svids | Access::Secrets)
+            && view.holds_expired(self.shared.parts.clock.now())
+        {
+            // The machine slept, or its clock was set: the cache is about to notice.
+            return Verdict::Wait(Some(now + EXPIRY_LOOK));
+        }
         if self.access == Access::Secrets {
             // What an earlier run saved is served at once, and without it the bundle may be an old one.
             return if synced || !view.is_empty() {

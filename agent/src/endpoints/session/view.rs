@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use finial_identity::bundle::Bundle;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::TrustDomain;
+use time::OffsetDateTime;
 
 use crate::svids::{CachedEntry, IssuedSvid, Snapshot};
 
@@ -66,6 +67,12 @@ impl View {
     /// How many identities have an SVID, and how many have none yet.
     pub fn issued_and_missing(&self) -> (usize, usize) {
         (self.issued, self.entries.len() - self.issued)
+    }
+
+    /// Whether an SVID is among them that must not be handed out any more.
+    pub(super) fn holds_expired(&self, now: OffsetDateTime) -> bool {
+        let mut svids = self.entries_of_any_hint.iter().filter_map(|entry| svid_of(entry));
+        svids.any(|svid| svid.usable_until() <= now)
     }
 
     /// Bundles by which the caller verifies others: the own one and those its identities federate with.

@@ -222,9 +222,24 @@ async fn a_stream_whose_svids_ran_out_stays_open_for_the_next_ones() {
     let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
     call.next().await.unwrap();
     world.publish_entries(vec![world.unissued("a")]);
-    let waiting = tokio::time::timeout(Duration::from_secs(3600), call.next()).await;
-    assert!(waiting.is_err(), "an hour later it is still open");
+    let waiting = tokio::time::timeout(Duration::from_secs(1800), call.next()).await;
+    assert!(waiting.is_err(), "half an hour later it is still open");
     world.publish_entries(vec![world.entry("a")]);
+    assert!(call.next().await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expired_while_the_machine_slept_is_not_handed_out() {
+    let clock = Clock::paused_at(Clock::system().now());
+    let world = World::at(clock.clone());
+    world.publish_entries(vec![world.entry("a")]);
+    let workload = Workload::start();
+    // The cache has not noticed yet.
+    clock.shift(time::Duration::hours(2));
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
+    let waiting = tokio::time::timeout(Duration::from_secs(60), call.next()).await;
+    assert!(waiting.is_err());
+    clock.shift(time::Duration::hours(-2));
     assert!(call.next().await.is_ok());
 }
 

@@ -1,0 +1,129 @@
+//! Days in the life of an agent in the moments that a test takes: a machine, a server elsewhere, and a clock for each.
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests own their tasks and measure their own patience"
+)]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use finial_identity::process::Clock;
+use tempfile::TempDir;
+
+use crate::node::{NodeAttestor, NodeSettings};
+use crate::test_agent::{self, TestAgent};
+use crate::test_server::TestServer;
+
+/// Must be made on a runtime whose time is paused. Timers move when the test says so and not otherwise, while sockets
+/// and the server are real.
+#[derive(Debug)]
+pub(crate) struct World {
+    /// The agent's clock.
+    pub(crate) clock: Clock,
+    server_clock: Clock,
+    pub(crate) server: TestServer,
+    pub(crate) dir: TempDir,
+    /// As long as this lives, a blocking task runs, and tokio does not move its paused time by itself.
+    _hold: std::sync::mpsc::Sender<()>,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let (hold, released) = std::sync::mpsc::channel();
+        tokio::task::spawn_blocking(move || released.recv().is_err());
+        let server_clock = Clock::offset(time::Duration::ZERO);
+        Self {
+            clock: Clock::offset(time::Duration::ZERO),
+            server: TestServer::start_at(server_clock.clone()),
+            server_clock,
+            dir: tempfile::tempdir().unwrap(),
+            _hold: hold,
+        }
+    }
+
+    pub(crate) fn settings(&self) -> NodeSettings {
+        test_agent::settings(&self.server, self.dir.path())
+    }
+
+    pub(crate) fn start(&self, attestor: impl NodeAttestor + 'static) -> TestAgent {
+        self.start_as(self.settings(), attestor)
+    }
+
+    pub(crate) fn start_as(
+        &self,
+        settings: NodeSettings,
+        attestor: impl NodeAttestor + 'static,
+    ) -> TestAgent {
+        TestAgent::start_as(settings, Some(Arc::new(attestor)), self.clock.clone())
+    }
+
+    /// Waits for what sockets and disks bring. No time passes.
+    pub(crate) async fn until(&self, what: &str, agent: &TestAgent, mut holds: impl FnMut() -> bool) {
+        let started = Instant::now();
+        while !holds() {
+            let state = agent.node.state().borrow().to_string();
+            assert!(
+                started.elapsed() < PATIENCE,
+                "gave up waiting for {what}: {state}; calls: {:?}",
+                self.server.calls("")
+            );
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Time passes everywhere, at most `step` at once.
+    pub(crate) async fn pass(&self, time: Duration, step: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let step = left.min(step);
+            self.sleep(step);
+            tokio::time::advance(step).await;
+            self.settle().await;
+            left -= step;
+        }
+    }
+
+    /// Lets time pass, second by second, until something holds. Gives how long that took.
+    pub(crate) async fn pass_until(
+        &self,
+        what: &str,
+        agent: &TestAgent,
+        limit: Duration,
+        mut holds: impl FnMut() -> bool,
+    ) -> Duration {
+        let second = Duration::from_secs(1);
+        let mut passed = Duration::ZERO;
+        self.settle().await;
+        while !holds() {
+            let state = agent.node.state().borrow().to_string();
+            assert!(passed < limit, "no {what} after {passed:?}: {state}");
+            self.pass(second, second).await;
+            passed += second;
+        }
+        passed
+    }
+
+    /// The machine is suspended: clocks go on, timers do not.
+    pub(crate) fn sleep(&self, time: Duration) {
+        let time = time::Duration::try_from(time).unwrap();
+        assert!(self.clock.shift(time) && self.server_clock.shift(time));
+    }
+
+    /// Lets what is under way come to an end: nothing has called the server for a while.
+    async fn settle(&self) {
+        let mut calls = self.server.calls("").len();
+        let mut quiet = Instant::now();
+        while quiet.elapsed() < QUIET {
+            tokio::task::yield_now().await;
+            let now = self.server.calls("").len();
+            if now != calls {
+                (calls, quiet) = (now, Instant::now());
+            }
+        }
+    }
+}
+
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Longer than an answer of the server takes mostly; where it takes longer, the agent sees a slow server.
+const QUIET: Duration = Duration::from_millis(8);

@@ -1,0 +1,85 @@
+//! A connection that remembers why its server ended it.
+//!
+//! With TLS 1.3 a server looks at the client's certificate after the client has finished the handshake. What it says
+//! against it arrives among the first bytes read, and HTTP/2 makes "connection closed" of that.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
+
+use super::dial::Target;
+
+/// See the module's text.
+#[derive(Debug)]
+pub(super) struct Attended {
+    stream: TlsStream<TcpStream>,
+    target: Target,
+    /// Writing failed, and what the server said last has not been read yet.
+    failed: Option<io::Error>,
+}
+
+impl Attended {
+    pub(super) fn new(stream: TlsStream<TcpStream>, target: Target) -> Self {
+        Self {
+            stream,
+            target,
+            failed: None,
+        }
+    }
+
+    /// Writes, unless that failed before. A connection that cannot be written is told to be broken as soon as its
+    /// last words are read: they are there, or its end is, at the latest when the system gives it up.
+    fn write<T>(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl FnOnce(Pin<&mut TlsStream<TcpStream>>, &mut Context<'_>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if self.failed.is_none() {
+            match write(Pin::new(&mut self.stream), cx) {
+                Poll::Ready(Err(error)) => self.failed = Some(error),
+                written => return written,
+            }
+        }
+        let mut scratch = [0];
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut scratch));
+        match read {
+            Poll::Pending => return Poll::Pending,
+            Poll::Ready(Err(error)) => self.target.note(&error),
+            Poll::Ready(Ok(())) => {}
+        }
+        let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
+        Poll::Ready(Err(self.failed.take().unwrap_or_else(broken)))
+    }
+}
+
+impl AsyncRead for Attended {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if let Poll::Ready(Err(error)) = &read {
+            self.target.note(error);
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Attended {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.write(cx, |stream, cx| stream.poll_write(cx, buf))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.write(cx, |stream, cx| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,127 @@
+//! A machine, or a server, that stands still for longer than certificates live, as one that was suspended.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use finial_identity::x509::Certificate;
+use finial_tests::{Entry, Program, Stack, StackOptions, wait_until};
+use rustix::process::Signal;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+#[test]
+fn a_machine_that_stood_still_serves_again_without_a_hand_on_it() {
+    let mut stack = Stack::start(StackOptions {
+        x509_svid_ttl: "10s".into(),
+        server: "agent_ttl = \"30m\"".into(),
+        ..StackOptions::default()
+    });
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_rust-spiffe-client"));
+    command
+        .args(["watch", "100000"])
+        .env("SPIFFE_ENDPOINT_SOCKET", stack.endpoint());
+    let mut client = Program::start("workload", &mut command);
+    client.wait_for_line("update 1 ", LIMIT);
+    let agent_id = stack.agent_id();
+
+    stack.server().signal(Signal::STOP);
+    stack.agent().signal(Signal::STOP);
+    // The workload's SVID and the server's own expire.
+    let seen = client.lines().len();
+    pass(Duration::from_secs(15));
+    stack.server().signal(Signal::CONT);
+    stack.agent().signal(Signal::CONT);
+
+    wait_until("the open stream to bring new SVIDs", LIMIT, || {
+        client.lines().len() >= seen + 2
+    });
+    assert!(client.is_running(), "{}", client.lines().join("\n"));
+    stack.wait_server();
+    stack.wait_agent();
+    assert_is_valid(&stack);
+    // A change reaches the workload: the agent has its server again.
+    stack.create_entry(&Entry::for_me("/later"));
+    stack.wait_identity("/later");
+    assert_eq!(stack.agent_id(), agent_id, "the agent is the same");
+}
+
+#[test]
+fn an_agent_whose_own_svid_expired_in_its_sleep_runs_on_and_says_what_it_needs() {
+    let mut stack = Stack::start(StackOptions {
+        x509_svid_ttl: "10s".into(),
+        server: "agent_ttl = \"15s\"".into(),
+        ..StackOptions::default()
+    });
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    stack.server().signal(Signal::STOP);
+    stack.agent().signal(Signal::STOP);
+    pass(Duration::from_secs(20));
+    stack.server().signal(Signal::CONT);
+    stack.agent().signal(Signal::CONT);
+    let said = stack.agent().wait_for_line("start the agent with a new one", LIMIT);
+    assert!(said.contains("join_token"), "{said}");
+    let fetched = stack.agent_cli(&["api", "fetch", "x509"]);
+    assert!(!fetched.status.success(), "nothing is left to serve: {}", fetched.stdout);
+    assert!(stack.agent().is_running());
+
+    stack.wait_server();
+    let token = stack.join_token();
+    assert!(stack.agent().terminate().success());
+    stack.start_agent(&["-joinToken", &token]);
+    stack.agent().wait_for_line("agent attested", LIMIT);
+    stack.wait_agent();
+}
+
+#[test]
+fn a_server_that_outlived_its_authority_makes_another_and_its_agents_say_what_they_need() {
+    let mut stack = Stack::start(StackOptions {
+        ca_ttl: "30s".into(),
+        x509_svid_ttl: "5s".into(),
+        ..StackOptions::default()
+    });
+    let before = authority(&stack);
+    stack.server().signal(Signal::STOP);
+    pass(Duration::from_secs(35));
+    stack.server().signal(Signal::CONT);
+    stack.wait_server();
+    wait_until("another authority", LIMIT, || authority(&stack) != before);
+
+    // Nothing that the agent knows vouches for the server, and what it joined with worked once.
+    stack.agent().wait_for_line("is not trusted", LIMIT);
+    assert!(stack.agent().is_running());
+    assert!(stack.agent().terminate().success());
+
+    // What an operator does.
+    let dir = stack.dir().join("agent");
+    std::fs::rename(dir.join("agent-data.json"), dir.join("agent-data.old")).expect("it is moved");
+    stack.write_bundle();
+    let token = stack.join_token();
+    stack.start_agent(&["-joinToken", &token]);
+    stack.wait_agent();
+    assert!(stack.agent().terminate().success());
+}
+
+/// Waits although nothing is to be seen: certificates expire.
+fn pass(time: Duration) {
+    let start = Instant::now();
+    wait_until("time to pass", LIMIT, || start.elapsed() >= time);
+}
+
+fn authority(stack: &Stack) -> String {
+    let shown = stack.server_cli_ok(&["localauthority", "x509", "show", "-output", "json"]);
+    let shown = shown.json();
+    let id = shown["active"]["authority_id"].as_str();
+    id.unwrap_or_default().to_owned()
+}
+
+fn assert_is_valid(stack: &Stack) {
+    let dir = stack.dir().join("fetched");
+    std::fs::create_dir(&dir).expect("a directory");
+    stack.agent_cli_ok(&["api", "fetch", "x509", "-write", &dir.display().to_string()]);
+    let pem = std::fs::read_to_string(dir.join("svid.0.pem")).expect("an SVID was written");
+    let leaf = Certificate::from_pem(&pem).expect("PEM").remove(0);
+    assert!(leaf.not_after() > time::OffsetDateTime::now_utc());
+}
