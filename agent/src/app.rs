@@ -25,7 +25,7 @@ use crate::endpoints::delegated::{DelegatedIdentity, DelegatedIdentityParts};
 use crate::endpoints::explain::{ExplainParts, ExplainService, Redaction};
 use crate::endpoints::health::Probe;
 use crate::endpoints::http::{HttpError, HttpListeners, Watched};
-use crate::endpoints::limits::{AdminShare, Admission};
+use crate::endpoints::limits::{AdminShare, Admission, trim_after_crowds};
 use crate::endpoints::listener::{AdminSocketError, LocalSocket};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
@@ -191,6 +191,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         );
     }
     let admission = Admission::for_open_files(files).limited_to(config.rate_limits());
+    tasks.spawn("memory", trim_after_crowds(admission.clone(), stop.clone()));
     tasks.spawn(
         "workload-api",
         socket.serve(routes, admission, ProcFs::default(), stop.clone()),

@@ -141,4 +141,3 @@ fn authority_name(key: &PrivateKey) -> DistinguishedName {
     name.push(DnType::CommonName, id);
     name
 }
-

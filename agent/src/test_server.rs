@@ -382,11 +382,7 @@ async fn serve(
         clock.clone(),
         false,
     );
-    let tls = TlsAcceptor::from(Arc::new(peer::server_config(
-        svid,
-        Some(verifier),
-        clock,
-    )));
+    let tls = TlsAcceptor::from(Arc::new(peer::server_config(svid, Some(verifier), clock)));
     let (sender, accepted) = mpsc::channel(16);
     tokio::spawn(async move {
         while let Ok((stream, _from)) = listener.accept().await {

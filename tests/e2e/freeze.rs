@@ -61,10 +61,16 @@ fn an_agent_whose_own_svid_expired_in_its_sleep_runs_on_and_says_what_it_needs()
     pass(Duration::from_secs(20));
     stack.server().signal(Signal::CONT);
     stack.agent().signal(Signal::CONT);
-    let said = stack.agent().wait_for_line("start the agent with a new one", LIMIT);
+    let said = stack
+        .agent()
+        .wait_for_line("start the agent with a new one", LIMIT);
     assert!(said.contains("join_token"), "{said}");
     let fetched = stack.agent_cli(&["api", "fetch", "x509"]);
-    assert!(!fetched.status.success(), "nothing is left to serve: {}", fetched.stdout);
+    assert!(
+        !fetched.status.success(),
+        "nothing is left to serve: {}",
+        fetched.stdout
+    );
     assert!(stack.agent().is_running());
 
     stack.wait_server();

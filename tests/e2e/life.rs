@@ -34,7 +34,9 @@ fn an_evicted_agent_serves_what_it_has_and_comes_back_with_a_new_token() {
     stack.wait_identity("/me");
     let id = stack.agent_id();
     stack.server_cli_ok(&["agent", "evict", "-spiffeID", &id]);
-    let said = stack.agent().wait_for_line("cannot attest again by itself", LIMIT);
+    let said = stack
+        .agent()
+        .wait_for_line("cannot attest again by itself", LIMIT);
     assert!(said.contains("such as a new join token"), "{said}");
     stack.wait_identity("/me");
     assert!(stack.agent().is_running());
@@ -61,7 +63,9 @@ fn an_agent_from_a_snapshot_says_that_its_svid_is_not_the_last_one() {
     stack.agent().kill_hard();
     copy(&snapshot, &data);
     stack.start_agent(&[]);
-    let said = stack.agent().wait_for_line("agent SVID is not the active one", LIMIT);
+    let said = stack
+        .agent()
+        .wait_for_line("agent SVID is not the active one", LIMIT);
     assert!(said.contains("cannot attest again by itself"), "{said}");
     assert!(stack.agent().is_running());
 }

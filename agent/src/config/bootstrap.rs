@@ -50,7 +50,10 @@ pub(super) fn read(
     let insecure = agent.bool("insecure_bootstrap");
     let insecure = flags.insecure_bootstrap.or(insecure).unwrap_or_default();
     let rebootstrap = read_rebootstrap(agent, flags, insecure, problems, warnings);
-    (read_source(agent, flags, insecure, problems, warnings), rebootstrap)
+    (
+        read_source(agent, flags, insecure, problems, warnings),
+        rebootstrap,
+    )
 }
 
 fn read_source(
@@ -74,13 +77,20 @@ fn read_source(
         ("trust_bundle_spiffe_workload_api", workload_api.is_some()),
         ("insecure_bootstrap", insecure),
     ];
-    let chosen: Vec<_> = chosen.iter().filter(|(_key, is)| *is).map(|(key, _)| *key).collect();
+    let chosen: Vec<_> = chosen
+        .iter()
+        .filter(|(_key, is)| *is)
+        .map(|(key, _)| *key)
+        .collect();
     if let [first, second, ..] = chosen.as_slice() {
         agent.problem(second, format!("only one of {first} and {second} can be set"));
         return None;
     }
     if unix_socket.is_some() && url.is_none() {
-        agent.problem("trust_bundle_unix_socket", "can only be set with trust_bundle_url");
+        agent.problem(
+            "trust_bundle_unix_socket",
+            "can only be set with trust_bundle_url",
+        );
         return None;
     }
     if let Some(path) = path {
@@ -178,7 +188,9 @@ fn parse_mode(text: &str) -> Result<RebootstrapMode, String> {
 
 /// A URL whose answer can be trusted: over TLS, or over a socket of this machine.
 fn check_url(text: &str, over_socket: bool) -> Result<Uri, String> {
-    let url: Uri = text.parse().map_err(|error| format!("not a URL: {text}: {error}"))?;
+    let url: Uri = text
+        .parse()
+        .map_err(|error| format!("not a URL: {text}: {error}"))?;
     let (scheme, with) = if over_socket {
         ("http", " with trust_bundle_unix_socket")
     } else {
@@ -232,14 +244,17 @@ mod tests {
 
     #[test]
     fn each_source_is_read() {
-        let url = source(r#"trust_bundle_url = "https://bundles.example.org:8443/b?x=1" trust_bundle_format = "spiffe""#);
+        let url = source(
+            r#"trust_bundle_url = "https://bundles.example.org:8443/b?x=1" trust_bundle_format = "spiffe""#,
+        );
         let expected = BootstrapSource::Url {
             url: Uri::from_static("https://bundles.example.org:8443/b?x=1"),
             unix_socket: None,
             format: BundleFormat::Spiffe,
         };
         assert_eq!(url.unwrap(), expected);
-        let socket = source(r#"trust_bundle_url = "http://localhost/b" trust_bundle_unix_socket = "/run/b.sock""#);
+        let socket =
+            source(r#"trust_bundle_url = "http://localhost/b" trust_bundle_unix_socket = "/run/b.sock""#);
         let expected = BootstrapSource::Url {
             url: Uri::from_static("http://localhost/b"),
             unix_socket: Some("/run/b.sock".into()),
@@ -321,10 +336,16 @@ mod tests {
             "insecure_bootstrap = true\nrebootstrap_mode = \"always\"",
         ] {
             let error = source(keys).unwrap_err();
-            assert!(error.contains("rebootstrap_mode (line 3): must be never with insecure_bootstrap"), "{error}");
+            assert!(
+                error.contains("rebootstrap_mode (line 3): must be never with insecure_bootstrap"),
+                "{error}"
+            );
         }
         let wrong = source("trust_bundle_path = \"/b\"\nrebootstrap_mode = \"sometimes\"").unwrap_err();
-        assert!(wrong.contains("must be never, auto or always: sometimes"), "{wrong}");
+        assert!(
+            wrong.contains("must be never, auto or always: sometimes"),
+            "{wrong}"
+        );
         for flags in [
             Flags {
                 rebootstrap_mode: Some("x".to_owned()),

@@ -1,6 +1,7 @@
 //! Whether the files are written, for probes over HTTP.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::extract::State;
@@ -9,6 +10,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use finial_identity::process::Stop;
+use finial_identity::process::http_listener::HttpListener;
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
@@ -115,20 +117,18 @@ impl Written {
 /// Serves probes until `stop`: 200 when well, else 503, with the details as JSON.
 ///
 /// # Errors
-/// When the listener fails.
+/// None: a connection's trouble ends that connection.
 pub(super) async fn serve(
     listener: TcpListener,
     checks: HealthChecks,
     statuses: Statuses,
     stop: Stop,
-) -> std::io::Result<()> {
-    let router = axum::Router::new()
+) -> Result<(), Infallible> {
+    let routes = axum::Router::new()
         .route(&checks.liveness_path, get(live))
         .route(&checks.readiness_path, get(ready))
         .with_state(statuses);
-    axum::serve(listener, router)
-        .with_graceful_shutdown(stop.stopped_owned())
-        .await
+    HttpListener::new(listener, routes).run(stop).await
 }
 
 async fn live(State(statuses): State<Statuses>) -> Response {

@@ -222,7 +222,9 @@ async fn workloads_of_a_machine_that_slept_get_new_svids_from_an_agent_that_is_s
     let took = world.pass_until("SVID", &agent, MINUTE, is_new).await;
     assert!(took <= 10 * SECOND, "{took:?}");
     assert_eq!(agent_serial(&agent), before.0);
-    world.pass_until("recovery", &agent, MINUTE, || is_serving(&agent)).await;
+    world
+        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+        .await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -237,7 +239,9 @@ async fn a_clock_that_is_set_back_or_ahead_by_an_hour_causes_no_storm() {
         assert_eq!((count("sign"), count("renew"), count("attest")), (1, 0, 1));
         assert!(serial(&agent, "a").is_some());
     }
-    world.pass_until("recovery", &agent, MINUTE, || is_serving(&agent)).await;
+    world
+        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+        .await;
     // All that the server signs has expired by this clock.
     world.clock.shift(hour);
     world.pass(10 * MINUTE, 5 * SECOND).await;

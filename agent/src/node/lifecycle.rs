@@ -92,7 +92,8 @@ impl Node {
             tracing::info!(why = %why, "no saved SVID is taken up");
         }
         let svid = saved.ok().map(Arc::new);
-        let taken_up = |svid: &Arc<X509Svid>| RenewalTime::of_saved(settings.rotation, svid.leaf(), jitter.draw());
+        let taken_up =
+            |svid: &Arc<X509Svid>| RenewalTime::of_saved(settings.rotation, svid.leaf(), jitter.draw());
         let renewal_time = svid.as_ref().map(taken_up);
 
         let (svid_sender, svid_receiver) = watch::channel(svid.clone());
@@ -299,7 +300,8 @@ impl Node {
                 return self.attest_after_denial(reason.to_string()).await;
             }
         } else if !self.is_evicted() {
-            let text = format!("server denied this agent: {reason}; it cannot attest again by itself: {ANEW}");
+            let text =
+                format!("server denied this agent: {reason}; it cannot attest again by itself: {ANEW}");
             self.shared().note(|facts| facts.evicted = Some(text));
         }
         Ok(())

@@ -8,11 +8,11 @@ mod backoff;
 mod bootstrap;
 mod facts;
 mod join_token;
+#[cfg(test)]
+mod life_tests;
 mod lifecycle;
 #[cfg(test)]
 mod lifecycle_tests;
-#[cfg(test)]
-mod life_tests;
 mod obtain;
 mod rebootstrap;
 #[cfg(test)]

@@ -119,7 +119,8 @@ impl Node {
             return Err(AttestError::Spent(attestor.name()));
         }
         let trusted = self.trust().await?;
-        if matches!(trusted.how, ServerTrust::Insecure) && !std::mem::replace(&mut self.warned_insecure, true) {
+        if matches!(trusted.how, ServerTrust::Insecure) && !std::mem::replace(&mut self.warned_insecure, true)
+        {
             tracing::warn!("insecure bootstrap: the server is not verified at this first contact");
         }
         self.shared().note(|facts| facts.attesting = true);

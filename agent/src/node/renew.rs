@@ -173,7 +173,10 @@ mod tests {
             assert!((0.448..=0.551).contains(&share), "{share}");
             tenths[((share - 0.45).max(0.0) * 100.0).min(9.0) as usize] += 1;
         }
-        assert!(tenths.iter().all(|count| (70..=130).contains(count)), "{tenths:?}");
+        assert!(
+            tenths.iter().all(|count| (70..=130).contains(count)),
+            "{tenths:?}"
+        );
     }
 
     #[tokio::test(start_paused = true)]

@@ -94,8 +94,14 @@ mod tests {
         let leaf = Authority::new("example.org").leaf("/a", NOW - time::Duration::seconds(10), end);
         let renew_at = |now| RotationStrategy::default().renew_at(&leaf, now, 0.5) - NOW;
         assert_eq!(renew_at(NOW), time::Duration::minutes(30));
-        assert_eq!(renew_at(NOW + time::Duration::minutes(40)), time::Duration::minutes(50));
-        assert_eq!(renew_at(NOW - time::Duration::hours(1)), time::Duration::minutes(30));
+        assert_eq!(
+            renew_at(NOW + time::Duration::minutes(40)),
+            time::Duration::minutes(50)
+        );
+        assert_eq!(
+            renew_at(NOW - time::Duration::hours(1)),
+            time::Duration::minutes(30)
+        );
         let day = RotationStrategy::new(Some(Duration::from_secs(24 * 3600)));
         let end = NOW + time::Duration::hours(40);
         let leaf = Authority::new("example.org").leaf("/a", NOW, end);

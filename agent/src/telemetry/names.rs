@@ -37,6 +37,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("workload_api_workload_attestation", "It was found out who calls."),
     ("workload_api_workload_attestor", "One workload attestor answered."),
     ("workload_api_discovered_selectors", "How many selectors a caller had."),
+    ("workload_api_rate_limit_exceeded", "Calls refused because their method has a rate limit."),
     ("sds_api_connection", "Calls of Envoy's secret discovery."),
     ("sds_api_connections", "Open calls of Envoy's secret discovery."),
     ("delegated_identity_api_connection", "Calls of the delegated identity API."),

@@ -220,7 +220,10 @@ pub(super) fn classify_tls(error: &rustls::Error) -> UpstreamError {
             if is_of_time(error) {
                 why.push_str("; the clock here or there may be wrong");
             }
-            if matches!(error, rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) {
+            if matches!(
+                error,
+                rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)
+            ) {
                 UpstreamError::UnknownAuthority(why)
             } else {
                 UpstreamError::Untrusted(why)
@@ -321,7 +324,10 @@ mod tests {
             UpstreamError::UnknownAuthority(_)
         ));
         // Another authority would not help: the clock, or the server's name, is wrong.
-        for certificate in [CertificateError::Expired, CertificateError::ApplicationVerificationFailure] {
+        for certificate in [
+            CertificateError::Expired,
+            CertificateError::ApplicationVerificationFailure,
+        ] {
             let error = rustls::Error::InvalidCertificate(certificate);
             assert!(matches!(classify_tls(&error), UpstreamError::Untrusted(_)));
         }

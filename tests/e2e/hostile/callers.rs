@@ -182,6 +182,7 @@ fn a_hundred_thousand_failing_callers_leave_no_descriptor_behind() {
 
     const AT_LEAST: usize = 20_000;
     const AT_MOST: usize = 100_000;
+    let _busy = super::processors();
     let mut stack = Stack::start(StackOptions::default());
     let agent = stack.agent().pid();
     let socket = stack.agent_socket();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use finial_tests::{Stack, StackOptions};
 
-use super::{ONE, open_to_users, scene};
+use super::{ONE, open_to_users, processors, scene};
 use crate::raw_http2::{FETCH, SECURITY, Split, exchange};
 
 const SAMPLES: usize = 200;
@@ -65,6 +65,7 @@ fn ten_thousand_streams_of_one_user_do_not_slow_the_others_down() {
     let Some((stack, python)) = open_to_users(StackOptions::default()) else {
         return;
     };
+    let _quiet = processors();
     let before = latency(&stack);
     let mut command = scene(&stack, &python, &[], &format!("os.setuid({ONE}){FLOOD}"));
     let mut flood = Flood(command.stdout(Stdio::piped()).spawn().expect("the flood starts"));
@@ -75,11 +76,14 @@ fn ten_thousand_streams_of_one_user_do_not_slow_the_others_down() {
         "{said:?}"
     );
     let during = latency(&stack);
-    println!("99 % of first answers within {before:?}, in the flood within {during:?}");
     assert!(flood.0.try_wait().expect("the flood is a child").is_none());
+    drop(flood);
+    // What else the machine does may have begun meanwhile.
+    let without = before.max(latency(&stack));
+    println!("99 % of first answers within {without:?}, in the flood within {during:?}");
     assert!(
-        during < 10 * before.max(NOISE),
-        "{before:?} without the flood, {during:?} with it"
+        during < 10 * without.max(NOISE),
+        "{without:?} without the flood, {during:?} with it"
     );
 }
 

@@ -9,11 +9,15 @@ mod state_files;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use finial_tests::{Entry, Peer, Stack, StackOptions, absent, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
+/// Held by tests that keep all processors busy or measure time.
+static PROCESSORS: Mutex<()> = Mutex::new(());
+
 /// Users that need no name on this machine.
 const ONE: u32 = 64_001;
 const TWO: u32 = 64_002;
@@ -87,4 +91,8 @@ fn permitted(program: &[&str], what: &str) -> bool {
         absent(&format!("{what} is not permitted here"));
     }
     runs
+}
+
+fn processors() -> MutexGuard<'static, ()> {
+    PROCESSORS.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -5,6 +5,7 @@
 //! connections on which nothing happens, `pace` reads no faster than calls can be decided on.
 
 mod layer;
+mod memory;
 mod pace;
 mod quiet;
 mod rates;
@@ -18,12 +19,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 pub use self::layer::LimitLayer;
+pub use self::memory::trim_after_crowds;
 pub use self::pace::Pace;
 pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::who::Holder;
 pub use self::who::Who;
 use crate::config::RateLimits;
+use crate::telemetry::metrics;
 
 /// Most connections, however many files may be open.
 const MAX_CONNECTIONS: usize = 32_768;
@@ -175,6 +178,11 @@ impl Admission {
         }
     }
 
+    /// How many connections are open.
+    pub fn open(&self) -> usize {
+        self.shared.lock().total
+    }
+
     /// Lets one connection in, or not.
     pub fn admit(&self, who: impl Into<Who>) -> Option<Admitted> {
         let (who, limit) = (who.into(), self.shared.limit);
@@ -274,6 +282,7 @@ impl Admitted {
         }
         match self.shared.of_methods.of(path) {
             Some((method, limit)) if !rates.take((self.who.narrowest(), method), Rate::of(limit), now) => {
+                metrics().count("workload_api_rate_limit_exceeded", &[("method", method)], 1);
                 Err(TooMany::OfMethod)
             }
             _ => Ok(()),
@@ -443,6 +452,12 @@ mod tests {
             tokio::time::advance(Duration::from_millis(500)).await;
             assert!(admitted.call(FETCH).is_ok());
         }
+        use finial_identity::metrics::{Exposition, Polled};
+        let shown = Exposition::default().render(metrics(), Polled::default());
+        assert!(
+            shown.contains("workload_api_rate_limit_exceeded{method=\"fetch_x509_svid\"} "),
+            "{shown}"
+        );
     }
 
     #[test]
