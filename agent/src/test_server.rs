@@ -31,7 +31,7 @@ use prost::Message;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
@@ -180,6 +180,17 @@ impl TestServer {
     /// Becomes a server that was installed anew.
     pub(crate) fn reinstall(&self) -> Authority {
         self.replace_authority(Authority::new_at("example.org", self.clock.clone()))
+    }
+
+    /// Has the server's threads look at what came for them; tells when they have. `None` while it is stopped.
+    pub(crate) fn take_turn(&self) -> Option<oneshot::Receiver<()>> {
+        let (done, is_done) = oneshot::channel();
+        self.runtime.as_ref()?.spawn(async move {
+            tokio::task::yield_now().await;
+            // Nobody may wait any more.
+            let _gone = done.send(());
+        });
+        Some(is_done)
     }
 
     /// Ends the push streams, not the connections.

@@ -76,17 +76,47 @@ fn nothing_is_left_for_later() {
 /// rustls panics at start when two providers are linked, and a second one doubles the audit.
 #[test]
 fn one_crypto_provider_is_linked_into_the_program() {
+    let tree = cargo_tree(&["--package", "finial"]);
+    assert!(
+        tree.lines().any(|line| line.starts_with("ring v")),
+        "ring is not in the tree:\n{tree}"
+    );
+    for other in ["aws-lc-rs", "aws-lc-sys", "openssl", "openssl-sys"] {
+        assert!(
+            !tree.lines().any(|line| line.starts_with(&format!("{other} v"))),
+            "{other} is linked"
+        );
+    }
+}
+
+/// Whom the web trusts must not vouch for a server of ours. Only an agent told to fetch its first bundle from a web
+/// server asks the system's roots; a library that brought them along would do so unseen.
+#[test]
+fn the_systems_roots_vouch_for_a_bundles_web_server_alone() {
+    let users = cargo_tree(&[
+        "--package",
+        "finial",
+        "--invert",
+        "rustls-native-certs",
+        "--depth",
+        "1",
+    ]);
+    let users: Vec<_> = users.lines().skip(1).collect();
+    let is_agent = |line: &&str| line.starts_with("finial-agent v");
+    assert!(matches!(users.as_slice(), [only] if is_agent(only)), "{users:?}");
+    for folder in ["identity", "server", "agent", "cli"] {
+        for (path, text) in rust_files(&format!("{folder}/src")) {
+            let uses = text.contains("rustls_native_certs");
+            assert_eq!(uses, path == "agent/src/node/bootstrap/url.rs", "{path}");
+        }
+    }
+}
+
+/// What is linked, one package a line.
+fn cargo_tree(args: &[&str]) -> String {
     let output = Command::new(env!("CARGO"))
-        .args([
-            "tree",
-            "--package",
-            "finial",
-            "--edges",
-            "normal",
-            "--prefix",
-            "none",
-            "--offline",
-        ])
+        .args(["tree", "--edges", "normal", "--prefix", "none", "--offline"])
+        .args(args)
         .current_dir(root())
         .output()
         .expect("cargo runs");
@@ -95,21 +125,5 @@ fn one_crypto_provider_is_linked_into_the_program() {
         "cargo tree: {}",
         String::from_utf8_lossy(&output.stderr)
     );
-    let tree = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        tree.lines().any(|line| line.starts_with("ring v")),
-        "ring is not in the tree:\n{tree}"
-    );
-    for other in [
-        "aws-lc-rs",
-        "aws-lc-sys",
-        "openssl",
-        "openssl-sys",
-        "rustls-native-certs",
-    ] {
-        assert!(
-            !tree.lines().any(|line| line.starts_with(&format!("{other} v"))),
-            "{other} is linked"
-        );
-    }
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }

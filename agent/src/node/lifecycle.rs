@@ -257,6 +257,7 @@ impl Node {
             Ok(()) => {
                 self.forced = false;
                 self.renewal.succeeded();
+                self.reattestation.succeeded();
                 self.shared().note(|facts| facts.renewal_trouble = None);
                 Ok(())
             }
@@ -328,7 +329,11 @@ impl Node {
 
     /// One attempt to be known again. What is valid is served on meanwhile.
     async fn attest_after_denial(&mut self, why: String) -> Result<(), NodeError> {
-        let Err(error) = self.attest().await else {
+        self.reattestation.forget_long_past();
+        let attested = self.attest().await;
+        // Whether it helped is yet to be seen: a server may deny what it has just issued.
+        self.reattestation.failed();
+        let Err(error) = attested else {
             self.forced = false;
             self.renewal.succeeded();
             return Ok(());
@@ -336,7 +341,6 @@ impl Node {
         if error.is_ban() {
             return Err(self.banned().await);
         }
-        self.reattestation.failed();
         let text = format!("server denied this agent: {why}; attesting again failed: {error}");
         self.shared().note(|facts| facts.evicted = Some(text));
         Ok(())
@@ -400,6 +404,13 @@ impl Schedule {
         self.next = Instant::now().checked_add(wait);
     }
 
+    /// Starts over if it has not been needed for a while.
+    fn forget_long_past(&mut self) {
+        if self.next.is_some_and(|at| at.elapsed() > LONG_PAST) {
+            self.succeeded();
+        }
+    }
+
     pub(super) fn succeeded(&mut self) {
         self.backoff.reset();
         self.next = None;
@@ -426,3 +437,4 @@ pub(super) const ANEW: &str = "start it with what it needs to join, such as a ne
 const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 pub(super) const FIRST_RETRY: Duration = Duration::from_millis(500);
 pub(super) const LONGEST_RETRY: Duration = Duration::from_secs(30);
+const LONG_PAST: Duration = Duration::from_secs(10 * 60);

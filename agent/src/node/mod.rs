@@ -196,10 +196,11 @@ impl NodeHandle {
     }
 
     /// Every kind of trouble that degrades an agent, and whether it is there.
-    pub fn troubles(&self) -> [(&'static str, bool); 5] {
+    pub fn troubles(&self) -> [(&'static str, bool); 6] {
         let facts = self.shared.facts();
         [
             ("attestation", facts.attest_trouble.is_some()),
+            ("trust", facts.distrust.is_some()),
             ("evicted", facts.evicted.is_some()),
             ("renewal", facts.renewal_trouble.is_some()),
             ("server", facts.link_trouble.is_some()),

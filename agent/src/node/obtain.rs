@@ -151,7 +151,10 @@ impl Node {
         let late = late.then(|| attest::expired(&attested.svid));
         self.take_up(slot, attested.svid, attested.reattestable, Use::AtOnce)
             .await;
-        late.map_or(Ok(()), Err)
+        let Some(late) = late else { return Ok(()) };
+        // Saved, and not shown to anybody until the clock says otherwise.
+        self.withdraw_svid();
+        Err(late)
     }
 
     fn explain(&self, cause: UpstreamError, attestor: &'static str, trusted: Trusted) -> AttestError {
@@ -210,7 +213,6 @@ impl Node {
             spiffe_id = %svid.spiffe_id(), serial = svid.leaf().serial_hex(), expires_at = %svid.leaf().not_after(),
             "agent SVID issued"
         );
-        self.reattestation.succeeded();
         self.renewal.succeeded();
         self.save_and_use(slot, Arc::new(svid), when).await;
         self.shared().note(|facts| {

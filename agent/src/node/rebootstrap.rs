@@ -101,7 +101,11 @@ impl ReturnPolicy {
 impl Node {
     /// The server has been of unknown authority once more: attests with the source's help if that has lasted.
     pub(super) async fn distrusted(&mut self) -> Result<(), NodeError> {
-        if !self.is_return_due() || !self.reattestation.is_due() {
+        if !self.is_return_due() {
+            self.is_returning = false;
+            return Ok(());
+        }
+        if !self.reattestation.is_due() {
             return Ok(());
         }
         let source = self.settings.bootstrap.describe();

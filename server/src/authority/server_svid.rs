@@ -10,6 +10,7 @@ use tracing::info;
 
 use super::sign::{X509Request, X509Subject};
 use super::{AuthorityError, AuthorityManager};
+use crate::credential::BACKDATE;
 use crate::telemetry::metrics;
 
 impl AuthorityManager {
@@ -74,6 +75,9 @@ impl AuthorityManager {
     }
 }
 
+/// Half of the time from the signature to the end. Counted from the backdated begin, a life of a few seconds would be
+/// half over from the start.
 fn half_life(leaf: &Certificate) -> OffsetDateTime {
-    leaf.not_before() + (leaf.not_after() - leaf.not_before()) / 2
+    let signed_at = (leaf.not_before() + BACKDATE).min(leaf.not_after());
+    signed_at + (leaf.not_after() - signed_at) / 2
 }

@@ -18,5 +18,5 @@ pub use check::{CheckError, check_certificate};
 pub use issuer::{SignedBy, X509Issuer};
 pub use jwt::{JwtProfile, MintedJwt, check_token, draw_key_id};
 pub use name::DistinguishedName;
-pub use profile::{Basis, ProfileError, Subject, Validity, X509Kind, X509Profile};
+pub use profile::{BACKDATE, Basis, ProfileError, Subject, Validity, X509Kind, X509Profile};
 pub use serial::Serial;

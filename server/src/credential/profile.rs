@@ -16,7 +16,7 @@ use super::name::DistinguishedName;
 use super::serial::Serial;
 
 /// How long before the moment of signing a certificate becomes valid, for peers whose clocks run late.
-const BACKDATE: time::Duration = time::Duration::seconds(10);
+pub const BACKDATE: time::Duration = time::Duration::seconds(10);
 
 /// What a certificate is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -67,9 +67,7 @@ fn keys_of_another_agent_are_not_used_and_both_files_are_kept() {
     let saved = std::fs::read(&data).expect("the data");
     std::fs::write(&keys, &foreign).expect("the keys are swapped");
     stack.start_agent(&[]);
-    stack
-        .agent()
-        .wait_for_line("the key of the saved SVID is gone", LIMIT);
+    stack.agent().wait_for_line("its key is gone", LIMIT);
     stack.agent().wait_for_line("no usable SVID was saved", LIMIT);
     // A join token works once, so there is nothing else to attest with: a wrong configuration.
     assert_eq!(stack.agent().wait_exit(LIMIT).code(), Some(1));
