@@ -55,6 +55,26 @@ fn unsafe_stands_in_one_audited_file() {
     }
 }
 
+/// The README's first command names no program, so the workspace must.
+#[test]
+fn cargo_run_means_the_one_program() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let metadata = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .current_dir(root())
+        .output()
+        .expect("start cargo");
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&metadata.stdout).expect("cargo metadata prints JSON");
+    let named: Vec<_> = metadata["packages"]
+        .as_array()
+        .expect("packages")
+        .iter()
+        .filter_map(|package| package["default_run"].as_str())
+        .collect();
+    assert_eq!(named, ["finial"]);
+}
+
 #[test]
 fn nothing_is_left_for_later() {
     let marks = [
