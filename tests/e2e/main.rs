@@ -4,6 +4,7 @@ mod admin;
 mod authorization;
 mod bad_input;
 mod bench;
+mod bench_compare;
 mod broker;
 mod cli;
 mod delegated;
