@@ -13,7 +13,7 @@ use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
     AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
-    Essentials, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings, limits, sds,
+    Essentials, Features, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings, features, limits, sds,
 };
 use super::{bootstrap, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
@@ -72,6 +72,7 @@ struct Experimental {
     sync_interval: Option<Duration>,
     jwt_svid_cache_hit_timeout: Option<Duration>,
     rate_limits: RateLimits,
+    features: Features,
 }
 
 impl Agent {
@@ -160,6 +161,7 @@ impl Agent {
             redact: self.redact,
             sds: self.sds,
             rate_limits: self.experimental.rate_limits,
+            features: self.experimental.features,
             x509pop: plugins.x509pop,
             workload_attestors: plugins.workload_attestors,
             health_checks,
@@ -291,12 +293,14 @@ fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> Experi
         );
     }
     let rate_limits = limits::read(&section);
+    let features = features::read(&section);
     unserved::experimental(&section, warnings);
     section.finish();
     Experimental {
         sync_interval,
         jwt_svid_cache_hit_timeout: hit_timeout,
         rate_limits,
+        features,
     }
 }
 

@@ -115,7 +115,7 @@ mod tests {
         let trust_domain = TrustDomain::parse("example.org").unwrap();
         let minted = MintedWit {
             trust_domain: &trust_domain,
-            spiffe_id: foreign.id(),
+            spiffe_id: &foreign.id(),
             public_key,
             algorithm: JwsAlgorithm::ES256,
             ttl: Duration::from_secs(1),

@@ -27,13 +27,7 @@ const ALWAYS_RETURNED: [&str; 3] = ["sub", "aud", "exp"];
 pub(super) async fn fetch(sessions: Sessions, request: Request<JwtsvidRequest>) -> Result<Bytes, Status> {
     let JwtsvidRequest { audience, spiffe_id } = request.get_ref();
     check_audience(audience)?;
-    let only = match spiffe_id.as_str() {
-        "" => None,
-        text => Some(
-            SpiffeId::parse(text)
-                .map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")))?,
-        ),
-    };
+    let only = requested_id(spiffe_id)?;
     let mut session = Session::open(&sessions, &request, Access::Identities).await?;
     let view = session.view().await?;
     let entries: Vec<_> = view
@@ -53,6 +47,19 @@ pub(super) async fn fetch(sessions: Sessions, request: Request<JwtsvidRequest>) 
     let svids = svids.await?;
     let encoded = Zeroizing::new(JwtsvidResponse { svids }.encode_to_vec());
     Ok(Bytes::from_owner(encoded))
+}
+
+/// The one identity that a caller asks for, if it does.
+///
+/// # Errors
+/// `InvalidArgument` when that is no SPIFFE ID.
+pub(super) fn requested_id(text: &str) -> Result<Option<SpiffeId>, Status> {
+    if text.is_empty() {
+        return Ok(None);
+    }
+    let parsed = SpiffeId::parse(text);
+    let refused = |error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}"));
+    parsed.map(Some).map_err(refused)
 }
 
 /// `ValidateJWTSVID`: against the own bundle and those that the caller's identities federate with.

@@ -274,10 +274,10 @@ async fn calls_are_counted_by_how_they_were_answered() {
     fetch(&cache, "web", &["a"]).await.unwrap();
     let counters = cache.counters();
     let counts = [
-        &counters.jwt_hits,
-        &counters.jwt_stale_hits,
-        &counters.jwt_misses,
-        &counters.jwt_svids,
+        &counters.jwt.hits,
+        &counters.jwt.stale_hits,
+        &counters.jwt.misses,
+        &counters.jwt.held,
     ];
     assert_eq!(counts.map(|count| count.value()), [2, 1, 1, 1]);
 }
