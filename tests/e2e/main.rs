@@ -22,3 +22,4 @@ mod telemetry;
 mod traces;
 mod why;
 mod wire;
+mod wit;

@@ -655,6 +655,7 @@ mod tests {
         assert_eq!(kids, ["a", "b"]);
     }
 
+    /// Covers WIT-34, WIT-36, WIT-37.
     #[test]
     fn wit_34_to_37_each_wit_key_is_one_jwk_with_its_use_and_verifies_nothing_else() {
         let mut one = bundle();

@@ -88,6 +88,7 @@ impl World {
     }
 }
 
+/// Covers WIT-27.
 #[test]
 fn a_token_with_its_proof_says_whose_it_is() {
     let world = World::new();
@@ -136,6 +137,7 @@ fn e46_neither_kind_of_token_passes_for_the_other() {
     ));
 }
 
+/// Covers WIT-02, WIT-12, WIT-13, WIT-14.
 #[test]
 fn e47_a_token_without_key_id_or_usable_confirmation_is_refused() {
     let world = World::new();
@@ -178,6 +180,7 @@ fn e47_a_token_without_key_id_or_usable_confirmation_is_refused() {
     ));
 }
 
+/// Covers WIT-26.
 #[test]
 fn e48_without_a_proof_by_the_confirmed_key_nothing_is_accepted() {
     let world = World::new();
@@ -199,6 +202,7 @@ fn e48_without_a_proof_by_the_confirmed_key_nothing_is_accepted() {
     ));
 }
 
+/// Covers WIT-32.
 #[test]
 fn a_proof_is_for_one_token_one_target_and_a_short_time() {
     let world = World::new();
@@ -234,6 +238,7 @@ fn e49_a_token_with_an_audience_is_refused() {
     }
 }
 
+/// Covers WIT-16, WIT-20.
 #[test]
 fn e50_a_token_may_come_twice_and_iat_says_nothing() {
     let world = World::new();
@@ -244,6 +249,7 @@ fn e50_a_token_may_come_twice_and_iat_says_nothing() {
     }
 }
 
+/// Covers WIT-17, WIT-18, WIT-19.
 #[test]
 fn times_have_a_skew_at_the_end_and_none_at_the_start() {
     let world = World::new();
@@ -261,6 +267,7 @@ fn times_have_a_skew_at_the_end_and_none_at_the_start() {
     assert!(world.with_claims(json!({"nbf": seconds(0)})).is_ok());
 }
 
+/// Covers WIT-03, WIT-05, WIT-07.
 #[test]
 fn headers_other_than_the_right_one_are_refused() {
     let world = World::new();
