@@ -1,6 +1,8 @@
 //! The cache in paused time, in front of a server that can be told to fail or to fall silent.
 
 use super::*;
+use crate::upstream::UpstreamError;
+use async_trait::async_trait;
 use finial_identity::jwt::{parse_unverified, sign};
 use finial_identity::key::{KeyType, PrivateKey};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
