@@ -4,6 +4,7 @@ mod admin;
 mod authorization;
 mod bad_input;
 mod bench;
+mod bench_compare;
 mod cli;
 mod delegated;
 mod dev;
