@@ -7,6 +7,7 @@ use finial_identity::jwt::{parse_unverified, sign};
 use finial_identity::key::{KeyType, PrivateKey};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use time::macros::datetime;
+use tonic::Code;
 
 /// Signs after a while; can be told to fail.
 #[derive(Debug)]
