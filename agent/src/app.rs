@@ -38,7 +38,7 @@ use crate::node::{
 };
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
-use crate::svids::{JwtCache, SvidCache};
+use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
 use crate::telemetry::LogControl;
 use crate::workload::{
     DEFAULT_DEADLINE, DockerAttestor, ProcFs, SystemdAttestor, UnixAttestor, WorkloadAttestation,
@@ -120,18 +120,35 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     let own_bundle = handle.bundle_source();
 
     let jwt_defaults = JwtCacheSettings::default();
+    let jwt_settings = JwtCacheSettings {
+        max_size: config.jwt_svid_cache_max_size(),
+        hit_timeout: config
+            .jwt_svid_cache_hit_timeout()
+            .unwrap_or(jwt_defaults.hit_timeout),
+    };
     let jwt = JwtCache::new(
         Arc::new(handle.upstream().clone()),
-        JwtCacheSettings {
-            max_size: config.jwt_svid_cache_max_size(),
-            hit_timeout: config
-                .jwt_svid_cache_hit_timeout()
-                .unwrap_or(jwt_defaults.hit_timeout),
-        },
+        jwt_settings,
         clock.clone(),
         jitter.clone(),
     );
-    let svids = SvidCache::new(handle.own_bundle(), jwt);
+    let wit = config.features().wit_svids.then(|| {
+        let signer = WitSigner::new(Arc::new(handle.upstream().clone()), config.workload_key_type());
+        let settings = JwtCacheSettings {
+            // As many as X.509-SVIDs: both are one for each entry.
+            max_size: config.x509_svid_cache_max_size(),
+            hit_timeout: jwt_settings.hit_timeout,
+        };
+        let counters = Arc::clone(jwt.counters());
+        WitCache::counting(
+            counters,
+            Arc::new(signer),
+            settings,
+            clock.clone(),
+            jitter.clone(),
+        )
+    });
+    let svids = SvidCache::with_wit(handle.own_bundle(), jwt, wit);
     let synchronizer = Synchronizer::new(
         svids.clone(),
         handle.clone(),

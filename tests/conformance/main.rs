@@ -9,6 +9,7 @@ mod spiffe_id;
 #[allow(dead_code, reason = "shared with the e2e suite, which uses the rest")]
 #[path = "../e2e/wire.rs"]
 mod wire;
+mod wit_svid;
 mod workload_api;
 mod workload_endpoint;
 mod x509_svid;

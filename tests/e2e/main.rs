@@ -24,3 +24,4 @@ mod telemetry;
 mod traces;
 mod why;
 mod wire;
+mod wit;

@@ -10,7 +10,7 @@ use prost_types::FileDescriptorSet;
 
 const TABLE: &str = include_str!("agent_sockets.txt");
 const SOCKETS: &[&str] = &["public", "admin", "both", "broker", "none"];
-const NEEDS: &[&str] = &["header", "delegate"];
+const NEEDS: &[&str] = &["header", "delegate", "wit-svid"];
 
 #[test]
 fn every_rpc_of_the_agent_has_a_row() {

@@ -7,6 +7,7 @@ mod bootstrap;
 mod broker;
 mod cgroup_patterns;
 mod explain;
+mod features;
 mod limits;
 mod node_attestor;
 mod plugins;
@@ -35,6 +36,7 @@ pub use self::broker::{
     AllowedBroker, AllowedReference, BindAddress, BrokerSettings, OBJECT_REFERENCE, PID_REFERENCE,
 };
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
+pub use self::features::Features;
 pub use self::limits::RateLimits;
 pub use self::node_attestor::X509PopSettings;
 pub use self::sds::SdsSettings;
@@ -192,6 +194,7 @@ pub struct Config {
     disable_workload_api: bool,
     sds: Option<SdsSettings>,
     rate_limits: RateLimits,
+    features: Features,
     x509pop: Option<X509PopSettings>,
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
@@ -271,6 +274,7 @@ impl Config {
             disable_workload_api: false,
             sds: Some(SdsSettings::default()),
             rate_limits: RateLimits::default(),
+            features: Features::default(),
             x509pop: None,
             workload_attestors: WorkloadAttestors {
                 unix: Some(UnixSettings::default()),
@@ -348,6 +352,11 @@ impl Config {
     /// How often one caller may call each method (`experimental.ratelimit`).
     pub fn rate_limits(&self) -> RateLimits {
         self.rate_limits
+    }
+
+    /// What is not stable yet and was switched on (`experimental.feature_flags`).
+    pub fn features(&self) -> Features {
+        self.features
     }
 
     /// Envoy's secret discovery, when it is on (`sds`, `disable_sds_api`).

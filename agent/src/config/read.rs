@@ -13,7 +13,8 @@ use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
     AdminSettings, BootstrapSource, BrokerSettings, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH,
-    DEFAULT_SYNC_INTERVAL, Essentials, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings, limits, sds,
+    DEFAULT_SYNC_INTERVAL, Essentials, Features, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings,
+    features, limits, sds,
 };
 use super::{bootstrap, broker, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
@@ -73,6 +74,7 @@ struct Experimental {
     jwt_svid_cache_hit_timeout: Option<Duration>,
     rate_limits: RateLimits,
     broker: Option<BrokerSettings>,
+    features: Features,
 }
 
 impl Agent {
@@ -161,6 +163,7 @@ impl Agent {
             redact: self.redact,
             sds: self.sds,
             rate_limits: self.experimental.rate_limits,
+            features: self.experimental.features,
             x509pop: plugins.x509pop,
             workload_attestors: plugins.workload_attestors,
             health_checks,
@@ -294,6 +297,7 @@ fn read_experimental(section: Section<'_>, public_socket: &Path, warnings: &mut 
     }
     let rate_limits = limits::read(&section);
     let broker = broker::read(&section, public_socket, warnings);
+    let features = features::read(&section);
     unserved::experimental(&section, warnings);
     section.finish();
     Experimental {
@@ -301,6 +305,7 @@ fn read_experimental(section: Section<'_>, public_socket: &Path, warnings: &mut 
         jwt_svid_cache_hit_timeout: hit_timeout,
         rate_limits,
         broker,
+        features,
     }
 }
 

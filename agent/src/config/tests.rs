@@ -504,3 +504,10 @@ fn json_and_yaml_say_the_same() {
         );
     }
 }
+
+#[test]
+fn wit_svids_are_off_unless_the_flag_is_set() {
+    assert!(!parse(MINIMAL).unwrap().features().wit_svids);
+    let text = with("experimental { feature_flags = [\"wit-svid\"] }");
+    assert!(parse(&text).unwrap().features().wit_svids);
+}

@@ -33,9 +33,6 @@ pub(super) fn experimental(section: &Section<'_>, warnings: &mut Vec<String>) {
             "is not served: the TLS library that this build uses has no hybrid post-quantum key exchange",
         );
     }
-    for flag in section.strings("feature_flags") {
-        section.problem("feature_flags", format!("unknown feature flag: {flag}"));
-    }
     for key in ["named_pipe_name", "admin_named_pipe_name"] {
         if section.ignore(key) {
             warnings.push(format!(

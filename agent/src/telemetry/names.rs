@@ -30,6 +30,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("lru_cache_svid_map_size", "X.509-SVIDs held."),
     ("cache_x509_svids", "What happened to X.509-SVIDs in the cache."),
     ("cache_jwt_svids", "What happened when JWT-SVIDs were asked for."),
+    ("cache_wit_svids", "What happened when WIT-SVIDs were asked for."),
     ("cache_manager_expiring_svids", "How many SVIDs that are held were renewed together."),
     ("jwt_svid_cache_size", "JWT-SVIDs held."),
     ("workload_api_connection", "Calls of the Workload API."),

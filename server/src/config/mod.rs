@@ -2,6 +2,7 @@
 //! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
 
 mod authority;
+mod experimental;
 mod plugins;
 mod read;
 
@@ -19,7 +20,7 @@ use thiserror::Error;
 
 use crate::telemetry::LogSettings;
 
-pub use authority::{AuthorityConfig, CaSubject};
+pub use authority::{AuthorityConfig, CaSubject, WitConfig};
 pub use finial_identity::settings::HealthChecks;
 
 /// Where the configuration stands unless `-config` says otherwise.

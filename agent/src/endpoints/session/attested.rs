@@ -208,6 +208,17 @@ impl Session {
         self.changed_until(None).await
     }
 
+    /// Does work for the caller, for as long as something can be sent to it.
+    ///
+    /// # Errors
+    /// When no more can be sent.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> Result<T, Status> {
+        match select(pin!(ended(&self.process, &self.shared)), pin!(work)).await {
+            Either::Left((status, _)) => Err(status),
+            Either::Right((done, _)) => Ok(done),
+        }
+    }
+
     /// The present snapshot; changes of it from now on are waited for.
     fn present(&mut self) -> Arc<Snapshot> {
         self.subscription.mark_seen();
@@ -262,8 +273,10 @@ impl Session {
         }
         if view.is_empty() {
             let free = self.access == Access::Validation
-                || (matches!(self.access, Access::X509Bundles | Access::JwtBundles)
-                    && self.shared.parts.policy.allow_unauthenticated_verifiers
+                || (matches!(
+                    self.access,
+                    Access::X509Bundles | Access::JwtBundles | Access::WitBundles
+                ) && self.shared.parts.policy.allow_unauthenticated_verifiers
                     && !self.is_on_behalf);
             return match self.grace(snapshot) {
                 _ if !synced => unsynced(),
@@ -272,8 +285,13 @@ impl Session {
                 _ => Verdict::End(denied()),
             };
         }
-        // Before the first sync the own bundle has no keys for JWT-SVIDs.
-        if !synced && matches!(self.access, Access::JwtBundles | Access::Validation) {
+        // Before the first sync the own bundle has no keys for tokens.
+        if !synced
+            && matches!(
+                self.access,
+                Access::JwtBundles | Access::WitBundles | Access::Validation
+            )
+        {
             return unsynced();
         }
         if self.access == Access::X509Svids {

@@ -13,6 +13,7 @@ pub(in crate::endpoints) enum Content {
     X509Svids,
     X509Bundles,
     JwtBundles,
+    WitBundles,
 }
 
 /// A stream of one caller.
@@ -92,6 +93,7 @@ impl Content {
             Self::X509Svids => Access::X509Svids,
             Self::X509Bundles => Access::X509Bundles,
             Self::JwtBundles => Access::JwtBundles,
+            Self::WitBundles => Access::WitBundles,
         }
     }
 
@@ -100,6 +102,7 @@ impl Content {
             Self::X509Svids => encoding::x509_svids(view),
             Self::X509Bundles => encoding::x509_bundles(view),
             Self::JwtBundles => encoding::jwt_bundles(view),
+            Self::WitBundles => encoding::wit_bundles(view),
         }
     }
 }

@@ -1,4 +1,5 @@
-//! The SPIFFE Workload API: X.509 and JWT profiles (Workload API §5 and §6). The WIT profile is off.
+//! The SPIFFE Workload API: X.509 and JWT profiles (Workload API §5 and §6), and the WIT profile (§7, Incubating) where
+//! it is switched on.
 //!
 //! Every call carries `workload.spiffe.io: true`. The caller is attested by its process, once for each call and on
 //! a stream again before each new message; a stream sends the whole state whenever what this caller gets has
@@ -7,6 +8,7 @@
 mod encoding;
 mod jwt;
 mod messages;
+mod wit;
 
 #[cfg(test)]
 mod tests;
@@ -16,7 +18,8 @@ use std::task::{Context, Poll};
 
 use finial_proto::workload::spiffe_workload_api_server::SERVICE_NAME;
 use finial_proto::workload::{
-    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
+    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest,
+    X509BundlesRequest, X509svidRequest,
 };
 use futures_util::future::BoxFuture;
 use prost::Message;
@@ -71,8 +74,19 @@ impl WorkloadApi {
                 })
                 .await
             }
-            Some((SERVICE_NAME, "FetchWITSVID" | "FetchWITBundles")) => {
+            Some((SERVICE_NAME, "FetchWITSVID" | "FetchWITBundles"))
+                if sessions.svids().wit_cache().is_none() =>
+            {
                 Status::unimplemented("the WIT profile is switched off").into_http()
+            }
+            Some((SERVICE_NAME, "FetchWITSVID")) => {
+                let service = tower::service_fn(move |request: Request<WitsvidRequest>| {
+                    wit::fetch(sessions.clone(), request)
+                });
+                grpc::<WitsvidRequest>().server_streaming(service, request).await
+            }
+            Some((SERVICE_NAME, "FetchWITBundles")) => {
+                stream::<WitBundlesRequest>(sessions, request, Content::WitBundles).await
             }
             _ => Status::unimplemented("unknown method").into_http(),
         }
