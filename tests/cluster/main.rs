@@ -5,4 +5,5 @@
 //! start costs about ten seconds of CPU; each works in a namespace (of Kubernetes) that it alone uses.
 
 mod cluster;
+mod helm;
 mod smoke;
