@@ -2,8 +2,8 @@
 //!
 //! Modules follow the protobuf packages: `spire` is the API of SPIRE's server and agent, [`workload`] the
 //! SPIFFE Workload API (which has no package), [`spiffe`] the SPIFFE Broker API, [`envoy`] the part of Envoy's
-//! API that its secret discovery needs, [`google`] and [`grpc`] what gRPC itself defines, and [`finial`] what
-//! SPIRE lacks. Fields, numbers and names are fixed by the peers; what a message means stands in
+//! API that its secret discovery needs, [`google`] and [`grpc`] what gRPC itself defines, [`csi`] and
+//! [`pluginregistration`] what a kubelet speaks with drivers, and [`finial`] what SPIRE lacks. Fields, numbers and names are fixed by the peers; what a message means stands in
 //! `finial-identity`.
 //!
 //! Rust names follow prost: `SPIFFEID` is `Spiffeid`, `X509SVID` is `X509svid`, oneofs and nested messages live
@@ -214,6 +214,21 @@ pub mod grpc {
             package!("grpc.health.v1");
         }
     }
+}
+
+/// The Container Storage Interface, as far as a driver for ephemeral volumes needs it.
+#[allow(clippy::all, missing_debug_implementations, reason = "generated code")]
+pub mod csi {
+    /// `csi.v1`
+    pub mod v1 {
+        package!("csi.v1");
+    }
+}
+
+/// How the kubelet learns of plugins.
+#[allow(clippy::all, missing_debug_implementations, reason = "generated code")]
+pub mod pluginregistration {
+    package!("pluginregistration");
 }
 
 /// Protocols that SPIRE lacks.

@@ -116,7 +116,7 @@ fn methods() -> HashMap<String, Method> {
                 "" => service.name().to_owned(),
                 package => format!("{package}.{}", service.name()),
             };
-            if is_of_servers(&name) {
+            if is_of_others(&name) {
                 continue;
             }
             for method in &service.method {
@@ -134,8 +134,10 @@ fn methods() -> HashMap<String, Method> {
     methods
 }
 
-fn is_of_servers(service: &str) -> bool {
-    service.starts_with("spire.api.server.") || service.starts_with("finial.server.")
+/// The services of servers, and of the CSI driver, which is another process.
+fn is_of_others(service: &str) -> bool {
+    let packages = ["spire.api.server.", "finial.server.", "csi.", "pluginregistration."];
+    packages.iter().any(|package| service.starts_with(package))
 }
 
 fn api_of(service: &str) -> Option<(&'static str, &'static str)> {
