@@ -28,6 +28,7 @@ use crate::endpoints::health::Probe;
 use crate::endpoints::http::{HttpError, HttpListeners, Watched};
 use crate::endpoints::limits::{AdminShare, Admission, trim_after_crowds};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
+use crate::endpoints::pods::{PodSocketParts, PodSockets, PodSocketsError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, Refusals, SessionParts, Sessions, SyncMode};
@@ -76,6 +77,9 @@ pub enum BuildError {
     /// The Broker API cannot be served.
     #[error("{0}")]
     Broker(#[from] BrokerError),
+    /// Pods cannot have sockets of their own.
+    #[error("{0}")]
+    PodSockets(#[from] PodSocketsError),
     /// Health checks or metrics cannot be served.
     #[error("{0}")]
     Http(#[from] HttpError),
@@ -114,6 +118,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         Some(settings) => Some(BrokerEndpoint::bind(settings, socket.path()).await?),
         None => None,
     };
+    let pod_sockets = config.csi().map(PodSockets::open).transpose()?;
     let node = open_node(&config, &clock, &jitter)?;
     let handle = node.handle();
     let (state, own_svid) = (handle.state(), handle.svid());
@@ -237,6 +242,15 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         }
     }
     let admission = Admission::for_open_files(files).limited_to(config.rate_limits());
+    if let Some(pod_sockets) = pod_sockets {
+        let parts = PodSocketParts {
+            routes: routes.clone(),
+            admission: admission.clone(),
+            procfs: ProcFs::default(),
+            stop: stop.clone(),
+        };
+        tasks.spawn("pod-sockets", pod_sockets.run(parts));
+    }
     tasks.spawn("memory", trim_after_crowds(admission.clone(), stop.clone()));
     tasks.spawn(
         "workload-api",

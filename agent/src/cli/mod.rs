@@ -2,6 +2,7 @@
 //!
 //! `workload` is the client side of the Workload API; each other file a group of commands.
 
+mod csi;
 mod debug;
 mod fetch_jwt;
 mod fetch_x509;
@@ -29,6 +30,7 @@ pub fn command() -> Command {
         .subcommand(serve::run_command())
         .subcommand(serve::validate_command())
         .subcommand(health::command())
+        .subcommand(csi::command())
         .subcommand(helper::command())
         .subcommand(debug::command())
         .subcommand(logger::command())
@@ -50,6 +52,7 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
         ["run"] => serve::run(matches, console).await,
         ["validate"] => serve::validate(matches, console),
         ["healthcheck"] => health::check(matches, console).await,
+        ["csi"] => csi::run(matches, console).await,
         ["helper"] => helper::run(matches, console).await,
         ["helper", "validate"] => helper::validate(matches, console),
         ["debug", "getinfo"] => debug::info(matches, console).await,

@@ -6,6 +6,7 @@ mod attestors;
 mod bootstrap;
 mod broker;
 mod cgroup_patterns;
+mod csi;
 mod explain;
 mod features;
 mod limits;
@@ -36,6 +37,9 @@ pub use self::broker::{
     AllowedBroker, AllowedReference, BindAddress, BrokerSettings, OBJECT_REFERENCE, PID_REFERENCE,
 };
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
+pub use self::csi::{
+    CsiSettings, NODE_NAME_VARIABLE, PodRecord, RecordError, SocketTree, TreeError, is_pod_uid,
+};
 pub use self::features::Features;
 pub use self::limits::RateLimits;
 pub use self::node_attestor::X509PopSettings;
@@ -200,6 +204,7 @@ pub struct Config {
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
     broker: Option<BrokerSettings>,
+    csi: Option<CsiSettings>,
     redact: Option<Vec<String>>,
     telemetry: Telemetry,
     warnings: Vec<String>,
@@ -240,6 +245,7 @@ impl Config {
         let config = Self::parse(&text, path, flags)?;
         Ok(Self {
             telemetry: config.telemetry.with_variables(env),
+            csi: config.csi.map(|csi| csi.with_variables(env)),
             ..config
         })
     }
@@ -283,6 +289,7 @@ impl Config {
             health_checks: None,
             admin: None,
             broker: None,
+            csi: None,
             redact: None,
             telemetry: Telemetry::default(),
             warnings: Vec::new(),
@@ -397,6 +404,11 @@ impl Config {
     /// The SPIFFE Broker API, when it is on (`experimental.broker`).
     pub fn broker(&self) -> Option<&BrokerSettings> {
         self.broker.as_ref()
+    }
+
+    /// The CSI driver and the sockets of its pods, when there are such (`csi`).
+    pub fn csi(&self) -> Option<&CsiSettings> {
+        self.csi.as_ref()
     }
 
     /// Parts that have no effect, and choices that deserve attention; one sentence each.

@@ -16,7 +16,7 @@ use super::{
     DEFAULT_SYNC_INTERVAL, Essentials, Features, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings,
     features, limits, sds,
 };
-use super::{bootstrap, broker, explain};
+use super::{CsiSettings, bootstrap, broker, csi, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
 
 /// Reads everything; what is wrong is reported together.
@@ -63,6 +63,7 @@ struct Agent {
     disable_workload_api: bool,
     redact: Option<Vec<String>>,
     admin: Option<AdminSettings>,
+    csi: Option<CsiSettings>,
     sds: Option<SdsSettings>,
     experimental: Experimental,
 }
@@ -119,6 +120,7 @@ impl Agent {
                 .or(disable_workload_api)
                 .unwrap_or_default(),
             admin: None,
+            csi: csi::read(&agent),
             sds: sds::read(&agent, flags),
             experimental: Experimental::default(),
         };
@@ -168,6 +170,7 @@ impl Agent {
             workload_attestors: plugins.workload_attestors,
             health_checks,
             admin: self.admin,
+            csi: self.csi,
             broker: self.experimental.broker,
             telemetry,
             warnings,

@@ -4,18 +4,49 @@
 //! pid that the socket tells, with the start time compared before and after; a process that ends, and whose pid
 //! is given to another, between `connect` and that moment is mistaken for the other.
 
+use std::io;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
 
 use finial_identity::process::sys;
 use tokio::net::UnixStream;
 
-use crate::workload::{ConnectedAs, ProcFs, Process, ProcessError};
+use crate::workload::pods::Mismatch;
+use crate::workload::{ConnectedAs, Pod, ProcFs, Process, ProcessError, Workload};
 
 /// The peer of a connection, as it was when it connected. Requests find it among their extensions.
 #[derive(Clone, Debug)]
 pub struct Peer {
     process: Result<Arc<Process>, Arc<ProcessError>>,
+    /// The pod whose socket it is, if it is one's.
+    pod: Option<Result<Arc<Pod>, Arc<StrangerError>>>,
+}
+
+/// Why nothing is said to who calls on a pod's socket.
+#[derive(Debug, thiserror::Error)]
+pub enum StrangerError {
+    /// The process belongs elsewhere.
+    #[error("{0}")]
+    Mismatch(#[from] Mismatch),
+    /// It cannot be told where it belongs.
+    #[error("read control groups of caller: pid {pid}: {source}")]
+    Unreadable {
+        /// The process.
+        pid: u32,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// Why it is not known who calls.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum UnknownCaller {
+    /// The process.
+    #[error("{0}")]
+    Process(Arc<ProcessError>),
+    /// It is not the pod's.
+    #[error("{0}")]
+    Stranger(Arc<StrangerError>),
 }
 
 impl Peer {
@@ -24,6 +55,37 @@ impl Peer {
     pub fn of(stream: &UnixStream, procfs: &ProcFs) -> Self {
         Self {
             process: identify(stream, procfs).map(Arc::new).map_err(Arc::new),
+            pod: None,
+        }
+    }
+
+    /// The same on the socket of a pod. A process that can be seen must not be another pod's.
+    #[must_use]
+    pub fn on_socket_of(self, pod: &Arc<Pod>) -> Self {
+        let compared = match &self.process {
+            // It lives where the agent does not look, as a pod's processes mostly do.
+            Err(_) => Ok(()),
+            Ok(process) => compare(process, pod),
+        };
+        Self {
+            process: self.process,
+            pod: Some(compared.map(|()| Arc::clone(pod)).map_err(Arc::new)),
+        }
+    }
+
+    /// Who asks: the pod on its own socket, else the process.
+    ///
+    /// # Errors
+    /// [`UnknownCaller`].
+    pub fn workload(&self) -> Result<Workload, UnknownCaller> {
+        match (&self.pod, &self.process) {
+            (None, Ok(process)) => Ok(Workload::Process(Arc::clone(process))),
+            (Some(Err(stranger)), _) => Err(UnknownCaller::Stranger(Arc::clone(stranger))),
+            (Some(Ok(pod)), Ok(_)) => Ok(Workload::Pod(Arc::clone(pod))),
+            (Some(Ok(pod)), Err(error)) if matches!(**error, ProcessError::NotVisible(_)) => {
+                Ok(Workload::Pod(Arc::clone(pod)))
+            }
+            (_, Err(error)) => Err(UnknownCaller::Process(Arc::clone(error))),
         }
     }
 
@@ -32,6 +94,7 @@ impl Peer {
     pub(crate) fn of_process(process: Process) -> Self {
         Self {
             process: Ok(Arc::new(process)),
+            pod: None,
         }
     }
 
@@ -42,6 +105,15 @@ impl Peer {
     pub fn process(&self) -> Result<&Arc<Process>, &ProcessError> {
         self.process.as_ref().map_err(Arc::as_ref)
     }
+}
+
+fn compare(process: &Process, pod: &Pod) -> Result<(), StrangerError> {
+    let cgroups = process.procfs().cgroup(process.pid());
+    let cgroups = cgroups.map_err(|source| StrangerError::Unreadable {
+        pid: process.pid(),
+        source,
+    })?;
+    Ok(pod.admits(&cgroups)?)
 }
 
 fn identify(stream: &UnixStream, procfs: &ProcFs) -> Result<Process, ProcessError> {

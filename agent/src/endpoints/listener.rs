@@ -20,7 +20,7 @@ use super::caller::Peer;
 use super::calls::CallsLayer;
 use super::connection::{self, Connection};
 use super::limits::{Admission, Admitted, LimitLayer, Who};
-use crate::workload::{ProcFs, ProcessError};
+use crate::workload::{Pod, ProcFs, ProcessError};
 
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
@@ -112,6 +112,32 @@ impl LocalSocket {
         procfs: ProcFs,
         stop: Stop,
     ) -> Result<(), tonic::transport::Error> {
+        self.serve_whom(None, routes, admission, procfs, stop).await
+    }
+
+    /// The same on the socket of a pod: whoever calls is of that pod.
+    ///
+    /// # Errors
+    /// As [`LocalSocket::serve`].
+    pub async fn serve_pod(
+        self,
+        pod: Arc<Pod>,
+        routes: Routes,
+        admission: Admission,
+        procfs: ProcFs,
+        stop: Stop,
+    ) -> Result<(), tonic::transport::Error> {
+        self.serve_whom(Some(pod), routes, admission, procfs, stop).await
+    }
+
+    async fn serve_whom(
+        self,
+        pod: Option<Arc<Pod>>,
+        routes: Routes,
+        admission: Admission,
+        procfs: ProcFs,
+        stop: Stop,
+    ) -> Result<(), tonic::transport::Error> {
         let Self { listener, guard } = self;
         let shown = guard.path().display().to_string();
         let server = connection::server()
@@ -119,7 +145,7 @@ impl LocalSocket {
             .layer(LimitLayer)
             .add_routes(routes)
             .serve_with_incoming_shutdown(
-                connections(listener, shown, admission, procfs),
+                connections(listener, shown, pod, admission, procfs),
                 stop.clone().stopped_owned(),
             );
         let outcome = connection::drained(server, &stop).await;
@@ -146,12 +172,14 @@ fn real_directory(socket: &Path) -> Result<PathBuf, PrivateSocketError> {
 fn connections(
     listener: UnixListener,
     socket: String,
+    pod: Option<Arc<Pod>>,
     admission: Admission,
     procfs: ProcFs,
 ) -> impl Stream<Item = Result<Connection<UnixStream, Caller>, io::Error>> {
     let state = Accept {
         listener,
         socket,
+        pod,
         admission,
         procfs,
         failing: false,
@@ -166,6 +194,8 @@ struct Accept {
     listener: UnixListener,
     /// Its path, for the log.
     socket: String,
+    /// Whose it is, if it is a pod's.
+    pod: Option<Arc<Pod>>,
     admission: Admission,
     procfs: ProcFs,
     /// The last attempt failed and was logged.
@@ -186,11 +216,19 @@ impl Accept {
             let Ok(credentials) = stream.peer_cred() else {
                 continue; // Gone already.
             };
-            let Some(admitted) = self.admission.admit(Who::of(&credentials, &self.procfs)) else {
+            let who = match &self.pod {
+                Some(pod) => Who::Pod(pod.place()),
+                None => Who::of(&credentials, &self.procfs),
+            };
+            let Some(admitted) = self.admission.admit(who) else {
                 self.report("too many connections");
                 continue; // Closed; the client tries again later.
             };
             let peer = Peer::of(&stream, &self.procfs);
+            let peer = match &self.pod {
+                Some(pod) => peer.on_socket_of(pod),
+                None => peer,
+            };
             if let Err(error) = peer.process()
                 && is_passing(error)
             {
@@ -262,6 +300,7 @@ mod tests {
         let mut accept = Accept {
             listener,
             socket: String::new(),
+            pod: None,
             admission: Admission::new(1),
             procfs: ProcFs::default(),
             failing: false,

@@ -3,7 +3,7 @@
 //! A connection passes `listener` (limits, repair of `:authority`), gets its `caller` (a process held by a
 //! descriptor) and reaches the Workload API, Envoy's secret discovery, health checks or reflection; on the `admin`
 //! socket, which is for operators, the `delegated` identity API and what looks at the running agent. Calls that
-//! depend on who calls are a `session`. `broker` has listeners of its own, whose callers show an X509-SVID. `client`
+//! depend on who calls are a `session`. `pods` opens sockets in the folders of the CSI driver, whose callers are pods. `broker` has listeners of its own, whose callers show an X509-SVID. `client`
 //! is the other end.
 
 pub mod admin;
@@ -20,6 +20,7 @@ pub mod http;
 mod jwt_svids;
 pub mod limits;
 pub mod listener;
+pub mod pods;
 pub mod routes;
 pub mod sds;
 pub mod session;

@@ -39,6 +39,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("workload_api_workload_attestor", "One workload attestor answered."),
     ("workload_api_discovered_selectors", "How many selectors a caller had."),
     ("workload_api_rate_limit_exceeded", "Calls refused because their method has a rate limit."),
+    ("workload_api_pod_mismatch", "Callers refused on the socket of a pod that they are not of."),
     ("sds_api_connection", "Calls of Envoy's secret discovery."),
     ("sds_api_connections", "Open calls of Envoy's secret discovery."),
     ("delegated_identity_api_connection", "Calls of the delegated identity API."),

@@ -8,6 +8,7 @@
 pub mod container;
 pub mod docker;
 mod permits;
+pub mod pods;
 pub mod process;
 pub mod procfs;
 mod program_hash;
@@ -30,6 +31,7 @@ use tracing::Instrument;
 pub use self::container::ContainerError;
 pub use self::docker::DockerAttestor;
 pub use self::process::{ConnectedAs, Process, ProcessError};
+pub use self::pods::{Pod, PodFacts, Workload};
 pub use self::procfs::{FileId, ProcFs};
 pub use self::systemd::SystemdAttestor;
 pub use self::unix::UnixAttestor;
@@ -56,6 +58,7 @@ pub trait WorkloadAttestor: Send + Sync + std::fmt::Debug {
 #[derive(Clone, Debug)]
 pub struct WorkloadAttestation {
     attestors: Arc<[Arc<dyn WorkloadAttestor>]>,
+    pod_facts: Option<Arc<dyn PodFacts>>,
     deadline: Duration,
 }
 
@@ -77,6 +80,9 @@ pub enum AttestError {
     /// The process ended meanwhile, so what was read may be about another.
     #[error("process ended during attestation: pid {0}")]
     Gone(u32),
+    /// The pod lost its socket meanwhile.
+    #[error("pod has lost its volume during attestation: {0}")]
+    PodGone(String),
     /// An attestor cannot tell.
     #[error("workload attestor {attestor}: {source}")]
     Attestor {
@@ -155,8 +161,59 @@ impl WorkloadAttestation {
     pub fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>, deadline: Duration) -> Self {
         Self {
             attestors: attestors.into(),
+            pod_facts: None,
             deadline,
         }
+    }
+
+    /// Knows more about pods that call on sockets of their own than the sockets tell.
+    #[must_use]
+    pub fn with_pod_facts(self, pod_facts: Arc<dyn PodFacts>) -> Self {
+        Self {
+            pod_facts: Some(pod_facts),
+            ..self
+        }
+    }
+
+    /// All facts about whoever asks.
+    ///
+    /// # Errors
+    /// [`AttestError`].
+    pub async fn attest_workload(&self, workload: &Workload) -> Result<HashSet<Selector>, AttestError> {
+        match workload {
+            Workload::Process(process) => self.attest(process).await,
+            Workload::Pod(pod) => self.attest_pod(pod).await,
+        }
+    }
+
+    /// What is known about a pod by its socket, and by its UID. No attestor of processes is asked: which of the pod's
+    /// containers calls is not known.
+    async fn attest_pod(&self, pod: &Pod) -> Result<HashSet<Selector>, AttestError> {
+        let timer = metrics().start("workload_api_workload_attestation");
+        let asked = async {
+            let mut facts = pod.selectors()?;
+            if let Some(source) = &self.pod_facts {
+                let more = tokio::time::timeout(self.deadline, source.by_uid(&pod.record().uid));
+                facts.extend(more.await.unwrap_or(Err(AttestorError::TimedOut(self.deadline)))?);
+            }
+            Ok(facts)
+        };
+        let found = timer
+            .around(
+                async {
+                    asked.await.map_err(|source| AttestError::Attestor {
+                        attestor: "k8s",
+                        source,
+                    })
+                },
+                AttestError::code,
+            )
+            .await?;
+        if pod.is_gone() {
+            return Err(AttestError::PodGone(pod.record().uid.clone()));
+        }
+        metrics().sample("workload_api_discovered_selectors", &[], found.len() as f64);
+        Ok(found.into_iter().collect())
     }
 
     /// All facts about a process that lives before and after.
@@ -217,7 +274,7 @@ impl WorkloadAttestation {
 impl AttestError {
     fn code(&self) -> Code {
         match self {
-            Self::Gone(_) => Code::NotFound,
+            Self::Gone(_) | Self::PodGone(_) => Code::NotFound,
             Self::Attestor { source, .. } => source.code(),
         }
     }
@@ -349,6 +406,37 @@ mod tests {
         assert!(matches!(hangs.outcome, Err(AttestorError::TimedOut(deadline)) if deadline == limit));
         assert!(hangs.took >= limit && knows.took < limit, "{reports:?}");
         assert!(!format!("{knows:?}").contains("fake:a"), "facts may be secret");
+    }
+
+    #[derive(Debug)]
+    struct FakeFacts(Fake);
+
+    #[async_trait]
+    impl PodFacts for FakeFacts {
+        async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
+            match &self.0 {
+                Fake::Knows(value) => Ok(vec![Selector::new("k8s", format!("pod-label:{value}:{uid}"))?]),
+                Fake::Fails => Err(AttestorError::CutOff),
+                Fake::Hangs => std::future::pending().await,
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_known_by_its_socket_and_what_is_known_by_uid_and_no_attestor_of_processes_is_asked() {
+        let workload = Workload::Pod(Arc::new(pods::tests::pod("0a1b")));
+        let attestation = attestation(vec![Fake::Knows("a"), Fake::Fails]);
+        let facts = attestation.attest_workload(&workload).await.unwrap();
+        assert_eq!(facts.len(), 4);
+        assert!(facts.contains(&Selector::parse("k8s:ns:shop").unwrap()));
+        let with = |fake| attestation.clone().with_pod_facts(Arc::new(FakeFacts(fake)));
+        let more = with(Fake::Knows("app")).attest_workload(&workload).await.unwrap();
+        assert!(more.contains(&Selector::parse("k8s:pod-label:app:0a1b").unwrap()));
+        assert_eq!(more.len(), 5);
+        for fake in [Fake::Fails, Fake::Hangs] {
+            let error = with(fake).attest_workload(&workload).await.unwrap_err();
+            assert!(matches!(error, AttestError::Attestor { attestor: "k8s", .. }), "{error}");
+        }
     }
 
     #[tokio::test]

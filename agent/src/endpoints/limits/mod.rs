@@ -201,7 +201,7 @@ impl Admission {
         }
         let share = |holder| match holder {
             Holder::User(_) | Holder::Broker(_) => limit / 2,
-            Holder::Container(_) => limit / 4,
+            Holder::Container(_) | Holder::Pod(_) => limit / 4,
         };
         if !has_room(&open.connections, who, share) {
             return None;
@@ -225,7 +225,7 @@ impl Admitted {
         self.check_rate(path)?;
         let most = |holder| match holder {
             Holder::User(_) => MAX_CALLS_PER_USER,
-            Holder::Container(_) => MAX_CALLS_PER_CONTAINER,
+            Holder::Container(_) | Holder::Pod(_) => MAX_CALLS_PER_CONTAINER,
             Holder::Broker(_) => MAX_CALLS_PER_BROKER,
         };
         let mut open = self.shared.lock();
@@ -284,7 +284,7 @@ impl Admitted {
         for holder in self.who.holders() {
             let rate = match holder {
                 Holder::User(_) => USER_RATE,
-                Holder::Container(_) => CONTAINER_RATE,
+                Holder::Container(_) | Holder::Pod(_) => CONTAINER_RATE,
                 Holder::Broker(_) => BROKER_RATE,
             };
             if !rates.take((holder, ""), rate, now) {

@@ -14,6 +14,8 @@ pub enum Who {
         /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
         container: Option<u64>,
     },
+    /// Whoever calls on the socket of a pod, by the pod's place.
+    Pod(u64),
     /// A broker, by its place in the configuration.
     Broker(usize),
 }
@@ -23,6 +25,7 @@ pub enum Who {
 pub(super) enum Holder {
     User(u32),
     Container(u64),
+    Pod(u64),
     Broker(usize),
 }
 
@@ -58,6 +61,7 @@ impl Who {
                 (uid != 0).then_some(Holder::User(uid)),
                 container.map(Holder::Container),
             ],
+            Self::Pod(place) => [Some(Holder::Pod(place)), None],
             Self::Broker(place) => [Some(Holder::Broker(place)), None],
         };
         shares.into_iter().flatten()
@@ -67,6 +71,7 @@ impl Who {
     pub(super) fn narrowest(self) -> Holder {
         match self {
             Self::Process { uid, container } => container.map_or(Holder::User(uid), Holder::Container),
+            Self::Pod(place) => Holder::Pod(place),
             Self::Broker(place) => Holder::Broker(place),
         }
     }

@@ -13,11 +13,13 @@ use tonic::{Code, Request, Status};
 use super::refusals::Refused;
 use super::view::{Selectors, View};
 use super::{Access, Sessions, Shared};
+use crate::endpoints::caller::{StrangerError, UnknownCaller};
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
 use crate::svids::{Snapshot, Subscription};
-use crate::workload::Process;
+use crate::telemetry::metrics;
+use crate::workload::{Process, Workload};
 
 /// How long a change takes at most from the server to here, when it is pushed.
 const PUSH_LAG: Duration = Duration::from_millis(500);
@@ -31,7 +33,7 @@ const EXPIRY_LOOK: Duration = Duration::from_secs(1);
 pub struct Session {
     shared: Arc<Shared>,
     access: Access,
-    process: Arc<Process>,
+    workload: Workload,
     admitted: Arc<Admitted>,
     selectors: Arc<Selectors>,
     node: watch::Receiver<NodeState>,
@@ -67,14 +69,11 @@ impl Session {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
         };
-        let process = match peer.process() {
-            Ok(process) => Arc::clone(process),
-            Err(error) => {
-                tracing::warn!(%error, "caller of the workload API cannot be identified");
-                return Err(attestation_failed());
-            }
+        let workload = match peer.workload() {
+            Ok(workload) => workload,
+            Err(error) => return Err(refuse_unknown(&error)),
         };
-        Self::of(sessions, process, admitted, request.metadata(), access, false).await
+        Self::of(sessions, workload, admitted, request.metadata(), access, false).await
     }
 
     /// A session about a process for which somebody else asks, who was found out and authorized before. Identities
@@ -89,19 +88,19 @@ impl Session {
         metadata: &MetadataMap,
         access: Access,
     ) -> Result<Self, Status> {
-        Self::of(sessions, process, admitted, metadata, access, true).await
+        Self::of(sessions, Workload::Process(process), admitted, metadata, access, true).await
     }
 
     async fn of(
         sessions: &Sessions,
-        process: Arc<Process>,
+        workload: Workload,
         admitted: &Arc<Admitted>,
         metadata: &MetadataMap,
         access: Access,
         is_on_behalf: bool,
     ) -> Result<Self, Status> {
         let shared = Arc::clone(&sessions.shared);
-        let selectors = attest(&shared, admitted, &process, access).await?;
+        let selectors = attest(&shared, admitted, &workload, access).await?;
         let mut subscription = shared.parts.svids.observe(Arc::clone(&selectors));
         if access == Access::X509Svids {
             subscription.want();
@@ -110,7 +109,7 @@ impl Session {
             node: shared.parts.node.clone(),
             shared,
             access,
-            process,
+            workload,
             admitted: Arc::clone(admitted),
             selectors,
             subscription,
@@ -163,9 +162,9 @@ impl Session {
         self.attested.elapsed()
     }
 
-    /// The process that made the call.
+    /// The process that made the call; 0 when only its pod is known.
     pub fn pid(&self) -> u32 {
-        self.process.pid()
+        self.workload.pid()
     }
 
     /// Notes that the caller has got an answer. A stream that has given something is not ended for want of an
@@ -180,8 +179,8 @@ impl Session {
     /// # Errors
     /// When the process has ended or cannot be attested, or no more can be sent.
     pub async fn attest_again(&mut self) -> Result<bool, Status> {
-        let attested = attest(&self.shared, &self.admitted, &self.process, self.access);
-        let selectors = match select(pin!(ended(&self.process, &self.shared)), pin!(attested)).await {
+        let attested = attest(&self.shared, &self.admitted, &self.workload, self.access);
+        let selectors = match select(pin!(ended(&self.workload, &self.shared)), pin!(attested)).await {
             Either::Left((status, _)) => return Err(status),
             Either::Right((selectors, _)) => selectors?,
         };
@@ -190,7 +189,7 @@ impl Session {
             return Ok(true);
         }
         tracing::info!(
-            pid = self.process.pid(),
+            pid = self.workload.pid(),
             "other facts hold for a workload than when it opened its stream"
         );
         // The new subscription comes before the old one goes: what both want is kept.
@@ -213,7 +212,7 @@ impl Session {
     /// # Errors
     /// When no more can be sent.
     pub async fn during<T>(&self, work: impl Future<Output = T>) -> Result<T, Status> {
-        match select(pin!(ended(&self.process, &self.shared)), pin!(work)).await {
+        match select(pin!(ended(&self.workload, &self.shared)), pin!(work)).await {
             Either::Left((status, _)) => Err(status),
             Either::Right((done, _)) => Ok(done),
         }
@@ -232,7 +231,7 @@ impl Session {
         }
         let refused = Refused {
             selectors: Some(Arc::clone(&self.selectors)),
-            ..describe(&self.shared, &self.process, self.access, status.message())
+            ..describe(&self.shared, &self.workload, self.access, status.message())
         };
         self.shared.parts.refusals.note(refused, status)
     }
@@ -324,7 +323,7 @@ impl Session {
     /// if it is younger than that. Short, so that programs that were never registered hear so soon, and in any
     /// case before they stop listening.
     fn grace(&self, snapshot: &Snapshot) -> Option<Instant> {
-        let started_at = self.process.started_at()?;
+        let started_at = self.workload.started_at()?;
         let synced_at = snapshot.synced_at.max(self.shared.parts.svids.synced_at());
         if self.is_own_process() || synced_at.is_none_or(|synced_at| synced_at > started_at) {
             return None;
@@ -343,7 +342,7 @@ impl Session {
 
     /// The agent itself asks for its health, and must not wait for an identity that it will never have.
     fn is_own_process(&self) -> bool {
-        self.process.pid() == self.shared.parts.own_pid
+        self.workload.pid() == self.shared.parts.own_pid
     }
 
     /// Completes when the content may be another, or at `until`.
@@ -364,7 +363,7 @@ impl Session {
                 () = elapsed => Ok(()),
             }
         };
-        let end = ended(&self.process, &self.shared);
+        let end = ended(&self.workload, &self.shared);
         match select(pin!(end), pin!(news)).await {
             Either::Left((status, _)) => Err(status),
             Either::Right((outcome, _)) => outcome,
@@ -373,35 +372,49 @@ impl Session {
 }
 
 /// Completes when no more can be sent, with the reason.
-async fn ended(process: &Process, shared: &Shared) -> Status {
+async fn ended(workload: &Workload, shared: &Shared) -> Status {
     tokio::select! {
-        () = process.exited() => Status::unavailable("the process that opened the stream has ended"),
+        how = workload.ended() => Status::unavailable(how),
         () = shared.parts.stop.stopped() => ending(&shared.parts.node),
     }
 }
 
-/// What holds for the process now.
+/// The answer to a caller that is not known. One of another pod's has found a way to a socket that is not its own.
+fn refuse_unknown(error: &UnknownCaller) -> Status {
+    if let UnknownCaller::Stranger(stranger) = error
+        && matches!(**stranger, StrangerError::Mismatch(_))
+    {
+        tracing::warn!(%error, "caller on the socket of a pod is refused");
+        metrics().count("workload_api_pod_mismatch", &[], 1);
+        return denied();
+    }
+    tracing::warn!(%error, "caller of the workload API cannot be identified");
+    attestation_failed()
+}
+
+/// What holds for the workload now.
 async fn attest(
     shared: &Shared,
     admitted: &Admitted,
-    process: &Arc<Process>,
+    workload: &Workload,
     access: Access,
 ) -> Result<Arc<Selectors>, Status> {
     let _turn = admitted.turn().await;
-    let facts = shared.parts.attestation.attest(process).await.map_err(|error| {
-        tracing::warn!(%error, pid = process.pid(), "workload attestation failed");
-        let refused = describe(shared, process, access, &error.to_string());
+    let asked = shared.parts.attestation.attest_workload(workload);
+    let facts = asked.await.map_err(|error| {
+        tracing::warn!(%error, pid = workload.pid(), "workload attestation failed");
+        let refused = describe(shared, workload, access, &error.to_string());
         shared.parts.refusals.note(refused, attestation_failed())
     })?;
     Ok(shared.views.share(facts))
 }
 
-fn describe(shared: &Shared, process: &Process, access: Access, reason: &str) -> Refused {
+fn describe(shared: &Shared, workload: &Workload, access: Access, reason: &str) -> Refused {
     Refused {
         at: shared.parts.clock.now(),
         access,
-        pid: process.pid(),
-        started_at: process.started_at(),
+        pid: workload.pid(),
+        started_at: workload.started_at(),
         selectors: None,
         reason: reason.to_owned(),
     }

@@ -1,0 +1,227 @@
+//! Pods that are known by the socket they call on, and what is known of them.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use finial_identity::process::Stop;
+use finial_identity::selector::Selector;
+use time::OffsetDateTime;
+
+use super::container::{self, ContainerError};
+use super::{AttestorError, Process};
+use crate::config::PodRecord;
+
+/// Type of the selectors, which SPIRE's workload attestor `k8s` has.
+const KIND: &str = "k8s";
+
+/// A pod that has a socket of its own.
+#[derive(Clone, Debug)]
+pub struct Pod {
+    record: PodRecord,
+    since: Option<OffsetDateTime>,
+    place: u64,
+    gone: Stop,
+}
+
+/// Who asks.
+#[derive(Clone, Debug)]
+pub enum Workload {
+    /// A process that connected, or that somebody else asks for.
+    Process(Arc<Process>),
+    /// Some process of a pod.
+    Pod(Arc<Pod>),
+}
+
+/// What more is known about pods than their sockets tell.
+#[async_trait]
+pub trait PodFacts: Send + Sync + std::fmt::Debug {
+    /// All facts about the pod with this UID that hold for each of its containers alike; none of a single container.
+    /// May be dropped at any time.
+    ///
+    /// # Errors
+    /// When any of them cannot be told.
+    async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError>;
+}
+
+/// The caller's process belongs elsewhere than its socket.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Mismatch {
+    /// Its control groups name another pod.
+    #[error("process is of another pod than its socket: socket of {socket}, cgroup of {cgroup}")]
+    OtherPod {
+        /// The UID of the socket's pod.
+        socket: String,
+        /// What its groups say.
+        cgroup: String,
+    },
+    /// Its control groups name several, or cannot be understood.
+    #[error("it cannot be told which pod the process is of: {0}")]
+    Unclear(#[from] ContainerError),
+}
+
+impl Pod {
+    /// A pod whose socket is open until `gone`. `since` is when it got it; `place` tells it from the others for limits.
+    pub fn new(record: PodRecord, since: Option<OffsetDateTime>, place: u64, gone: Stop) -> Self {
+        Self {
+            record,
+            since,
+            place,
+            gone,
+        }
+    }
+
+    /// Whose socket it is.
+    pub fn record(&self) -> &PodRecord {
+        &self.record
+    }
+
+    /// When the pod got its socket, as far as is known.
+    pub fn since(&self) -> Option<OffsetDateTime> {
+        self.since
+    }
+
+    /// Tells it from all other pods since the agent was started.
+    pub fn place(&self) -> u64 {
+        self.place
+    }
+
+    /// Completes when the pod has lost its socket.
+    pub async fn gone(&self) {
+        self.gone.stopped().await;
+    }
+
+    /// Whether the pod still has its socket.
+    pub fn is_gone(&self) -> bool {
+        self.gone.is_stopped()
+    }
+
+    /// Whether a process with these control groups (`/proc/<pid>/cgroup`) may be of this pod. Groups that name no pod
+    /// say nothing.
+    ///
+    /// # Errors
+    /// [`Mismatch`].
+    pub fn admits(&self, cgroups: &str) -> Result<(), Mismatch> {
+        let groups = container::parse_cgroups(cgroups)?;
+        let named = container::in_cgroups(&groups)?.and_then(|container| container.pod_uid);
+        match named {
+            Some(cgroup) if !is_same_uid(&cgroup, &self.record.uid) => Err(Mismatch::OtherPod {
+                socket: self.record.uid.clone(),
+                cgroup,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the socket tells, as SPIRE writes it.
+    ///
+    /// # Errors
+    /// None that a checked record could cause.
+    pub(super) fn selectors(&self) -> Result<Vec<Selector>, AttestorError> {
+        let record = &self.record;
+        [
+            ("ns", &record.namespace),
+            ("sa", &record.service_account),
+            ("pod-name", &record.name),
+            ("pod-uid", &record.uid),
+        ]
+        .into_iter()
+        .map(|(name, value)| Ok(Selector::new(KIND, format!("{name}:{value}"))?))
+        .collect()
+    }
+}
+
+impl Workload {
+    /// The process, if it is known.
+    pub fn process(&self) -> Option<&Arc<Process>> {
+        match self {
+            Self::Process(process) => Some(process),
+            Self::Pod(_) => None,
+        }
+    }
+
+    /// Its pid; 0 for a pod, whose processes need not be visible.
+    pub fn pid(&self) -> u32 {
+        self.process().map_or(0, |process| process.pid())
+    }
+
+    /// Since when it can have asked.
+    pub fn started_at(&self) -> Option<OffsetDateTime> {
+        match self {
+            Self::Process(process) => process.started_at(),
+            Self::Pod(pod) => pod.since(),
+        }
+    }
+
+    /// Completes when it is no more, with what to say.
+    pub async fn ended(&self) -> &'static str {
+        match self {
+            Self::Process(process) => {
+                process.exited().await;
+                "the process that opened the stream has ended"
+            }
+            Self::Pod(pod) => {
+                pod.gone().await;
+                "the pod has lost its volume"
+            }
+        }
+    }
+}
+
+/// Static pods have UIDs without dashes, which names of groups may be shown with.
+fn is_same_uid(one: &str, other: &str) -> bool {
+    let digits = |uid: &str| uid.replace(['-', '_'], "").to_ascii_lowercase();
+    digits(one) == digits(other)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use finial_identity::process::TaskSet;
+
+    use super::*;
+
+    const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
+
+    pub(crate) fn pod(uid: &str) -> Pod {
+        let record = PodRecord {
+            uid: uid.to_owned(),
+            namespace: "shop".to_owned(),
+            name: "web-0".to_owned(),
+            service_account: "web".to_owned(),
+        };
+        Pod::new(record, None, 1, TaskSet::new().stop_signal())
+    }
+
+    #[test]
+    fn a_socket_tells_four_facts() {
+        let selectors = pod(UID).selectors().unwrap();
+        let texts: Vec<&str> = selectors.iter().map(Selector::as_str).collect();
+        assert_eq!(
+            texts,
+            [
+                "k8s:ns:shop",
+                "k8s:sa:web",
+                "k8s:pod-name:web-0",
+                &format!("k8s:pod-uid:{UID}"),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_process_of_another_pod_is_told_from_one_of_this_or_of_none() {
+        let id = "c".repeat(64);
+        let of = |uid: &str| format!("0::/kubepods/besteffort/pod{uid}/{id}\n");
+        let pod = pod(UID);
+        pod.admits(&of(UID)).unwrap();
+        pod.admits(&format!(
+            "0::/kubepods.slice/kubepods-pod{}.slice/cri-containerd-{id}.scope\n",
+            UID.replace('-', "_")
+        ))
+        .unwrap();
+        pod.admits("0::/user.slice\n").unwrap();
+        let other = of("00000000-25a7-4c0b-9ab1-4e2f1bd4a9b1");
+        assert!(matches!(pod.admits(&other), Err(Mismatch::OtherPod { .. })));
+        let both = format!("1:cpu:{}2:pids:{}", &of(UID)[3..], &other[3..]);
+        assert!(matches!(pod.admits(&both), Err(Mismatch::Unclear(_))));
+        assert!(matches!(pod.admits("nonsense"), Err(Mismatch::Unclear(_))));
+    }
+}
