@@ -176,6 +176,7 @@ pub struct Essentials {
 pub struct Config {
     essentials: Essentials,
     log: LogSettings,
+    log_selectors: Vec<String>,
     workload_key_type: KeyType,
     availability_target: Option<Duration>,
     rebootstrap: Rebootstrap,
@@ -254,6 +255,7 @@ impl Config {
         Self {
             essentials,
             log: LogSettings::default(),
+            log_selectors: Vec::new(),
             workload_key_type: KeyType::EcP256,
             availability_target: None,
             rebootstrap: Rebootstrap::default(),
@@ -287,6 +289,11 @@ impl Config {
     /// How and where to log.
     pub fn log(&self) -> &LogSettings {
         &self.log
+    }
+
+    /// `log_selectors`: beginnings of selectors that may stand in the log.
+    pub fn log_selectors(&self) -> &[String] {
+        &self.log_selectors
     }
 
     /// `workload_x509_svid_key_type`

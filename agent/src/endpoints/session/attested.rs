@@ -12,7 +12,7 @@ use tonic::{Code, Request, Status};
 
 use super::refusals::Refused;
 use super::view::{Selectors, View};
-use super::{Access, Sessions, Shared};
+use super::{Access, SessionParts, Sessions, Shared};
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
@@ -194,7 +194,20 @@ impl Session {
             selectors: Some(Arc::clone(&self.selectors)),
             ..describe(&self.shared, &self.process, self.access, status.message())
         };
-        self.shared.parts.refusals.note(refused, status)
+        let SessionParts { policy, refusals, .. } = &self.shared.parts;
+        if let Some(selectors) = policy.logged_selectors.among(&self.selectors)
+            && !refusals.is_repeated(&refused)
+        {
+            let method = self.access.method();
+            tracing::warn!(
+                pid = refused.pid,
+                method,
+                registered = false,
+                selectors,
+                "no identity issued"
+            );
+        }
+        refusals.note(refused, status)
     }
 
     fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
@@ -342,6 +355,12 @@ async fn attest(
         let refused = describe(shared, process, access, &error.to_string());
         shared.parts.refusals.note(refused, attestation_failed())
     })?;
+    if tracing::enabled!(tracing::Level::DEBUG)
+        && process.pid() != shared.parts.own_pid
+        && let Some(selectors) = shared.parts.policy.logged_selectors.among(&facts)
+    {
+        tracing::debug!(pid = process.pid(), selectors, "workload was attested");
+    }
     Ok(shared.views.share(facts))
 }
 
