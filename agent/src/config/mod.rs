@@ -10,6 +10,7 @@ mod limits;
 mod node_attestor;
 mod plugins;
 mod read;
+mod rootless;
 mod sds;
 mod unserved;
 
@@ -33,6 +34,7 @@ pub use self::bootstrap::{Rebootstrap, RebootstrapMode};
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
 pub use self::limits::RateLimits;
 pub use self::node_attestor::X509PopSettings;
+pub use self::rootless::TrustedUsers;
 pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
 
