@@ -16,7 +16,7 @@ use super::{Access, SessionParts, Sessions, Shared};
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
-use crate::svids::{Snapshot, Subscription};
+use crate::svids::{CachedEntry, Snapshot, Subscription};
 use crate::workload::Process;
 
 /// How long a change takes at most from the server to here, when it is pushed.
@@ -127,6 +127,15 @@ impl Session {
     /// From now on the caller's SVIDs are issued and renewed for as long as the session lives.
     pub fn want_svids(&mut self) {
         self.subscription.want();
+    }
+
+    /// Waits for the caller's turns to have JWT-SVIDs signed, one for each entry that has none cached.
+    pub async fn signing_turns(&self, entries: &[Arc<CachedEntry>], audience: &[String]) {
+        for entry in entries {
+            if !self.shared.parts.svids.holds_jwt(entry, audience) {
+                self.admitted.signature().await;
+            }
+        }
     }
 
     /// How long ago the process was attested.
