@@ -1,6 +1,7 @@
 //! Writes the corpus: `cargo test -p finial-tests --test corpus -- --ignored`. Keys are new each time, so the files
 //! of one run belong together; what the fuzzer found is kept beside them and is not touched.
 
+mod discovery;
 mod messages;
 mod signed;
 
@@ -24,6 +25,7 @@ fn write_the_corpus() {
     tokens(&keys);
     documents(&keys);
     messages(&keys);
+    discovery::streams();
     connections();
     agent_files(&keys);
 }
