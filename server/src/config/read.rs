@@ -275,7 +275,12 @@ fn refuse_unserved(server: &Section<'_>, warnings: &mut Vec<String>) {
         );
     }
     // Callers are judged by memory that the store keeps current, never by a record known to be old.
-    server.duration("max_attested_node_info_staleness");
+    if server.duration("max_attested_node_info_staleness").is_some() {
+        warnings.push(
+            "server.max_attested_node_info_staleness: what is known of agents is always current; the key has no effect"
+                .to_owned(),
+        );
+    }
     let mut profiling = server.bool("profiling_enabled").unwrap_or_default();
     for key in ["profiling_port", "profiling_freq", "profiling_names"] {
         profiling |= server.ignore(key);
@@ -471,11 +476,20 @@ mod tests {
             "{}\ntelemetry {{ Prometheus {{ port = 9988 }} }}",
             MINIMAL.replace(
                 "trust_domain",
-                "experimental { cache_reload_interval = \"5s\" events_based_cache = true }\nprofiling_enabled = true\ntrust_domain"
+                "experimental { cache_reload_interval = \"5s\" events_based_cache = true }\nprofiling_enabled = true\n\
+                 max_attested_node_info_staleness = \"5s\"\ntrust_domain"
             )
         );
         let config = parse(&text).unwrap();
-        assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
+        let [profiling, staleness] = config.warnings() else {
+            panic!("{:?}", config.warnings());
+        };
+        assert!(profiling.contains("profiling") != staleness.contains("profiling"));
+        assert!(
+            [profiling, staleness]
+                .iter()
+                .any(|text| text.contains("max_attested_node_info_staleness"))
+        );
         assert_eq!(
             config
                 .telemetry()
