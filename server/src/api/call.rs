@@ -228,6 +228,7 @@ pub mod field {
     pub const JWT_KEY_ID: &str = "jwt_authority_key_id";
     pub const MODE: &str = "mode";
     pub const AGENT_VERSION: &str = "agent_version";
+    pub const HELD: &str = "held";
 }
 
 impl Call {

@@ -145,11 +145,6 @@ impl AuthorityManager {
         Ok(shown(&working, kind, authority_id))
     }
 
-    /// The answer to tainting or revoking a root of an upstream authority: there is none.
-    pub fn no_upstream_authority() -> AuthorityError {
-        AuthorityError::FailedPrecondition("upstream authority is not configured")
-    }
-
     fn enabled(&self, kind: AuthorityKind) -> Result<(), AuthorityError> {
         if kind == AuthorityKind::Jwt && self.config.disable_jwt_svids {
             return Err(AuthorityError::JwtDisabled);
