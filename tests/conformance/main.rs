@@ -1,5 +1,6 @@
 //! The rules of the SPIFFE standards, one file a document. `coverage` proves that none is forgotten.
 
+mod broker;
 mod bundle;
 mod coverage;
 mod fixture;

@@ -177,7 +177,7 @@ fn text(value: &serde_json::Value) -> &str {
     value.as_str().expect("a text")
 }
 
-fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+pub fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
     TABLE
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))

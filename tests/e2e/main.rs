@@ -4,6 +4,8 @@ mod admin;
 mod authorization;
 mod bad_input;
 mod bench;
+mod bench_compare;
+mod broker;
 mod cli;
 mod delegated;
 mod dev;

@@ -4,6 +4,7 @@
 mod admin;
 mod attestors;
 mod bootstrap;
+mod broker;
 mod cgroup_patterns;
 mod explain;
 mod limits;
@@ -28,6 +29,9 @@ use zeroize::Zeroizing;
 pub use self::admin::AdminSettings;
 pub use self::attestors::{DockerSettings, UnixSettings, UserSocket, WorkloadAttestors};
 pub use self::bootstrap::{Rebootstrap, RebootstrapMode};
+pub use self::broker::{
+    AllowedBroker, AllowedReference, BindAddress, BrokerSettings, OBJECT_REFERENCE, PID_REFERENCE,
+};
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
 pub use self::limits::RateLimits;
 pub use self::node_attestor::X509PopSettings;
@@ -192,6 +196,7 @@ pub struct Config {
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
+    broker: Option<BrokerSettings>,
     redact: Option<Vec<String>>,
     telemetry: Telemetry,
     warnings: Vec<String>,
@@ -246,6 +251,7 @@ impl Config {
             },
             health_checks: None,
             admin: None,
+            broker: None,
             redact: None,
             telemetry: Telemetry::default(),
             warnings: Vec::new(),
@@ -355,6 +361,11 @@ impl Config {
     /// The admin socket, when it is on.
     pub fn admin(&self) -> Option<&AdminSettings> {
         self.admin.as_ref()
+    }
+
+    /// The SPIFFE Broker API, when it is on (`experimental.broker`).
+    pub fn broker(&self) -> Option<&BrokerSettings> {
+        self.broker.as_ref()
     }
 
     /// Parts that have no effect, and choices that deserve attention; one sentence each.

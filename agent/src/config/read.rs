@@ -1,6 +1,6 @@
 //! From the document to [`Config`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
@@ -14,10 +14,10 @@ use super::admin;
 use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
-    AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
-    Essentials, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings, limits, sds,
+    AdminSettings, BootstrapSource, BrokerSettings, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH,
+    DEFAULT_SYNC_INTERVAL, Essentials, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings, limits, sds,
 };
-use super::{bootstrap, explain};
+use super::{bootstrap, broker, explain};
 use crate::telemetry::LogSettings;
 
 /// Reads everything; what is wrong is reported together.
@@ -75,6 +75,7 @@ struct Experimental {
     sync_interval: Option<Duration>,
     jwt_svid_cache_hit_timeout: Option<Duration>,
     rate_limits: RateLimits,
+    broker: Option<BrokerSettings>,
 }
 
 impl Agent {
@@ -121,11 +122,11 @@ impl Agent {
                 .unwrap_or_default(),
             admin: None,
             sds: sds::read(&agent, flags),
-            experimental: agent
-                .section("experimental")
-                .map(|section| read_experimental(section, warnings))
-                .unwrap_or_default(),
+            experimental: Experimental::default(),
         };
+        if let Some(section) = agent.section("experimental") {
+            read.experimental = read_experimental(section, &read.socket_path, warnings);
+        }
         read.admin = admin::read(&agent, read.trust_domain.as_ref(), &read.socket_path, warnings);
         unserved::agent(&agent, warnings);
         agent.finish();
@@ -169,6 +170,7 @@ impl Agent {
             workload_attestors: plugins.workload_attestors,
             health_checks,
             admin: self.admin,
+            broker: self.experimental.broker,
             telemetry,
             warnings,
         })
@@ -264,7 +266,7 @@ fn log_flags(flags: &Flags) -> LogFlags<'_> {
     }
 }
 
-fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> Experimental {
+fn read_experimental(section: Section<'_>, public_socket: &Path, warnings: &mut Vec<String>) -> Experimental {
     let sync_interval = section
         .duration("sync_interval")
         .filter(|interval| !interval.is_zero());
@@ -279,12 +281,14 @@ fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> Experi
         );
     }
     let rate_limits = limits::read(&section);
+    let broker = broker::read(&section, public_socket, warnings);
     unserved::experimental(&section, warnings);
     section.finish();
     Experimental {
         sync_interval,
         jwt_svid_cache_hit_timeout: hit_timeout,
         rate_limits,
+        broker,
     }
 }
 

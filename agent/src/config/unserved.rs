@@ -38,7 +38,4 @@ pub(super) fn experimental(section: &Section<'_>, warnings: &mut Vec<String>) {
             ));
         }
     }
-    if section.ignore("broker") {
-        section.problem("broker", "the SPIFFE Broker API is not served by this version");
-    }
 }

@@ -1,8 +1,9 @@
 //! A served socket over a cache that the test fills, with a fake attestor and a fake signer of JWT-SVIDs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -70,6 +71,65 @@ impl WorkloadAttestor for FakeAttestor {
             .into_iter()
             .map(|fact| Selector::parse(fact).unwrap())
             .collect())
+    }
+}
+
+/// What holds for processes by their pids; nothing can be told about others.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FactsByPid {
+    pub by_pid: Arc<Mutex<HashMap<u32, Vec<&'static str>>>>,
+    /// Published while the next process is attested.
+    pub meanwhile: Arc<Mutex<Option<(SvidCache, Snapshot)>>>,
+}
+
+impl FactsByPid {
+    pub(crate) fn set(&self, pid: u32, facts: &[&'static str]) {
+        self.by_pid.lock().unwrap().insert(pid, facts.to_vec());
+    }
+}
+
+#[async_trait]
+impl WorkloadAttestor for FactsByPid {
+    fn name(&self) -> &'static str {
+        "facts"
+    }
+
+    async fn attest(&self, process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError> {
+        if let Some((cache, next)) = self.meanwhile.lock().unwrap().take() {
+            cache.publish(next);
+        }
+        let facts = self.by_pid.lock().unwrap().get(&process.pid()).cloned();
+        let facts = facts.ok_or(AttestorError::CutOff)?;
+        let parse = |fact| Selector::parse(fact).unwrap();
+        Ok(facts.into_iter().map(parse).collect())
+    }
+}
+
+/// A process that lives until it is killed.
+#[derive(Debug)]
+pub(crate) struct Workload(Child);
+
+impl Workload {
+    pub(crate) fn start() -> Self {
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(crate) fn end(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _ended_already = self.0.kill();
+        let _reaped_already = self.0.wait();
     }
 }
 

@@ -42,6 +42,8 @@ pub const HELP: &[(&str, &str)] = &[
     ("sds_api_connections", "Open calls of Envoy's secret discovery."),
     ("delegated_identity_api_connection", "Calls of the delegated identity API."),
     ("delegated_identity_api_connections", "Open calls of the delegated identity API."),
+    ("broker_api_connection", "Calls of the SPIFFE Broker API."),
+    ("broker_api_connections", "Open calls of the SPIFFE Broker API."),
     ("debug_api_connection", "Calls of the debug API."),
     ("debug_api_connections", "Open calls of the debug API."),
     ("traces_dropped", "Spans that were not sent to the collector."),

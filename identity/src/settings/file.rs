@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 use super::{Document, Format, MAX_TEXT, ParseError, SettingsError, expand_env};
 use crate::process::private_file::{self, FileError};
 
+/// Looks a variable of the environment up.
+pub type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
+
 /// Why there is no configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -29,10 +32,7 @@ impl Document {
     ///
     /// # Errors
     /// [`ConfigError::File`]
-    pub fn read_text(
-        path: &Path,
-        variables: Option<&dyn Fn(&str) -> Option<String>>,
-    ) -> Result<String, ConfigError> {
+    pub fn read_text(path: &Path, variables: Option<Variables<'_>>) -> Result<String, ConfigError> {
         let text = private_file::read_text(path, MAX_TEXT)?;
         Ok(match variables {
             Some(look_up) => expand_env(&text, look_up),

@@ -38,7 +38,7 @@ mod tree;
 mod yaml;
 
 pub use duration::{DurationError, parse_duration};
-pub use file::ConfigError;
+pub use file::{ConfigError, Variables};
 pub use health_checks::HealthChecks;
 pub use log::{LogFlags, read_log};
 pub use position::Position;

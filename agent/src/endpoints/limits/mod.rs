@@ -59,6 +59,9 @@ pub const MAX_CALLS_PER_USER: usize = 8192;
 /// Most calls of one container at a time, root's included.
 pub const MAX_CALLS_PER_CONTAINER: usize = 4096;
 
+/// Most calls of one broker at a time: a stream of each kind for each of some hundred workloads.
+pub const MAX_CALLS_PER_BROKER: usize = 2048;
+
 /// Most callers of one user or container whose facts are found out at a time; further ones wait for these, and for
 /// nobody else's.
 const TURNS: usize = 16;
@@ -72,12 +75,18 @@ const CALL_RATE: Rate = Rate {
 /// How many served calls a refused one counts for: who is refused is to wait before asking again.
 const REFUSED: f64 = 16.0;
 
-/// What the admin socket may take of the files that can be open, so that neither socket can shut out the other.
+/// How often one broker is served before others come first: for each workload of a node, again and again.
+const BROKER_RATE: Rate = Rate {
+    per_second: 256.0,
+    burst: 2048.0,
+};
+
+/// What the admin socket, or brokers, may take of the files that can be open, so that none can shut out the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminShare {
     /// Most connections.
     pub connections: usize,
-    /// Most processes that are held on behalf of delegates.
+    /// Most processes that are held on behalf of delegates, or of brokers.
     pub processes: usize,
 }
 
@@ -194,7 +203,7 @@ impl Admission {
             return None;
         }
         let share = |holder| match holder {
-            Holder::User(_) => limit / 2,
+            Holder::User(_) | Holder::Broker(_) => limit / 2,
             Holder::Container(_) => limit / 4,
         };
         if !has_room(&open.connections, who, share) {
@@ -221,7 +230,11 @@ impl Admitted {
         let now = Instant::now();
         let mut rates = self.rates();
         for holder in self.who.holders() {
-            rates.spend(holder, cost, CALL_RATE, now);
+            let rate = match holder {
+                Holder::User(_) | Holder::Container(_) => CALL_RATE,
+                Holder::Broker(_) => BROKER_RATE,
+            };
+            rates.spend(holder, cost, rate, now);
         }
         call
     }
@@ -230,6 +243,7 @@ impl Admitted {
         let most = |holder| match holder {
             Holder::User(_) => MAX_CALLS_PER_USER,
             Holder::Container(_) => MAX_CALLS_PER_CONTAINER,
+            Holder::Broker(_) => MAX_CALLS_PER_BROKER,
         };
         let mut open = self.shared.lock();
         if !has_room(&open.calls, self.who, most) {
@@ -462,6 +476,23 @@ mod tests {
         let refused = std::iter::repeat_with(|| one.call(FETCH).unwrap_err());
         let until_used_up = refused.take_while(|_| one.used_up_until(Instant::now()).is_none());
         assert_eq!(until_used_up.count(), 511);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_broker_has_its_own_calls_and_connections() {
+        let admission = Admission::new(4);
+        let (one, other) = (Who::Broker(0), Who::Broker(1));
+        let held = [admission.admit(one).unwrap(), admission.admit(one).unwrap()];
+        assert!(admission.admit(one).is_none());
+        let other = admission.admit(other).unwrap();
+        let calls: Vec<_> = (0..MAX_CALLS_PER_BROKER).map(|_| held[0].own_call()).collect();
+        assert_eq!(held[1].call(FETCH).unwrap_err(), TooMany::Open);
+        assert!(other.call(FETCH).is_ok());
+        drop(calls);
+        assert!((0..2048).all(|_| held[1].call(FETCH).is_ok()));
+        assert!(held[1].used_up_until(Instant::now()).is_some());
+        assert_eq!(other.used_up_until(Instant::now()), None);
+        assert!(other.call(FETCH).is_ok());
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
 //! The original server, agent and commands, where `SPIRE_BIN_DIR` names a folder with `spire-server` and `spire-agent`.
 //! They are on no package registry, so these tests are skipped without the folder even where all peers are required.
 
+mod bench;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
