@@ -21,7 +21,7 @@ fn binaries() -> Option<PathBuf> {
     let dir = std::env::var_os("SPIRE_BIN_DIR").map(PathBuf::from);
     let found = dir.filter(|dir| dir.join("spire-server").is_file() && dir.join("spire-agent").is_file());
     if found.is_none() {
-        eprintln!("SKIPPED: SPIRE_BIN_DIR names no folder with spire-server and spire-agent");
+        finial_tests::skipped("SPIRE_BIN_DIR names no folder with spire-server and spire-agent");
     }
     found
 }
