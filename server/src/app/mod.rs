@@ -10,13 +10,14 @@ use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::key::{KeyError, KeyManager};
 use finial_identity::metrics::{OwnIdentity, TlsError};
 use finial_identity::peer::{self, BundleSource, PeerPolicy};
-use finial_identity::process::http_listener::HttpListener;
+use finial_identity::process::http_listener::{BindError, HttpListener};
 use finial_identity::process::private_file::{FileError, FileMode, create_private_dir};
 use finial_identity::process::unix_listener::{self, ListenError, UnixListenerOptions};
 use finial_identity::process::{Clock, Stop, TaskError, TaskSet, limits};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::traces::TraceExporter;
 use finial_identity::x509::Certificate;
+use finial_proto::finial::server::registry::v1::registry_server::RegistryServer;
 use finial_proto::finial::server::sync::v1::sync_server::SyncServer;
 use finial_proto::grpc::health::v1::health_server::HealthServer;
 use finial_proto::spire::api::server::agent::v1::agent_server::AgentServer;
@@ -37,6 +38,7 @@ use crate::api::debug::DebugService;
 use crate::api::entry::EntryService;
 use crate::api::local_authority::LocalAuthorityService;
 use crate::api::logger::LoggerService;
+use crate::api::registry::RegistryService;
 use crate::api::svid::SvidService;
 use crate::api::sync::SyncService;
 use crate::api::{ApiSettings, Services};
@@ -86,13 +88,8 @@ pub enum BuildError {
     #[error("telemetry.Prometheus.tls: {0}")]
     MetricsTls(#[from] TlsError),
     /// An address cannot be listened on.
-    #[error("listen on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: String,
-        /// What the system said.
-        source: io::Error,
-    },
+    #[error("{0}")]
+    Listen(#[from] BindError),
 }
 
 /// A server that listens but does not work yet.
@@ -292,6 +289,7 @@ fn private_routes(services: &Arc<Services>) -> Routes {
     routes
         .add_service(LoggerServer::new(LoggerService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(DebugServer::new(DebugService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(RegistryServer::new(RegistryService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(HealthServer::new(HealthService::new(of())).max_decoding_message_size(MAX_MESSAGE));
     routes.routes()
 }
@@ -390,17 +388,16 @@ fn report(what: &'static str, pruned: Result<usize, StoreError>) {
 async fn listen(address: SocketAddr) -> Result<TcpListener, BuildError> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| BuildError::Listen {
-            address: address.to_string(),
-            source,
-        })
+        .map_err(|source| unheard(address, source))
 }
 
 fn local_addr(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, BuildError> {
-    listener.local_addr().map_err(|source| BuildError::Listen {
-        address: wanted.to_string(),
-        source,
-    })
+    listener.local_addr().map_err(|source| unheard(wanted, source))
+}
+
+fn unheard(address: SocketAddr, source: io::Error) -> BuildError {
+    let address = address.to_string();
+    BindError { address, source }.into()
 }
 
 const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
