@@ -1,12 +1,13 @@
 //! The HTTP listeners: health checks (`health_checks`) and metrics (`telemetry.Prometheus`), bound and not yet
 //! served.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use finial_identity::metrics::{Exposition, OwnIdentity, Polled, Scrape, TlsError, tls_source};
 use finial_identity::process::Clock;
-use finial_identity::process::http_listener::{self, BindError, HttpListener};
+use finial_identity::process::http_listener::HttpListener;
 use finial_identity::settings::{HealthChecks, Telemetry};
 use time::OffsetDateTime;
 use tokio::net::TcpListener;
@@ -20,9 +21,14 @@ use crate::telemetry::{HELP, PREFIX, metrics};
 /// Why a listener cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// An address cannot be listened on.
-    #[error("{0}")]
-    Listen(#[from] BindError),
+    /// The address cannot be listened on.
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
     /// The metrics cannot be served over TLS.
     #[error("telemetry.Prometheus.tls: {0}")]
     Tls(#[from] TlsError),
@@ -61,7 +67,7 @@ impl HttpListeners {
         let mut listeners = Vec::new();
         if let Some(checks) = checks {
             let routes = health_routes(&checks.live_path, &checks.ready_path, probe);
-            let listener = http_listener::bind(&checks.address, checks.port).await?;
+            let listener = listen(&checks.address, checks.port).await?;
             listeners.push((HEALTH, HttpListener::new(listener, routes)));
         }
         if let Some(prometheus) = &telemetry.prometheus {
@@ -72,7 +78,7 @@ impl HttpListeners {
             let tls = tls_source(prometheus, own, &watched.clock)?;
             let exposition = Exposition::of(telemetry, PREFIX, watched.node.trust_domain(), HELP);
             let routes = scrape(exposition, watched).routes();
-            let listener = http_listener::bind(&prometheus.host, prometheus.port).await?;
+            let listener = listen(&prometheus.host, prometheus.port).await?;
             listeners.push((METRICS, HttpListener::new(listener, routes).with_tls(tls)));
         }
         Ok(Self { listeners })
@@ -192,6 +198,15 @@ fn state_name(state: &NodeState) -> &'static str {
         NodeState::Degraded(_) => "degraded",
         NodeState::Banned => "banned",
     }
+}
+
+async fn listen(host: &str, port: u16) -> Result<TcpListener, HttpError> {
+    TcpListener::bind((host, port))
+        .await
+        .map_err(|source| HttpError::Listen {
+            address: format!("{host}:{port}"),
+            source,
+        })
 }
 
 const STATES: [&str; 5] = ["bootstrapping", "attesting", "serving", "degraded", "banned"];

@@ -5,10 +5,10 @@
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use std::{fmt, io};
 
 use axum::Router;
 use axum::http::{StatusCode, header};
@@ -20,7 +20,6 @@ use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -37,28 +36,6 @@ const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long requests may take to end once the process stops.
 const DRAIN: Duration = Duration::from_secs(3);
 const HEADER_BYTES: usize = 16 * 1024;
-
-/// An address that cannot be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("listen on {address}: {source}")]
-pub struct BindError {
-    /// The address.
-    pub address: String,
-    /// What the system said.
-    pub source: io::Error,
-}
-
-/// Listens on a host's name or address.
-///
-/// # Errors
-/// [`BindError`]
-pub async fn bind(host: &str, port: u16) -> Result<TcpListener, BindError> {
-    let listener = TcpListener::bind((host, port)).await;
-    listener.map_err(|source| BindError {
-        address: format!("{host}:{port}"),
-        source,
-    })
-}
 
 /// The TLS configuration of the next handshake.
 #[derive(Clone)]

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use finial_identity::metrics::{Exposition, OwnIdentity, tls_source};
-use finial_identity::process::http_listener::{HttpListener, bind};
+use finial_identity::process::http_listener::HttpListener;
 use tokio::net::TcpListener;
 
 use super::BuildError;
@@ -20,7 +20,7 @@ pub(super) async fn health(
     let Some(checks) = config.health_checks() else {
         return Ok(None);
     };
-    let listener = bind(&checks.address, checks.port).await?;
+    let listener = listen(&checks.address, checks.port).await?;
     let routes = health_routes(&checks.live_path, &checks.ready_path, Arc::clone(services));
     Ok(Some(HttpListener::new(listener, routes)))
 }
@@ -38,6 +38,15 @@ pub(super) async fn metrics(
     let tls = tls_source(prometheus, own, &services.clock)?;
     let exposition = Exposition::of(telemetry, PREFIX, config.trust_domain(), HELP);
     let routes = scrape(exposition, Arc::clone(services)).routes();
-    let listener = bind(&prometheus.host, prometheus.port).await?;
+    let listener = listen(&prometheus.host, prometheus.port).await?;
     Ok(Some(HttpListener::new(listener, routes).with_tls(tls)))
+}
+
+async fn listen(host: &str, port: u16) -> Result<TcpListener, BuildError> {
+    TcpListener::bind((host, port))
+        .await
+        .map_err(|source| BuildError::Listen {
+            address: format!("{host}:{port}"),
+            source,
+        })
 }

@@ -10,7 +10,7 @@ use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::key::{KeyError, KeyManager};
 use finial_identity::metrics::{OwnIdentity, TlsError};
 use finial_identity::peer::{self, BundleSource, PeerPolicy};
-use finial_identity::process::http_listener::{BindError, HttpListener};
+use finial_identity::process::http_listener::HttpListener;
 use finial_identity::process::private_file::{FileError, FileMode, create_private_dir};
 use finial_identity::process::unix_listener::{self, ListenError, UnixListenerOptions};
 use finial_identity::process::{Clock, Stop, TaskError, TaskSet, limits};
@@ -88,8 +88,13 @@ pub enum BuildError {
     #[error("telemetry.Prometheus.tls: {0}")]
     MetricsTls(#[from] TlsError),
     /// An address cannot be listened on.
-    #[error("{0}")]
-    Listen(#[from] BindError),
+    #[error("listen on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the system said.
+        source: io::Error,
+    },
 }
 
 /// A server that listens but does not work yet.
@@ -388,16 +393,17 @@ fn report(what: &'static str, pruned: Result<usize, StoreError>) {
 async fn listen(address: SocketAddr) -> Result<TcpListener, BuildError> {
     TcpListener::bind(address)
         .await
-        .map_err(|source| unheard(address, source))
+        .map_err(|source| BuildError::Listen {
+            address: address.to_string(),
+            source,
+        })
 }
 
 fn local_addr(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, BuildError> {
-    listener.local_addr().map_err(|source| unheard(wanted, source))
-}
-
-fn unheard(address: SocketAddr, source: io::Error) -> BuildError {
-    let address = address.to_string();
-    BindError { address, source }.into()
+    listener.local_addr().map_err(|source| BuildError::Listen {
+        address: wanted.to_string(),
+        source,
+    })
 }
 
 const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
