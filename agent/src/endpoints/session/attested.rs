@@ -162,9 +162,14 @@ impl Session {
     pub async fn signing_turns(&self, entries: &[Arc<CachedEntry>], audience: &[String]) {
         for entry in entries {
             if !self.shared.parts.svids.holds_jwt(entry, audience) {
-                self.admitted.signature().await;
+                self.signing_turn().await;
             }
         }
+    }
+
+    /// Waits for the caller's turn to have one token signed.
+    pub async fn signing_turn(&self) {
+        self.admitted.signature().await;
     }
 
     /// How long ago the process was attested.

@@ -155,7 +155,7 @@ impl<T: Signed> TokenCache<T> {
         let key = Key::new(entry_id, spiffe_id, audiences);
         let now = self.inner.clock.now();
         let state = self.inner.locked();
-        let is_running = |request: &Joinable| request.answer.upgrade().is_some();
+        let is_running = |request: &Joinable<T>| request.answer.upgrade().is_some();
         state.tokens.peek(&key).is_some_and(|token| token.is_valid(now))
             || state.requests.get(&key).is_some_and(is_running)
     }
