@@ -151,13 +151,14 @@ impl Content for X509Svids {
 
     fn look(&mut self, snapshot: &Snapshot, is_first: bool) -> Look<Self::Message> {
         let identities = Identities::of(snapshot, self.target.selectors());
+        let clock = self.shared.clock.now();
         if identities.is_empty() && snapshot.synced_at.is_none() {
             return Look::NotSynced;
         }
-        let (issued, missing) = identities.issued_and_missing();
+        let (issued, missing) = identities.issued_and_missing(clock);
         if missing == 0 {
             self.incomplete_since = None;
-            return Look::Ready(identities.x509_svids());
+            return Look::Ready(identities.x509_svids(clock));
         }
         // One that is being signed is waited for rather than left out, for a while.
         let now = Instant::now();
@@ -165,7 +166,7 @@ impl Content for X509Svids {
         if now < until {
             Look::Wait(Some(until))
         } else if issued > 0 {
-            Look::Ready(identities.x509_svids())
+            Look::Ready(identities.x509_svids(clock))
         } else if is_first {
             Look::End(Status::unavailable("no X509-SVID has been issued yet"))
         } else {

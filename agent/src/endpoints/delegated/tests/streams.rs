@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use finial_identity::key::PrivateKey;
+use finial_identity::process::Clock;
 use finial_identity::x509::Certificate;
 use tokio::time::advance;
 
@@ -126,6 +127,23 @@ async fn an_svid_that_is_being_signed_is_waited_for_but_not_for_ever() {
         panic!("what there is is given");
     };
     assert_eq!(paths(&message), ["/b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expired_while_the_machine_slept_is_not_handed_out() {
+    let clock = Clock::paused_at(Clock::system().now());
+    let (world, facts) = (World::at(clock.clone()), FactsByPid::default());
+    let shared = Arc::new(Shared::from(parts(&world, &facts)));
+    let selectors = wire_selectors(&["unix:uid:1000"]);
+    let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+    let target = Target::of(&shared, &admitted, &selectors, 0).await.unwrap();
+    let mut content = X509Svids::new(&shared, target);
+    world.publish_entries(vec![world.entry("a")]);
+    let snapshot = world.svids.snapshot();
+    assert!(matches!(content.look(&snapshot, true), Look::Ready(_)));
+    // The cache has not noticed yet.
+    clock.shift(time::Duration::hours(2));
+    assert!(matches!(content.look(&snapshot, false), Look::Wait(Some(_))));
 }
 
 #[tokio::test]
