@@ -404,6 +404,7 @@ impl<T: Signed> Inner<T> {
         match answer {
             Ok(token) if token.value.token().len() <= MAX_CACHED_TOKEN => {
                 state.tokens.keep(key, Arc::clone(token));
+                state.tokens.prune(self.clock.now());
                 self.counted().held.set(state.tokens.len());
             }
             Ok(_huge) => {}

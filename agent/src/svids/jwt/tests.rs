@@ -330,6 +330,16 @@ async fn the_least_recently_used_goes_first() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn tokens_that_have_expired_are_not_kept_for_ever() {
+    let (cache, _signing) = cache(10);
+    fetch(&cache, "web", &["a"]).await.unwrap();
+    fetch(&cache, "web", &["b"]).await.unwrap();
+    tokio::time::advance(Duration::from_secs(101)).await;
+    fetch(&cache, "web", &["c"]).await.unwrap();
+    assert_eq!(cache.len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn tokens_of_a_tainted_key_or_a_changed_entry_are_forgotten() {
     let (cache, _signing) = cache(10);
     for entry in ["web", "api", "db"] {
