@@ -118,7 +118,7 @@ pub struct AdmittedCall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooMany {
     /// Too many are open.
-    #[error("too many open calls of this user")]
+    #[error("too many open calls of this user or container")]
     Open,
     /// Those of this method come faster than the operator allows (`experimental.ratelimit`).
     #[error("rate limit exceeded")]

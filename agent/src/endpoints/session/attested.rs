@@ -291,7 +291,7 @@ impl Session {
             return Verdict::Wait(Some(now + EXPIRY_LOOK));
         }
         if self.access == Access::Secrets {
-            // What an earlier run saved is served at once, and without it the bundle may be an old one.
+            // What a caller has is not known before the entries are synced, and without it the bundle may be an old one.
             return if synced || !view.is_empty() {
                 Verdict::Ready(view)
             } else {
