@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod credential;
 pub mod endpoints;
+pub mod kubernetes;
 pub mod registry;
 pub mod store;
 pub mod telemetry;
