@@ -12,6 +12,7 @@ mod full_disk;
 mod helper;
 mod hostile;
 mod kill;
+mod kubernetes;
 mod latency;
 mod life;
 mod openssl;

@@ -2,6 +2,8 @@
 //! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
 
 mod authority;
+mod bundle_publisher;
+mod kubernetes;
 mod plugins;
 mod read;
 
@@ -20,7 +22,9 @@ use thiserror::Error;
 use crate::telemetry::LogSettings;
 
 pub use authority::{AuthorityConfig, CaSubject};
+pub use bundle_publisher::{BundleFormat, ConfigMapPublisher};
 pub use finial_identity::settings::HealthChecks;
+pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, PARENT_ID_TEMPLATE};
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";
@@ -72,6 +76,8 @@ pub struct Config {
     telemetry: Telemetry,
     database: PathBuf,
     keys: Keys,
+    kubernetes: Vec<KubernetesCluster>,
+    configmap_publishers: Vec<ConfigMapPublisher>,
     warnings: Vec<String>,
 }
 
@@ -177,6 +183,8 @@ impl Config {
             telemetry: Telemetry::default(),
             database: data_dir.join("datastore.sqlite3"),
             keys: Keys::Disk(data_dir.join("keys.json")),
+            kubernetes: Vec::new(),
+            configmap_publishers: Vec::new(),
             warnings: Vec::new(),
             trust_domain,
         }
@@ -279,6 +287,16 @@ impl Config {
     /// The `KeyManager`.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// `kubernetes.clusters`: where objects declare entries.
+    pub fn kubernetes(&self) -> &[KubernetesCluster] {
+        &self.kubernetes
+    }
+
+    /// `BundlePublisher "k8s_configmap"`: where the bundle is published.
+    pub fn configmap_publishers(&self) -> &[ConfigMapPublisher] {
+        &self.configmap_publishers
     }
 
     /// What is accepted but deserves a word in the log.

@@ -8,6 +8,7 @@ use finial_identity::key::KeyType;
 use finial_identity::settings::{Document, HealthChecks, Problems, Section, SettingsError, Telemetry};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
+use super::kubernetes::{self, KubernetesCluster};
 use super::plugins::{self, Plugins};
 use super::{
     AuthorityConfig, CaSubject, Config, DEFAULT_SOCKET_PATH, Flags, PruneAgents, RateLimits, default_key_type,
@@ -53,6 +54,7 @@ struct Server {
     limits: RateLimits,
     prune_agents: Option<PruneAgents>,
     agent_spiffe_id_as_selector: bool,
+    kubernetes: Vec<KubernetesCluster>,
 }
 
 impl Server {
@@ -83,6 +85,10 @@ impl Server {
         let agent_spiffe_id_as_selector = server
             .section("experimental")
             .is_some_and(|section| read_experimental(section, warnings));
+        let kubernetes = server
+            .section("kubernetes")
+            .map(|section| kubernetes::read(section, warnings))
+            .unwrap_or_default();
         refuse_unserved(&server, warnings);
         // Read before the early return, so that its mistakes are told together with the others.
         let fallback = TrustDomain::parse("example.org").ok()?;
@@ -100,6 +106,7 @@ impl Server {
             limits,
             prune_agents,
             agent_spiffe_id_as_selector,
+            kubernetes,
         })
     }
 
@@ -128,6 +135,8 @@ impl Server {
             telemetry,
             database: plugins.database,
             keys: plugins.keys,
+            kubernetes: self.kubernetes,
+            configmap_publishers: plugins.configmap_publishers,
             warnings,
         }
     }

@@ -11,15 +11,7 @@ use uuid::Uuid;
 
 use super::{IsStored, NamespacedName, Settings, entry_id};
 use crate::kubernetes::admission::Copied;
-
-/// An entry with the object that it comes from.
-#[derive(Clone, Debug, PartialEq)]
-pub struct DerivedEntry {
-    /// The entry.
-    pub entry: Arc<Entry>,
-    /// The object, for people: `ClusterSPIFFEID backend of cluster demo`.
-    pub origin: Arc<str>,
-}
+pub use crate::registry::Derived as DerivedEntry;
 
 /// Whose declaration it is.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -114,6 +114,16 @@ impl Objects {
         self.nodes.get(name)
     }
 
+    /// The rule with this name.
+    pub fn rule(&self, name: &str) -> Option<&Arc<ClusterSPIFFEID>> {
+        self.rules.get(name)
+    }
+
+    /// The static entry with this name.
+    pub fn fixed(&self, name: &str) -> Option<&Arc<ClusterStaticEntry>> {
+        self.statics.get(name)
+    }
+
     /// The labels of all namespaces.
     pub fn namespaces(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<Labels>)> {
         self.namespaces.iter()

@@ -32,7 +32,7 @@ pub struct PodProblem {
 }
 
 /// What can be wrong with a pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProblemKind {
     /// It mounts the SPIFFE CSI volume and no rule selects it.
     NoRule,

@@ -3,12 +3,12 @@ use serde_json::{Value as Json, json};
 use super::*;
 use crate::kubernetes::template::{Scope, Template};
 
-pub(super) const PARENT: &str =
+pub(in crate::kubernetes) const PARENT: &str =
     "spiffe://{{ .TrustDomain }}/spire/agent/k8s_psat/{{ .ClusterName }}/{{ .NodeMeta.UID }}";
 const ID: &str =
     "spiffe://{{ .TrustDomain }}/ns/{{ .PodMeta.Namespace }}/sa/{{ .PodSpec.ServiceAccountName }}";
 
-pub(super) fn settings() -> Settings {
+pub(in crate::kubernetes) fn settings() -> Settings {
     Settings {
         trust_domain: TrustDomain::parse("example.test").unwrap(),
         cluster_name: "demo".to_owned(),
@@ -20,7 +20,7 @@ pub(super) fn settings() -> Settings {
     }
 }
 
-pub(super) fn pod(namespace: &str, name: &str, more: &Json) -> Fact {
+pub(in crate::kubernetes) fn pod(namespace: &str, name: &str, more: &Json) -> Fact {
     let mut object = json!({
         "metadata": {
             "name": name, "namespace": namespace, "uid": format!("uid-{namespace}-{name}"),
@@ -37,12 +37,12 @@ pub(super) fn pod(namespace: &str, name: &str, more: &Json) -> Fact {
     Fact::Pod(NamespacedName::new(namespace, name), Some(Arc::new(pod)))
 }
 
-pub(super) fn node(name: &str, uid: &str) -> Fact {
+pub(in crate::kubernetes) fn node(name: &str, uid: &str) -> Fact {
     let node: Node = serde_json::from_value(json!({"metadata": {"name": name, "uid": uid}})).unwrap();
     Fact::Node(name.into(), Some(Arc::new(node)))
 }
 
-pub(super) fn namespace(name: &str, labels: &[(&str, &str)]) -> Fact {
+pub(in crate::kubernetes) fn namespace(name: &str, labels: &[(&str, &str)]) -> Fact {
     let own = ("kubernetes.io/metadata.name", name);
     let labels = labels
         .iter()
@@ -51,7 +51,7 @@ pub(super) fn namespace(name: &str, labels: &[(&str, &str)]) -> Fact {
     Fact::Namespace(name.into(), Some(Arc::new(labels.collect())))
 }
 
-pub(super) fn rule(name: &str, age: u8, spec: &Json) -> Fact {
+pub(in crate::kubernetes) fn rule(name: &str, age: u8, spec: &Json) -> Fact {
     let mut spec = spec.clone();
     if spec.get("spiffeIDTemplate").is_none() {
         spec["spiffeIDTemplate"] = json!(ID);
@@ -67,7 +67,7 @@ pub(super) fn rule(name: &str, age: u8, spec: &Json) -> Fact {
     Fact::Rule(name.into(), Some(Arc::new(rule)))
 }
 
-pub(super) fn fixed(name: &str, age: u8, spec: &Json) -> Fact {
+pub(in crate::kubernetes) fn fixed(name: &str, age: u8, spec: &Json) -> Fact {
     let mut whole = json!({
         "spiffeID": "spiffe://example.test/db", "parentID": "spiffe://example.test/spire/agent/x509pop/1",
         "selectors": ["unix:uid:70"]
@@ -86,7 +86,7 @@ pub(super) fn fixed(name: &str, age: u8, spec: &Json) -> Fact {
     Fact::Static(name.into(), Some(Arc::new(object)))
 }
 
-pub(super) fn service(name: &str, namespace: &str, service: &str, pods: &[&str]) -> Fact {
+pub(in crate::kubernetes) fn service(name: &str, namespace: &str, service: &str, pods: &[&str]) -> Fact {
     let pods = pods
         .iter()
         .map(|pod| ((*pod).to_owned(), format!("uid-{namespace}-{pod}")));

@@ -16,6 +16,7 @@ use super::status::Condition;
     singular = "clusterfederatedtrustdomain",
     status = "ClusterFederatedTrustDomainStatus",
     derive = "PartialEq",
+    doc = "Declares a federation relationship.",
     printcolumn = r#"{"name":"Trust Domain","type":"string","jsonPath":".spec.trustDomain"}"#,
     printcolumn = r#"{"name":"Endpoint URL","type":"string","jsonPath":".spec.bundleEndpointURL"}"#,
     printcolumn = r#"{"name":"Ready","type":"string","jsonPath":".status.conditions[?(@.type==\"Ready\")].status"}"#

@@ -16,6 +16,7 @@ use super::status::Condition;
     singular = "clusterspiffeid",
     status = "ClusterSPIFFEIDStatus",
     derive = "PartialEq",
+    doc = "Gives a registration entry to each pod that it selects.",
     printcolumn = r#"{"name":"Selected","type":"integer","jsonPath":".status.stats.podsSelected"}"#,
     printcolumn = r#"{"name":"Entries","type":"integer","jsonPath":".status.stats.entriesToSet"}"#,
     printcolumn = r#"{"name":"Masked","type":"integer","jsonPath":".status.stats.entriesMasked","priority":1}"#,
@@ -40,7 +41,7 @@ pub struct ClusterSPIFFEIDSpec {
     pub dns_name_templates: Option<Vec<String>>,
     /// Templates of further selectors, each of the form type:value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(max = 4096)))]
     #[x_kube(validation = Rule::new("self.all(template, template.contains(':'))").message("a selector is of the form type:value"))]
     pub workload_selector_templates: Option<Vec<String>>,
     /// Foreign trust domains whose bundles the workload gets.

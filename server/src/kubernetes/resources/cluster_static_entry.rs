@@ -15,6 +15,7 @@ use super::status::Condition;
     singular = "clusterstaticentry",
     status = "ClusterStaticEntryStatus",
     derive = "PartialEq",
+    doc = "Declares one registration entry.",
     printcolumn = r#"{"name":"SPIFFE ID","type":"string","jsonPath":".spec.spiffeID"}"#,
     printcolumn = r#"{"name":"Set","type":"boolean","jsonPath":".status.set"}"#,
     printcolumn = r#"{"name":"Masked","type":"boolean","jsonPath":".status.masked","priority":1}"#
@@ -32,7 +33,7 @@ pub struct ClusterStaticEntrySpec {
     #[x_kube(validation = Rule::new("self.startsWith('spiffe://')").message("a SPIFFE ID begins with spiffe://"))]
     pub parent_id: String,
     /// Selectors, each of the form type:value, cut at the first colon.
-    #[schemars(length(max = 256))]
+    #[schemars(length(max = 256), inner(length(max = 4096)))]
     #[x_kube(validation = Rule::new("self.all(selector, selector.matches('^[^:]+:.'))").message("a selector is of the form type:value with neither side empty"))]
     pub selectors: Vec<String>,
     /// Foreign trust domains whose bundles the workload gets.

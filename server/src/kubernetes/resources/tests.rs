@@ -145,6 +145,22 @@ fn rules_in_cel_stand_in_the_definitions() {
     assert_eq!(profile["enum"], json!(["https_web", "https_spiffe"]));
 }
 
+/// An API server refuses a definition whose rules could cost too much, and takes any length that is not bounded
+/// for the longest that there can be.
+#[test]
+fn texts_that_rules_run_over_are_bounded() {
+    let rule = spec_of("clusterspiffeids");
+    let entry = spec_of("clusterstaticentries");
+    for bounded in [
+        &rule["properties"]["workloadSelectorTemplates"],
+        &entry["properties"]["selectors"],
+    ] {
+        assert_eq!(bounded["maxItems"], 256);
+        assert_eq!(bounded["items"]["maxLength"], 4096, "{bounded}");
+    }
+    assert_eq!(entry["properties"]["parentID"]["maxLength"], 2048);
+}
+
 #[test]
 fn objects_written_for_the_known_controller_are_read() {
     let rule: ClusterSPIFFEID = serde_json::from_value(json!({
