@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use finial_identity::process::{Clock, TaskSet};
-use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
 
@@ -179,14 +179,41 @@ async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result<Cli
     };
     let config = match kube_config_file {
         Some(path) => {
-            let read = Kubeconfig::read_from(path).map_err(|error| failed(error.to_string()))?;
+            let read = Kubeconfig::read_from(path).map_err(|error| {
+                failed(match error {
+                    // The reader's text would show the lines, and tokens stand in them.
+                    KubeconfigError::Parse(_) => format!("kubeconfig is malformed: {}", path.display()),
+                    other => other.to_string(),
+                })
+            })?;
             Config::from_custom_kubeconfig(read, &KubeConfigOptions::default())
                 .await
                 .map_err(|error| failed(error.to_string()))?
         }
         None => Config::incluster().map_err(|error| failed(error.to_string()))?,
     };
+    check_trust(&config).map_err(|text| failed(text.to_owned()))?;
     Client::try_from(config).map_err(|error| failed(error.to_string()))
+}
+
+/// An API server is verified against the cluster's own authority, never by whom the web trusts, and never not at all:
+/// it decides who gets which identity.
+fn check_trust(config: &Config) -> Result<(), &'static str> {
+    if config.accept_invalid_certs {
+        return Err("insecure-skip-tls-verify is refused: whoever answers would decide about identities");
+    }
+    let is_tls = config.cluster_url.scheme_str() == Some("https");
+    if is_tls && config.root_cert.is_none() && config.root_cert_file.is_none() {
+        return Err("kubeconfig names no certificate authority of the API server");
+    }
+    let is_loopback = matches!(
+        config.cluster_url.host(),
+        Some("127.0.0.1" | "localhost" | "[::1]")
+    );
+    if !is_tls && !is_loopback {
+        return Err("API server is not reached over TLS");
+    }
+    Ok(())
 }
 
 fn manifests(cluster: &str, path: &Path) -> Result<Vec<derive::Fact>, KubernetesError> {
@@ -199,6 +226,19 @@ fn manifests(cluster: &str, path: &Path) -> Result<Vec<derive::Fact>, Kubernetes
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_api_server_that_cannot_be_verified_is_refused() {
+        let of = |url: &'static str| Config::new(http::Uri::from_static(url));
+        assert!(check_trust(&of("http://127.0.0.1:8080")).is_ok());
+        assert!(check_trust(&of("http://10.0.0.1")).is_err());
+        assert!(check_trust(&of("https://10.0.0.1")).is_err());
+        let mut verified = of("https://10.0.0.1");
+        verified.root_cert = Some(vec![vec![1]]);
+        assert!(check_trust(&verified).is_ok());
+        verified.accept_invalid_certs = true;
+        assert!(check_trust(&verified).is_err());
+    }
 
     #[test]
     fn agents_of_a_cluster_are_known_by_what_their_ids_begin_with() {
