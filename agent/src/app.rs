@@ -21,12 +21,13 @@ use tonic::transport::Channel;
 
 use crate::config::{AdminSettings, Config, Essentials, JoinToken, Keys};
 use crate::endpoints::admin::{DebugParts, DebugService, LoggerService};
+use crate::endpoints::broker::{BrokerEndpoint, BrokerError, BrokerParts};
 use crate::endpoints::delegated::{DelegatedIdentity, DelegatedIdentityParts};
 use crate::endpoints::explain::{ExplainParts, ExplainService, Redaction};
 use crate::endpoints::health::Probe;
 use crate::endpoints::http::{HttpError, HttpListeners, Watched};
 use crate::endpoints::limits::{AdminShare, Admission, trim_after_crowds};
-use crate::endpoints::listener::{AdminSocketError, LocalSocket};
+use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, Refusals, SessionParts, Sessions, SyncMode};
@@ -37,7 +38,7 @@ use crate::node::{
 };
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
-use crate::svids::{JwtCache, SvidCache};
+use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
 use crate::telemetry::LogControl;
 use crate::workload::{
     DEFAULT_DEADLINE, DockerAttestor, ProcFs, SystemdAttestor, UnixAttestor, WorkloadAttestation,
@@ -70,8 +71,11 @@ pub enum BuildError {
     #[error("{0}")]
     Socket(#[from] ListenError),
     /// The admin socket cannot be opened.
+    #[error("admin {0}")]
+    AdminSocket(#[from] PrivateSocketError),
+    /// The Broker API cannot be served.
     #[error("{0}")]
-    AdminSocket(#[from] AdminSocketError),
+    Broker(#[from] BrokerError),
     /// Health checks or metrics cannot be served.
     #[error("{0}")]
     Http(#[from] HttpError),
@@ -86,6 +90,7 @@ pub struct Bound {
     socket_path: PathBuf,
     health_addr: Option<SocketAddr>,
     metrics_addr: Option<SocketAddr>,
+    broker_addr: Option<SocketAddr>,
     state: watch::Receiver<NodeState>,
     tasks: TaskSet,
 }
@@ -103,25 +108,47 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     let socket = LocalSocket::public(&essentials.socket_path)?;
     let admin_socket = config
         .admin()
-        .map(|admin| LocalSocket::admin(&admin.socket_path, socket.path()))
+        .map(|admin| LocalSocket::private(&admin.socket_path, socket.path()))
         .transpose()?;
+    let broker = match config.broker() {
+        Some(settings) => Some(BrokerEndpoint::bind(settings, socket.path()).await?),
+        None => None,
+    };
     let node = open_node(&config, &clock, &jitter)?;
     let handle = node.handle();
     let (state, own_svid) = (handle.state(), handle.svid());
+    let own_bundle = handle.bundle_source();
 
     let jwt_defaults = JwtCacheSettings::default();
+    let jwt_settings = JwtCacheSettings {
+        max_size: config.jwt_svid_cache_max_size(),
+        hit_timeout: config
+            .jwt_svid_cache_hit_timeout()
+            .unwrap_or(jwt_defaults.hit_timeout),
+    };
     let jwt = JwtCache::new(
         Arc::new(handle.upstream().clone()),
-        JwtCacheSettings {
-            max_size: config.jwt_svid_cache_max_size(),
-            hit_timeout: config
-                .jwt_svid_cache_hit_timeout()
-                .unwrap_or(jwt_defaults.hit_timeout),
-        },
+        jwt_settings,
         clock.clone(),
         jitter.clone(),
     );
-    let svids = SvidCache::new(handle.own_bundle(), jwt);
+    let wit = config.features().wit_svids.then(|| {
+        let signer = WitSigner::new(Arc::new(handle.upstream().clone()), config.workload_key_type());
+        let settings = JwtCacheSettings {
+            // As many as X.509-SVIDs: both are one for each entry.
+            max_size: config.x509_svid_cache_max_size(),
+            hit_timeout: jwt_settings.hit_timeout,
+        };
+        let counters = Arc::clone(jwt.counters());
+        WitCache::counting(
+            counters,
+            Arc::new(signer),
+            settings,
+            clock.clone(),
+            jitter.clone(),
+        )
+    });
+    let svids = SvidCache::with_wit(handle.own_bundle(), jwt, wit);
     let synchronizer = Synchronizer::new(
         svids.clone(),
         handle.clone(),
@@ -163,7 +190,9 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     };
     let sessions = Sessions::new(parts.clone());
     let workload_api = (!config.disable_workload_api()).then(|| WorkloadApi::new(sessions.clone()));
-    let sds = config.sds().map(|settings| Sds::new(sessions, settings.clone()));
+    let sds = config
+        .sds()
+        .map(|settings| Sds::new(sessions.clone(), settings.clone()));
     let probed = workload_api.as_ref().map(|_| essentials.socket_path.clone());
     let probe = Probe::new(probed, state.clone());
     let routes = LocalRoutes::new(probe.clone())
@@ -183,12 +212,29 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         files = files.saturating_sub(share.files());
         let redaction = config.redact().map(|prefixes| Redaction::new(prefixes.to_vec()));
         let redaction = redaction.unwrap_or_default();
+        let own_svid = own_svid.clone();
         let routes = admin_routes(settings, share, &parts, redaction, own_svid, log, probe.clone())?;
         let admission = Admission::new(share.connections);
         tasks.spawn(
             "admin",
             admin_socket.serve(routes, admission, ProcFs::default(), stop.clone()),
         );
+    }
+    let broker_addr = broker.as_ref().and_then(BrokerEndpoint::tcp_addr);
+    if let Some(broker) = broker {
+        let share = AdminShare::of_open_files(files);
+        files = files.saturating_sub(share.files());
+        let serving = broker.into_tasks(BrokerParts {
+            sessions,
+            svid: own_svid,
+            own_bundle,
+            procfs: ProcFs::default(),
+            share,
+            stop: stop.clone(),
+        })?;
+        for (name, task) in serving {
+            tasks.spawn(name, task);
+        }
     }
     let admission = Admission::for_open_files(files).limited_to(config.rate_limits());
     tasks.spawn("memory", trim_after_crowds(admission.clone(), stop.clone()));
@@ -203,6 +249,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         socket_path: essentials.socket_path.clone(),
         health_addr,
         metrics_addr,
+        broker_addr,
         state,
         tasks,
     })
@@ -222,6 +269,11 @@ impl Bound {
     /// Where Prometheus scrapes, when it does.
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics_addr
+    }
+
+    /// Where brokers are served over TCP, when they are.
+    pub fn broker_addr(&self) -> Option<SocketAddr> {
+        self.broker_addr
     }
 
     /// Sends traces for as long as the agent runs.

@@ -2,7 +2,7 @@
 //! the verification of peers. Nothing here opens a network connection.
 //!
 //! A text or a message from outside is parsed once into a type that cannot be wrong: [`spiffe_id`],
-//! [`selector`], [`entry`]. Keys ([`key`]) sign and verify certificates ([`x509`]) and tokens ([`jwt`]);
+//! [`selector`], [`entry`]. Keys ([`key`]) sign and verify certificates ([`x509`]) and tokens ([`jwt`], [`wit`]);
 //! a trust domain's authorities form a [`bundle`], against which [`peer`] checks who is at the other
 //! end of a connection. [`wire`] and [`json`] are the way to and from the messages of `finial-proto`;
 //! [`settings`] reads configuration files; [`process`] is what every process stands on,
@@ -22,4 +22,5 @@ pub mod settings;
 pub mod spiffe_id;
 pub mod traces;
 pub mod wire;
+pub mod wit;
 pub mod x509;

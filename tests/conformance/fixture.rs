@@ -171,7 +171,7 @@ pub struct Foreign {
 }
 
 impl Foreign {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let ca_key = KeyPair::generate().expect("a key");
         let mut params = names(&format!("spiffe://{FOREIGN}"));
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -1,5 +1,6 @@
 //! The rules of the SPIFFE standards, one file a document. `coverage` proves that none is forgotten.
 
+mod broker;
 mod bundle;
 mod coverage;
 mod fixture;
@@ -8,6 +9,7 @@ mod spiffe_id;
 #[allow(dead_code, reason = "shared with the e2e suite, which uses the rest")]
 #[path = "../e2e/wire.rs"]
 mod wire;
+mod wit_svid;
 mod workload_api;
 mod workload_endpoint;
 mod x509_svid;

@@ -294,7 +294,7 @@ async fn tokens_are_validated_for_the_audience_given() {
 /// §7.
 /// Covers WL-52.
 #[tokio::test]
-async fn the_wit_profile_is_unimplemented() {
+async fn the_wit_profile_is_unimplemented_unless_it_is_switched_on() {
     let fixture = shared();
     let mut client = fixture.workload_api().await;
     let svids = client

@@ -14,6 +14,7 @@ mod seeds;
 const ELSEWHERE: &[&str] = &[
     "agent_config",
     "agent_data",
+    "broker_reference",
     "container",
     "docker_answer",
     "helper_config",

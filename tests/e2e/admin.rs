@@ -23,7 +23,8 @@ impl WithAdmin {
     pub fn start() -> Self {
         let dir = TempDir::with_prefix("finial-admin-").expect("a temporary directory");
         let agent = format!(
-            "admin_socket_path = \"{}\"\n  authorized_delegates = [\"spiffe://example.org/delegate\"]",
+            "admin_socket_path = \"{}\"\n  authorized_delegates = [\"spiffe://example.org/delegate\"]\n  \
+             experimental {{ feature_flags = [\"wit-svid\"] }}",
             dir.path().join("private/admin.sock").display()
         );
         let stack = Stack::start(StackOptions {
@@ -177,7 +178,7 @@ fn text(value: &serde_json::Value) -> &str {
     value.as_str().expect("a text")
 }
 
-fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
+pub fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
     TABLE
         .lines()
         .filter(|line| !line.is_empty() && !line.starts_with('#'))

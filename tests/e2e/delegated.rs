@@ -18,23 +18,23 @@ use crate::admin::WithAdmin;
 use crate::wire::unix;
 
 const PATIENCE: Duration = Duration::from_secs(30);
-const SLEEP: &str = "/bin/sleep";
+pub const SLEEP: &str = "/bin/sleep";
 
 /// A program that is not this one, and ends with the test.
-struct Sleeper(Child);
+pub struct Sleeper(Child);
 
 impl Sleeper {
-    fn start() -> Self {
+    pub fn start() -> Self {
         let mut command = Command::new(SLEEP);
         command.arg("600").stdin(Stdio::null()).stdout(Stdio::null());
         Sleeper(command.spawn().expect("sleep starts"))
     }
 
-    fn pid(&self) -> i32 {
+    pub fn pid(&self) -> i32 {
         i32::try_from(self.0.id()).expect("a pid")
     }
 
-    fn end(&mut self) {
+    pub fn end(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
@@ -153,7 +153,7 @@ async fn a_delegate_gets_what_selectors_and_pids_have_and_others_get_nothing() {
 }
 
 /// An entry for this very program.
-fn this_program(path: &str) -> Entry<'_> {
+pub fn this_program(path: &str) -> Entry<'_> {
     let program = std::env::current_exe()
         .and_then(std::fs::canonicalize)
         .expect("this program");

@@ -384,7 +384,7 @@ fn as_the_first_process_of_a_container_it_collects_orphans() {
     let probe = Command::new("unshare").args(unshare).arg("true").output();
     if !probe.is_ok_and(|output| output.status.success()) {
         // Not a program that can be installed, but a right: nothing to require.
-        eprintln!("SKIPPED: unshare --pid needs rights that this user lacks");
+        finial_tests::skipped("unshare --pid needs rights that this user lacks");
         return;
     }
     // The script leaves an orphan that ends later, and looks for zombies after that.

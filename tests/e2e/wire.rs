@@ -58,6 +58,40 @@ pub async fn unix(path: PathBuf) -> anyhow::Result<Channel> {
 
 /// A channel over TLS to loopback. The server is not verified: what is tested is how it treats the caller.
 pub async fn tls(port: u16, identity: Option<Identity>) -> anyhow::Result<Channel> {
+    let connector = tls_connector(identity)?;
+    let connect = tower::service_fn(move |_: Uri| {
+        let connector = connector.clone();
+        async move {
+            let stream = TcpStream::connect(("127.0.0.1", port)).await?;
+            connector.connect(any_name()?, stream).await.map(TokioIo::new)
+        }
+    });
+    Endpoint::from_static("http://localhost")
+        .connect_with_connector(connect)
+        .await
+        .with_context(|| format!("connecting to 127.0.0.1:{port}"))
+}
+
+/// The same over the Unix socket at `path`.
+pub async fn tls_unix(path: PathBuf, identity: Option<Identity>) -> anyhow::Result<Channel> {
+    let connector = tls_connector(identity)?;
+    let connect = tower::service_fn(move |_: Uri| {
+        let (connector, path) = (connector.clone(), path.clone());
+        async move {
+            let stream = UnixStream::connect(path).await?;
+            connector.connect(any_name()?, stream).await.map(TokioIo::new)
+        }
+    });
+    Ok(Endpoint::from_static("http://localhost")
+        .connect_with_connector(connect)
+        .await?)
+}
+
+fn any_name() -> std::io::Result<ServerName<'static>> {
+    ServerName::try_from("ignored.example").map_err(std::io::Error::other)
+}
+
+fn tls_connector(identity: Option<Identity>) -> anyhow::Result<TlsConnector> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()?
@@ -68,19 +102,7 @@ pub async fn tls(port: u16, identity: Option<Identity>) -> anyhow::Result<Channe
         None => config.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
-    let connector = TlsConnector::from(Arc::new(config));
-    let connect = tower::service_fn(move |_: Uri| {
-        let connector = connector.clone();
-        async move {
-            let stream = TcpStream::connect(("127.0.0.1", port)).await?;
-            let name = ServerName::try_from("ignored.example").map_err(std::io::Error::other)?;
-            connector.connect(name, stream).await.map(TokioIo::new)
-        }
-    });
-    Endpoint::from_static("http://localhost")
-        .connect_with_connector(connect)
-        .await
-        .with_context(|| format!("connecting to 127.0.0.1:{port}"))
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// Calls `method` with one encoded message and gives the first answer or the status that ended the call.

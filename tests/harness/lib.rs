@@ -10,7 +10,7 @@ mod program;
 mod stack;
 mod wait;
 
-pub use peer::{Peer, absent, require_all};
+pub use peer::{Peer, absent, require_all, skipped};
 pub use program::{Output, Program, finial, run, run_ok};
 pub use stack::{Entry, Stack, StackOptions};
 pub use wait::{wait_for, wait_until};

@@ -1,5 +1,6 @@
 //! Programs that nobody here wrote: found, or skipped with a printed reason.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
@@ -14,7 +15,15 @@ pub fn absent(reason: &str) {
         !require_all(),
         "a peer is absent and FINIAL_TEST_REQUIRE=all: {reason}"
     );
-    eprintln!("SKIPPED: {reason}");
+    skipped(reason);
+}
+
+/// Says that a test is skipped, and why. The test passes, and what a passing test prints by macro is not shown, so
+/// this goes past the macros.
+pub fn skipped(reason: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    // Without a place to say it, nothing is lost but the words.
+    let _unsaid = writeln!(std::io::stderr(), "SKIPPED: {test}: {reason}");
 }
 
 /// A foreign program by the variable that names it, or by its usual name.

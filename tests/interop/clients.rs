@@ -1,4 +1,4 @@
-//! The same small command language in four languages; see the programs beside this file.
+//! Four libraries that other people wrote, each in a small program; see `session` for what these are told.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -2,9 +2,10 @@
 
 mod clients;
 mod envoy;
-mod fetch;
 mod jwt_libraries;
 mod mutual_tls;
 mod podman;
+mod session;
 mod spire;
 mod systemd;
+mod workload;

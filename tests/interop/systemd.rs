@@ -87,7 +87,7 @@ fn processes_get_identities_by_their_unit() {
 fn the_systemd_that_started_this_machine_is_asked() {
     if !Path::new("/run/systemd/system").is_dir() {
         // Cannot be installed, so it is not required either.
-        eprintln!("SKIPPED: this machine was not started by systemd");
+        finial_tests::skipped("this machine was not started by systemd");
         return;
     }
     let stack = Stack::start(StackOptions {

@@ -1,7 +1,7 @@
 //! Every RPC that an agent can have stands in `agent_sockets.txt`, with the socket that serves it and what a call
 //! needs; no row names an RPC that is gone.
 //!
-//! That the running agent does as the table says, on both sockets, is proved in `e2e/admin.rs`.
+//! That the running agent does as the table says is proved in `e2e/admin.rs` and `e2e/broker.rs`.
 
 use std::collections::BTreeSet;
 
@@ -9,8 +9,8 @@ use prost::Message as _;
 use prost_types::FileDescriptorSet;
 
 const TABLE: &str = include_str!("agent_sockets.txt");
-const SOCKETS: &[&str] = &["public", "admin", "both", "none"];
-const NEEDS: &[&str] = &["header", "delegate"];
+const SOCKETS: &[&str] = &["public", "admin", "both", "broker", "none"];
+const NEEDS: &[&str] = &["header", "delegate", "wit-svid"];
 
 #[test]
 fn every_rpc_of_the_agent_has_a_row() {
@@ -44,6 +44,15 @@ fn rows_of_the_agent_name_one_socket_and_known_needs() {
         assert!(
             !method.starts_with("/SpiffeWorkloadAPI/") || *socket == "none" || needs.contains(&"header"),
             "{method}: the Workload API asks for its header (Workload Endpoint §3)"
+        );
+        assert_eq!(
+            *socket == "broker",
+            method.starts_with("/spiffe.broker.API/"),
+            "{method}: brokers get the Broker API, and nobody else does"
+        );
+        assert!(
+            *socket != "broker" || needs.contains(&"header"),
+            "{method}: every request of a broker has its header (Broker Endpoint §3)"
         );
     }
 }

@@ -68,7 +68,7 @@ fn read_delegates(agent: &Section<'_>, trust_domain: Option<&TrustDomain>) -> Ve
 
 /// Whether `admin` stands in the directory of `public` or below it. As names tell: links are followed when the
 /// sockets are opened.
-fn is_beside(admin: &Path, public: &Path) -> io::Result<bool> {
+pub(super) fn is_beside(admin: &Path, public: &Path) -> io::Result<bool> {
     let public = resolved(public)?;
     let directory = public.parent().unwrap_or(Path::new("/"));
     Ok(resolved(admin)?.starts_with(directory))

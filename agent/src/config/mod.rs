@@ -4,8 +4,10 @@
 mod admin;
 mod attestors;
 mod bootstrap;
+mod broker;
 mod cgroup_patterns;
 mod explain;
+mod features;
 mod limits;
 mod node_attestor;
 mod plugins;
@@ -30,7 +32,11 @@ use zeroize::Zeroizing;
 pub use self::admin::AdminSettings;
 pub use self::attestors::{DockerSettings, UnixSettings, UserSocket, WorkloadAttestors};
 pub use self::bootstrap::{Rebootstrap, RebootstrapMode};
+pub use self::broker::{
+    AllowedBroker, AllowedReference, BindAddress, BrokerSettings, OBJECT_REFERENCE, PID_REFERENCE,
+};
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
+pub use self::features::Features;
 pub use self::limits::RateLimits;
 pub use self::node_attestor::X509PopSettings;
 pub use self::sds::SdsSettings;
@@ -188,10 +194,12 @@ pub struct Config {
     disable_workload_api: bool,
     sds: Option<SdsSettings>,
     rate_limits: RateLimits,
+    features: Features,
     x509pop: Option<X509PopSettings>,
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
+    broker: Option<BrokerSettings>,
     redact: Option<Vec<String>>,
     telemetry: Telemetry,
     warnings: Vec<String>,
@@ -266,6 +274,7 @@ impl Config {
             disable_workload_api: false,
             sds: Some(SdsSettings::default()),
             rate_limits: RateLimits::default(),
+            features: Features::default(),
             x509pop: None,
             workload_attestors: WorkloadAttestors {
                 unix: Some(UnixSettings::default()),
@@ -273,6 +282,7 @@ impl Config {
             },
             health_checks: None,
             admin: None,
+            broker: None,
             redact: None,
             telemetry: Telemetry::default(),
             warnings: Vec::new(),
@@ -344,6 +354,11 @@ impl Config {
         self.rate_limits
     }
 
+    /// What is not stable yet and was switched on (`experimental.feature_flags`).
+    pub fn features(&self) -> Features {
+        self.features
+    }
+
     /// Envoy's secret discovery, when it is on (`sds`, `disable_sds_api`).
     pub fn sds(&self) -> Option<&SdsSettings> {
         self.sds.as_ref()
@@ -377,6 +392,11 @@ impl Config {
     /// The admin socket, when it is on.
     pub fn admin(&self) -> Option<&AdminSettings> {
         self.admin.as_ref()
+    }
+
+    /// The SPIFFE Broker API, when it is on (`experimental.broker`).
+    pub fn broker(&self) -> Option<&BrokerSettings> {
+        self.broker.as_ref()
     }
 
     /// Parts that have no effect, and choices that deserve attention; one sentence each.

@@ -1,6 +1,6 @@
 //! From the document to [`Config`].
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
@@ -12,10 +12,11 @@ use super::admin;
 use super::plugins::{self, Plugins};
 use super::unserved;
 use super::{
-    AdminSettings, BootstrapSource, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH, DEFAULT_SYNC_INTERVAL,
-    Essentials, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings, limits, sds,
+    AdminSettings, BootstrapSource, BrokerSettings, Config, DEFAULT_CACHE_SIZE, DEFAULT_SOCKET_PATH,
+    DEFAULT_SYNC_INTERVAL, Essentials, Features, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings,
+    features, limits, sds,
 };
-use super::{bootstrap, explain};
+use super::{bootstrap, broker, explain};
 use crate::telemetry::{LogFormat, LogLevel, LogSettings};
 
 /// Reads everything; what is wrong is reported together.
@@ -72,6 +73,8 @@ struct Experimental {
     sync_interval: Option<Duration>,
     jwt_svid_cache_hit_timeout: Option<Duration>,
     rate_limits: RateLimits,
+    broker: Option<BrokerSettings>,
+    features: Features,
 }
 
 impl Agent {
@@ -117,11 +120,11 @@ impl Agent {
                 .unwrap_or_default(),
             admin: None,
             sds: sds::read(&agent, flags),
-            experimental: agent
-                .section("experimental")
-                .map(|section| read_experimental(section, warnings))
-                .unwrap_or_default(),
+            experimental: Experimental::default(),
         };
+        if let Some(section) = agent.section("experimental") {
+            read.experimental = read_experimental(section, &read.socket_path, warnings);
+        }
         read.admin = admin::read(&agent, read.trust_domain.as_ref(), &read.socket_path, warnings);
         unserved::agent(&agent, warnings);
         agent.finish();
@@ -160,10 +163,12 @@ impl Agent {
             redact: self.redact,
             sds: self.sds,
             rate_limits: self.experimental.rate_limits,
+            features: self.experimental.features,
             x509pop: plugins.x509pop,
             workload_attestors: plugins.workload_attestors,
             health_checks,
             admin: self.admin,
+            broker: self.experimental.broker,
             telemetry,
             warnings,
         })
@@ -276,7 +281,7 @@ fn read_log(agent: &Section<'_>, flags: &Flags, problems: &Problems) -> LogSetti
     }
 }
 
-fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> Experimental {
+fn read_experimental(section: Section<'_>, public_socket: &Path, warnings: &mut Vec<String>) -> Experimental {
     let sync_interval = section
         .duration("sync_interval")
         .filter(|interval| !interval.is_zero());
@@ -291,12 +296,16 @@ fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> Experi
         );
     }
     let rate_limits = limits::read(&section);
+    let broker = broker::read(&section, public_socket, warnings);
+    let features = features::read(&section);
     unserved::experimental(&section, warnings);
     section.finish();
     Experimental {
         sync_interval,
         jwt_svid_cache_hit_timeout: hit_timeout,
         rate_limits,
+        broker,
+        features,
     }
 }
 

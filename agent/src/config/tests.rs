@@ -230,7 +230,10 @@ fn keys_that_would_change_what_is_served_are_refused_by_name() {
         ("availability_target", "availability_target = \"23h59m\""),
         ("require_pq_kem", "experimental { require_pq_kem = true }"),
         ("feature_flags", "experimental { feature_flags = [\"x\"] }"),
-        ("broker", "experimental { broker { socket_path = \"/a\" } }"),
+        (
+            "at least one broker",
+            "experimental { broker { socket_path = \"/run/broker/b.sock\" } }",
+        ),
         (
             "fetch_x509_svid",
             "experimental { ratelimit { fetch_x509_svid = -5 } }",
@@ -250,6 +253,115 @@ fn keys_that_would_change_what_is_served_are_refused_by_name() {
     ] {
         let error = parse(&with(text)).unwrap_err();
         assert!(error.contains(key), "{key} in {error}");
+        assert_eq!(error.lines().count(), 1, "one sentence: {error}");
+    }
+}
+
+#[test]
+fn the_broker_api_is_off_unless_there_is_a_block_that_says_who_may_call() {
+    assert_eq!(parse(MINIMAL).unwrap().broker(), None);
+    let pid = "type.googleapis.com/spiffe.broker.WorkloadPIDReference";
+    let config = parse(&with(&format!(
+        r#"experimental {{ broker {{
+            socket_path = "/run/broker/b.sock"
+            bind_address = "127.0.0.1:8443"
+            brokers = [
+                {{ id = "spiffe://example.org/a", allowed_reference_types = [ {{ type_url = "{pid}" }} ] }},
+                {{
+                    id = "spiffe://other.org/b"
+                    allowed_reference_types = [ {{ type_url = "*", allow_over_tcp = true }} ]
+                }},
+            ]
+        }} }}"#
+    )))
+    .unwrap();
+    let broker = config.broker().unwrap();
+    assert_eq!(
+        broker.socket_path.as_deref(),
+        Some(Path::new("/run/broker/b.sock"))
+    );
+    let address = broker.bind_address.as_ref().unwrap();
+    assert_eq!((address.host.as_str(), address.port), ("127.0.0.1", 8443));
+    let allowed: Vec<_> = broker
+        .brokers
+        .iter()
+        .map(|one| {
+            let [reference] = &one.references[..] else {
+                panic!("{one:?}")
+            };
+            (
+                one.id.as_str(),
+                reference.type_url.as_deref(),
+                reference.allow_over_tcp,
+            )
+        })
+        .collect();
+    assert_eq!(
+        allowed,
+        [
+            ("spiffe://example.org/a", Some(pid), false),
+            ("spiffe://other.org/b", None, true)
+        ]
+    );
+    assert!(config.warnings().is_empty(), "{:?}", config.warnings());
+    let config = parse(&with(
+        r#"experimental { broker { bind_address = ":1" brokers = [
+            { id = "spiffe://example.org/a", allowed_reference_types = [ { type_url = "a/b.C" } ] },
+        ] } }"#,
+    ))
+    .unwrap();
+    assert!(config.warnings()[0].contains("a/b.C"), "{:?}", config.warnings());
+}
+
+#[test]
+fn mistakes_about_brokers_are_told() {
+    let broker = |id: &str, types: &str| format!("{{ id = \"{id}\", allowed_reference_types = [{types}] }}");
+    let any = "{ type_url = \"*\" }";
+    let (a, b) = (
+        broker("spiffe://example.org/a", any),
+        broker("spiffe://example.org/b", any),
+    );
+    for (text, brokers, why) in [
+        ("", a.clone(), "requires socket_path, bind_address, or both"),
+        (
+            "socket_path = \"/tmp/spire-agent/public/b.sock\"",
+            a.clone(),
+            "must not be in the directory",
+        ),
+        (
+            "bind_address = \"127.0.0.1\"",
+            a.clone(),
+            "must be an address and a port",
+        ),
+        ("bind_address = \"a:1\"", format!("{a}, {b}, {a}"), "stands twice"),
+        (
+            "bind_address = \"a:1\"",
+            broker("spiffe://example.org/a", ""),
+            "at least one type of references",
+        ),
+        (
+            "bind_address = \"a:1\"",
+            broker(
+                "spiffe://example.org/a",
+                &format!("{any}, {{ type_url = \"x\" }}"),
+            ),
+            "must be the only type",
+        ),
+        (
+            "bind_address = \"a:1\"",
+            broker("spiffe://example.org/a", "{ allow_over_tcp = true }"),
+            "type_url",
+        ),
+        (
+            "bind_address = \"a:1\"",
+            broker("spiffe://example.org", any),
+            "which is nobody",
+        ),
+        ("bind_address = \"a:1\"", broker("nobody", any), "brokers[0].id"),
+    ] {
+        let text = format!("experimental {{ broker {{ {text} brokers = [{brokers}] }} }}");
+        let error = parse(&with(&text)).unwrap_err();
+        assert!(error.contains(why), "{why} in {error}");
         assert_eq!(error.lines().count(), 1, "one sentence: {error}");
     }
 }
@@ -391,4 +503,11 @@ fn json_and_yaml_say_the_same() {
             "{path}"
         );
     }
+}
+
+#[test]
+fn wit_svids_are_off_unless_the_flag_is_set() {
+    assert!(!parse(MINIMAL).unwrap().features().wit_svids);
+    let text = with("experimental { feature_flags = [\"wit-svid\"] }");
+    assert!(parse(&text).unwrap().features().wit_svids);
 }

@@ -33,17 +33,11 @@ pub(super) fn experimental(section: &Section<'_>, warnings: &mut Vec<String>) {
             "is not served: the TLS library that this build uses has no hybrid post-quantum key exchange",
         );
     }
-    for flag in section.strings("feature_flags") {
-        section.problem("feature_flags", format!("unknown feature flag: {flag}"));
-    }
     for key in ["named_pipe_name", "admin_named_pipe_name"] {
         if section.ignore(key) {
             warnings.push(format!(
                 "agent.experimental.{key}: is for Windows; the key has no effect"
             ));
         }
-    }
-    if section.ignore("broker") {
-        section.problem("broker", "the SPIFFE Broker API is not served by this version");
     }
 }

@@ -169,6 +169,11 @@ const APIS: &[(&str, &str, &str)] = &[
         "delegated_identity_api_connections",
     ),
     (
+        "spiffe.broker.API",
+        "broker_api_connection",
+        "broker_api_connections",
+    ),
+    (
         "spire.agent.debug.v1.Debug",
         "debug_api_connection",
         "debug_api_connections",

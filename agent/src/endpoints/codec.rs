@@ -1,16 +1,74 @@
 //! Messages that were encoded once and go to many streams.
 
+use std::future::Future;
 use std::marker::PhantomData;
 
 use bytes::{BufMut as _, Bytes};
+use futures_util::stream::Stream;
 use prost::Message;
-use tonic::Status;
+use tonic::body::Body;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+use tonic::server::Grpc;
+use tonic::{Request, Response, Status};
+
+use super::limits::MAX_REQUEST_BYTES;
 
 /// Bytes that each stream's buffer has at first, instead of tonic's 8 KiB: most streams are idle most of the time.
 const BUFFER_BYTES: usize = 512;
 /// Bytes that are put together before they are sent.
 const YIELD_BYTES: usize = 32 * 1024;
+
+/// Exactly one value, exactly the one that is asked for: a browser or a proxy that was tricked into a request cannot
+/// send it.
+///
+/// # Errors
+/// `InvalidArgument` without it.
+pub(super) fn require_security_header(
+    headers: &http::HeaderMap,
+    (name, value): (&'static str, &str),
+) -> Result<(), Status> {
+    let mut values = headers.get_all(name).iter();
+    let is_first = values
+        .next()
+        .is_some_and(|only| only.as_bytes() == value.as_bytes());
+    if is_first && values.next().is_none() {
+        return Ok(());
+    }
+    Err(Status::invalid_argument("security header missing from request"))
+}
+
+/// Answers a call with one message.
+pub(super) async fn unary<M, F, A>(request: http::Request<Body>, answer: F) -> http::Response<Body>
+where
+    M: Message + Default + 'static,
+    F: FnOnce(Request<M>) -> A + Clone,
+    A: Future<Output = Result<Bytes, Status>>,
+{
+    let service = tower::service_fn(move |request: Request<M>| {
+        let answer = answer.clone()(request);
+        async move { answer.await.map(Response::new) }
+    });
+    grpc::<M>().unary(service, request).await
+}
+
+/// Answers a call with a stream, once its first message is at hand: a refusal is the answer to the call.
+pub(super) async fn streaming<M, F, A, S>(request: http::Request<Body>, answer: F) -> http::Response<Body>
+where
+    M: Message + Default + 'static,
+    F: FnOnce(Request<M>) -> A + Clone,
+    A: Future<Output = Result<S, Status>>,
+    S: Stream<Item = Result<Bytes, Status>> + Send + 'static,
+{
+    let service = tower::service_fn(move |request: Request<M>| {
+        let answer = answer.clone()(request);
+        async move { answer.await.map(Response::new) }
+    });
+    grpc::<M>().server_streaming(service, request).await
+}
+
+fn grpc<M: Message + Default + 'static>() -> Grpc<PreEncoded<M>> {
+    Grpc::new(PreEncoded::new()).max_decoding_message_size(MAX_REQUEST_BYTES)
+}
 
 /// Reads requests `M`, writes answers that are encoded already.
 #[derive(Debug)]

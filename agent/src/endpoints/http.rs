@@ -166,7 +166,7 @@ fn poll_cache(polled: &mut Polled, cache: &CacheCounters) {
     let now = |count: &Count| count.value() as f64;
     polled.gauge("lru_cache_record_map_size", &x509, now(&cache.entries));
     polled.gauge("lru_cache_svid_map_size", &x509, now(&cache.x509_svids));
-    polled.gauge("jwt_svid_cache_size", &[], now(&cache.jwt_svids));
+    polled.gauge("jwt_svid_cache_size", &[], now(&cache.jwt.held));
     for (event, count) in [
         ("issued", &cache.x509_issued),
         ("rotated", &cache.x509_rotated),
@@ -177,14 +177,16 @@ fn poll_cache(polled: &mut Polled, cache: &CacheCounters) {
     ] {
         polled.counter("cache_x509_svids", &[("event", event)], count.value());
     }
-    for (event, count) in [
-        ("hit", &cache.jwt_hits),
-        ("stale_hit", &cache.jwt_stale_hits),
-        ("miss", &cache.jwt_misses),
-        ("failed", &cache.jwt_failed),
-        ("tainted", &cache.jwt_tainted),
-    ] {
-        polled.counter("cache_jwt_svids", &[("event", event)], count.value());
+    for (name, tokens) in [("cache_jwt_svids", &cache.jwt), ("cache_wit_svids", &cache.wit)] {
+        for (event, count) in [
+            ("hit", &tokens.hits),
+            ("stale_hit", &tokens.stale_hits),
+            ("miss", &tokens.misses),
+            ("failed", &tokens.failed),
+            ("tainted", &tokens.tainted),
+        ] {
+            polled.counter(name, &[("event", event)], count.value());
+        }
     }
 }
 

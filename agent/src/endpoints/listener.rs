@@ -1,32 +1,27 @@
-//! Serves gRPC on the agent's Unix sockets: the public one and the admin one.
+//! Serves gRPC on the Unix sockets whose callers are processes: the public one and the admin one.
 //!
-//! Every connection passes the [`AuthorityAdapter`], without which clients in Python, C++ and Java are refused,
-//! carries its [`Peer`], and counts against the limits.
+//! Every connection has its `:authority` repaired, without which clients in Python, C++ and Java are refused, carries
+//! its [`Peer`], and counts against the limits.
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
+use finial_identity::process::Stop;
 use finial_identity::process::private_file::FileMode;
 use finial_identity::process::unix_listener::{self, ListenError, SocketGuard, UnixListenerOptions};
-use finial_identity::process::{AuthorityAdapter, Stop};
 use futures_util::stream::{self, Stream};
 use rustix::io::Errno;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{UnixListener, UnixStream};
 use tonic::service::Routes;
-use tonic::transport::server::Connected;
 
 use super::caller::Peer;
 use super::calls::CallsLayer;
-use super::limits::{self, Admission, Admitted, LimitLayer, Pace, Quiet, Who};
+use super::connection::{self, Connection};
+use super::limits::{Admission, Admitted, LimitLayer, Who};
 use crate::workload::{ProcFs, ProcessError};
 
-/// How long requests may take to end after the stop signal.
-const DRAIN: Duration = Duration::from_secs(3);
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -37,19 +32,19 @@ pub struct LocalSocket {
     guard: SocketGuard,
 }
 
-/// Why the admin socket could not be opened.
+/// Why a socket that is not for workloads could not be opened.
 #[derive(Debug, thiserror::Error)]
-pub enum AdminSocketError {
+pub enum PrivateSocketError {
     /// As the public one could not.
-    #[error("admin {0}")]
+    #[error("{0}")]
     Listen(#[from] ListenError),
     /// Links lead it to where workloads may look.
     #[error(
-        "admin socket must not be in the directory of the workload API's socket or below it: {} is in {}",
+        "socket must not be in the directory of the workload API's socket or below it: {} is in {}",
         path.display(), public.display()
     )]
     Beside {
-        /// The directory of the admin socket.
+        /// The directory of the socket.
         path: PathBuf,
         /// The directory of the public socket.
         public: PathBuf,
@@ -77,12 +72,12 @@ impl LocalSocket {
     /// Wherever links lead, it stands apart from the `public` socket, which must be open.
     ///
     /// # Errors
-    /// [`AdminSocketError`].
-    pub fn admin(path: &Path, public: &Path) -> Result<Self, AdminSocketError> {
+    /// [`PrivateSocketError`].
+    pub fn private(path: &Path, public: &Path) -> Result<Self, PrivateSocketError> {
         let socket = Self::bind(path, FileMode::new(0o770))?;
         let (path, public) = (real_directory(path)?, real_directory(public)?);
         if path.starts_with(&public) {
-            return Err(AdminSocketError::Beside { path, public });
+            return Err(PrivateSocketError::Beside { path, public });
         }
         Ok(socket)
     }
@@ -94,6 +89,11 @@ impl LocalSocket {
         };
         let (listener, guard) = unix_listener::bind(path, options)?;
         Ok(Self { listener, guard })
+    }
+
+    /// The open socket, and what removes it.
+    pub fn into_parts(self) -> (UnixListener, SocketGuard) {
+        (self.listener, self.guard)
     }
 
     /// Where it is.
@@ -114,13 +114,7 @@ impl LocalSocket {
     ) -> Result<(), tonic::transport::Error> {
         let Self { listener, guard } = self;
         let shown = guard.path().display().to_string();
-        let server = tonic::transport::Server::builder()
-            .max_concurrent_streams(limits::MAX_STREAMS_PER_CONNECTION)
-            .http2_max_header_list_size(limits::MAX_HEADER_BYTES)
-            .http2_max_pending_accept_reset_streams(Some(limits::MAX_PENDING_RESETS))
-            .initial_stream_window_size(limits::WINDOW_BYTES)
-            .initial_connection_window_size(limits::WINDOW_BYTES)
-            .max_frame_size(limits::FRAME_BYTES)
+        let server = connection::server()
             .layer(CallsLayer)
             .layer(LimitLayer)
             .add_routes(routes)
@@ -128,29 +122,24 @@ impl LocalSocket {
                 connections(listener, shown, admission, procfs),
                 stop.clone().stopped_owned(),
             );
-        let overdue = async {
-            stop.stopped().await;
-            tokio::time::sleep(DRAIN).await;
-        };
-        let outcome = tokio::select! {
-            outcome = server => outcome,
-            () = overdue => Ok(()),
-        };
+        let outcome = connection::drained(server, &stop).await;
         drop(guard);
         outcome
     }
 }
 
 /// The directory of a socket, with all links followed.
-fn real_directory(socket: &Path) -> Result<PathBuf, AdminSocketError> {
+fn real_directory(socket: &Path) -> Result<PathBuf, PrivateSocketError> {
     let parent = socket
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
         .unwrap_or(Path::new("."));
-    parent.canonicalize().map_err(|source| AdminSocketError::Unknown {
-        path: socket.to_owned(),
-        source,
-    })
+    parent
+        .canonicalize()
+        .map_err(|source| PrivateSocketError::Unknown {
+            path: socket.to_owned(),
+            source,
+        })
 }
 
 /// The connections of a socket as they come, without end and without errors.
@@ -159,7 +148,7 @@ fn connections(
     socket: String,
     admission: Admission,
     procfs: ProcFs,
-) -> impl Stream<Item = Result<Connection, io::Error>> {
+) -> impl Stream<Item = Result<Connection<UnixStream, Caller>, io::Error>> {
     let state = Accept {
         listener,
         socket,
@@ -184,7 +173,7 @@ struct Accept {
 }
 
 impl Accept {
-    async fn next(&mut self) -> Connection {
+    async fn next(&mut self) -> Connection<UnixStream, Caller> {
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _address)) => stream,
@@ -214,13 +203,12 @@ impl Accept {
             if std::mem::take(&mut self.failing) {
                 tracing::info!(socket = self.socket, "connections are accepted again");
             }
-            return Connection {
+            let admitted = Arc::new(admitted);
+            let caller = Caller {
                 peer,
-                io: AuthorityAdapter::new(stream),
-                pace: Pace::default(),
-                quiet: Quiet::begin(),
-                admitted: Arc::new(admitted),
+                admitted: Arc::clone(&admitted),
             };
+            return Connection::new(stream, admitted, caller);
         }
     }
 
@@ -240,16 +228,6 @@ fn is_passing(error: &ProcessError) -> bool {
     errno.is_some_and(|errno| [Errno::MFILE, Errno::NFILE, Errno::NOMEM, Errno::AGAIN].contains(&errno))
 }
 
-/// A connection with its peer.
-#[derive(Debug)]
-struct Connection {
-    io: AuthorityAdapter<UnixStream>,
-    pace: Pace,
-    quiet: Quiet,
-    peer: Peer,
-    admitted: Arc<Admitted>,
-}
-
 /// What requests find among their extensions: whose connection it is, and its user's share.
 #[derive(Clone, Debug)]
 pub struct Caller {
@@ -257,60 +235,6 @@ pub struct Caller {
     pub peer: Peer,
     /// Counts the calls of its user.
     pub admitted: Arc<Admitted>,
-}
-
-impl Connected for Connection {
-    type ConnectInfo = Caller;
-
-    fn connect_info(&self) -> Caller {
-        Caller {
-            peer: self.peer.clone(),
-            admitted: Arc::clone(&self.admitted),
-        }
-    }
-}
-
-impl AsyncRead for Connection {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = &mut *self;
-        let before = buf.filled().len();
-        let read = this.pace.poll_read(&mut this.io, &this.admitted, cx, buf);
-        if read.is_pending() {
-            return this.quiet.poll(cx, this.admitted.is_idle()).map(Err);
-        }
-        this.quiet.heard(buf.filled().len() - before);
-        read
-    }
-}
-
-impl AsyncWrite for Connection {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
 }
 
 #[cfg(test)]
@@ -359,19 +283,22 @@ mod tests {
             drop(admitted);
             let _third = UnixStream::connect(&path).await.unwrap();
             let connection = accept.next().await;
-            assert_eq!(connection.peer.process().unwrap().pid(), std::process::id());
+            assert_eq!(
+                connection.info().peer.process().unwrap().pid(),
+                std::process::id()
+            );
             assert!(!accept.failing);
         }
         drop(guard);
     }
 
     #[tokio::test]
-    async fn the_admin_socket_is_for_the_agents_user_and_group_and_never_beside_the_public_one() {
+    async fn a_private_socket_is_for_the_agents_user_and_group_and_never_beside_the_public_one() {
         use std::os::unix::fs::{PermissionsExt as _, symlink};
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         let public = LocalSocket::public(&at("public/api.sock")).unwrap();
-        let admin = LocalSocket::admin(&at("private/admin.sock"), public.path()).unwrap();
+        let admin = LocalSocket::private(&at("private/admin.sock"), public.path()).unwrap();
         let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(
             (mode(admin.path()), mode(&at("private"))),
@@ -380,8 +307,8 @@ mod tests {
         );
         symlink(at("public"), at("link")).unwrap();
         for name in ["link/admin.sock", "public/admin.sock", "link/below/admin.sock"] {
-            let error = LocalSocket::admin(&at(name), public.path()).unwrap_err();
-            assert!(matches!(error, AdminSocketError::Beside { .. }), "{error}");
+            let error = LocalSocket::private(&at(name), public.path()).unwrap_err();
+            assert!(matches!(error, PrivateSocketError::Beside { .. }), "{error}");
             assert!(!at(name).exists(), "a refused socket leaves nothing behind");
         }
     }

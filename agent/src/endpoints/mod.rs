@@ -3,13 +3,16 @@
 //! A connection passes `listener` (limits, repair of `:authority`), gets its `caller` (a process held by a
 //! descriptor) and reaches the Workload API, Envoy's secret discovery, health checks or reflection; on the `admin`
 //! socket, which is for operators, the `delegated` identity API and what looks at the running agent. Calls that
-//! depend on who calls are a `session`. `client` is the other end.
+//! depend on who calls are a `session`. `broker` has listeners of its own, whose callers show an X509-SVID. `client`
+//! is the other end.
 
 pub mod admin;
+pub mod broker;
 pub mod caller;
 mod calls;
 pub mod client;
 mod codec;
+mod connection;
 pub mod delegated;
 pub mod explain;
 pub mod health;

@@ -14,8 +14,7 @@ pub use tonic_reflection::server::Error as RoutesError;
 use super::health::{HealthService, Probe};
 use super::limits::MAX_REQUEST_BYTES;
 
-/// The services of a socket, added one after the other. Health checks and reflection come with them; reflection
-/// names exactly the others.
+/// The services of a socket, added one after the other. Reflection comes with them, and names exactly the others.
 #[derive(Debug)]
 pub struct LocalRoutes {
     routes: RoutesBuilder,
@@ -31,6 +30,14 @@ impl LocalRoutes {
         Self {
             routes,
             names: vec![HEALTH],
+        }
+    }
+
+    /// No health checks: for callers from elsewhere, who have no use for them.
+    pub fn without_health() -> Self {
+        Self {
+            routes: RoutesBuilder::default(),
+            names: Vec::new(),
         }
     }
 

@@ -1,18 +1,19 @@
 //! A served socket over a cache that the test fills, with a fake attestor and a fake signer of JWT-SVIDs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use finial_identity::bundle::{Bundle, JwtAuthority};
-use finial_identity::jwt;
-use finial_identity::key::{KeyType, PrivateKey};
+use finial_identity::bundle::{Bundle, JwtAuthority, WitAuthority};
+use finial_identity::key::{JwsAlgorithm, KeyType, PrivateKey, PublicKey};
 use finial_identity::process::{Clock, TaskSet};
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::{jwt, wit};
 use serde_json::json;
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -28,13 +29,14 @@ use super::workload_api::WorkloadApi;
 use crate::config::SdsSettings;
 use crate::node::{Jitter, NodeState};
 use crate::svids::jwt::{JwtCache, JwtCacheSettings, JwtSource};
-use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache};
+use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache, WitCache, WitSigner, WitSource};
 use crate::test_pki::Authority;
 use crate::upstream::UpstreamError;
 use crate::workload::{AttestorError, ProcFs, Process, WorkloadAttestation, WorkloadAttestor};
 
 pub(crate) const TRUST_DOMAIN: &str = "example.org";
 pub(crate) const KEY_ID: &str = "key-1";
+pub(crate) const WIT_KEY_ID: &str = "wit-1";
 
 /// What the fake attestor answers: selectors, or a failure.
 pub(crate) type Facts = Arc<Mutex<Option<Vec<&'static str>>>>;
@@ -73,6 +75,65 @@ impl WorkloadAttestor for FakeAttestor {
     }
 }
 
+/// What holds for processes by their pids; nothing can be told about others.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FactsByPid {
+    pub by_pid: Arc<Mutex<HashMap<u32, Vec<&'static str>>>>,
+    /// Published while the next process is attested.
+    pub meanwhile: Arc<Mutex<Option<(SvidCache, Snapshot)>>>,
+}
+
+impl FactsByPid {
+    pub(crate) fn set(&self, pid: u32, facts: &[&'static str]) {
+        self.by_pid.lock().unwrap().insert(pid, facts.to_vec());
+    }
+}
+
+#[async_trait]
+impl WorkloadAttestor for FactsByPid {
+    fn name(&self) -> &'static str {
+        "facts"
+    }
+
+    async fn attest(&self, process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError> {
+        if let Some((cache, next)) = self.meanwhile.lock().unwrap().take() {
+            cache.publish(next);
+        }
+        let facts = self.by_pid.lock().unwrap().get(&process.pid()).cloned();
+        let facts = facts.ok_or(AttestorError::CutOff)?;
+        let parse = |fact| Selector::parse(fact).unwrap();
+        Ok(facts.into_iter().map(parse).collect())
+    }
+}
+
+/// A process that lives until it is killed.
+#[derive(Debug)]
+pub(crate) struct Workload(Child);
+
+impl Workload {
+    pub(crate) fn start() -> Self {
+        let mut command = Command::new("cat");
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        Self(command.spawn().unwrap())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+
+    pub(crate) fn end(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+impl Drop for Workload {
+    fn drop(&mut self) {
+        let _ended_already = self.0.kill();
+        let _reaped_already = self.0.wait();
+    }
+}
+
 /// Signs as a server would.
 #[derive(Debug)]
 struct FakeServer {
@@ -102,6 +163,33 @@ impl JwtSource for FakeServer {
     }
 }
 
+#[async_trait]
+impl WitSource for FakeServer {
+    async fn sign_wit(
+        &self,
+        entry_id: &str,
+        public_key: &PublicKey,
+        algorithm: JwsAlgorithm,
+    ) -> Result<SignedJwt, UpstreamError> {
+        if entry_id == "unsignable" {
+            return Err(UpstreamError::Malformed("no such entry".to_owned()));
+        }
+        let spiffe_id = format!("spiffe://{TRUST_DOMAIN}/{entry_id}");
+        let now = self.clock.now();
+        let claims = json!({
+            "sub": spiffe_id, "exp": now.unix_timestamp() + 300,
+            "cnf": wit::confirmation(public_key, algorithm).unwrap(),
+        });
+        let token = wit::sign(&*self.key, WIT_KEY_ID, claims.as_object().unwrap()).unwrap();
+        Ok(SignedJwt {
+            token: Arc::from(token),
+            spiffe_id: SpiffeId::parse(&spiffe_id).unwrap(),
+            issued_at: now,
+            expires_at: now + time::Duration::minutes(5),
+        })
+    }
+}
+
 impl World {
     /// A synced agent with no entries, whose callers are all `unix:uid:1000`.
     pub(crate) fn new() -> Self {
@@ -109,6 +197,15 @@ impl World {
     }
 
     pub(crate) fn at(clock: Clock) -> Self {
+        Self::build(clock, false)
+    }
+
+    /// The same with the WIT profile.
+    pub(crate) fn with_wit(clock: Clock) -> Self {
+        Self::build(clock, true)
+    }
+
+    fn build(clock: Clock, has_wit: bool) -> Self {
         let authority = Authority::new(TRUST_DOMAIN);
         let jwt_key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
         let mut bundle = authority.bundle();
@@ -123,7 +220,24 @@ impl World {
             clock.clone(),
             Jitter::new(|| 0.5),
         );
-        let svids = SvidCache::new(Arc::new(bundle), jwt);
+        let wit = has_wit.then(|| {
+            let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
+            bundle.append_wit(vec![WitAuthority(JwtAuthority {
+                key_id: WIT_KEY_ID.to_owned(),
+                ..jwt_authority(&key)
+            })]);
+            let server = FakeServer {
+                key,
+                clock: clock.clone(),
+            };
+            WitCache::new(
+                Arc::new(WitSigner::new(Arc::new(server), KeyType::EcP256)),
+                JwtCacheSettings::default(),
+                clock.clone(),
+                Jitter::new(|| 0.5),
+            )
+        });
+        let svids = SvidCache::with_wit(Arc::new(bundle), jwt, wit);
         let mut next = (*svids.snapshot()).clone();
         next.synced_at = Some(clock.now());
         svids.publish(next.clone());

@@ -21,6 +21,7 @@ use super::counters::CacheCounters;
 use super::entries::Entries;
 use super::jwt::{JwtCache, JwtError, SignedJwt};
 use super::subscriptions::{News, Subscribers, Subscription};
+use super::wit::WitCache;
 
 /// All that the agent can hand out, at one moment.
 #[derive(Clone, Debug)]
@@ -159,6 +160,11 @@ impl fmt::Debug for IssuedSvid {
 impl SvidCache {
     /// A cache that holds the bundle known so far and nothing else. JWT-SVIDs are obtained through `jwt`.
     pub fn new(own_bundle: Arc<Bundle>, jwt: JwtCache) -> Self {
+        Self::with_wit(own_bundle, jwt, None)
+    }
+
+    /// The same with WIT-SVIDs, where they are switched on.
+    pub fn with_wit(own_bundle: Arc<Bundle>, jwt: JwtCache, wit: Option<WitCache>) -> Self {
         let (snapshots, _first) = watch::channel(Arc::new(Snapshot::empty(own_bundle)));
         Self {
             shared: Arc::new(Shared {
@@ -166,6 +172,7 @@ impl SvidCache {
                 subscribers: Arc::default(),
                 synced_at: Mutex::new(None),
                 jwt,
+                wit,
             }),
         }
     }
@@ -230,6 +237,11 @@ impl SvidCache {
         &self.shared.jwt
     }
 
+    /// The cache of WIT-SVIDs, where they are switched on.
+    pub fn wit_cache(&self) -> Option<&WitCache> {
+        self.shared.wit.as_ref()
+    }
+
     /// When the server last confirmed the entries; between snapshots this moves on while
     /// [`Snapshot::synced_at`] stands still.
     pub fn synced_at(&self) -> Option<OffsetDateTime> {
@@ -274,6 +286,7 @@ struct Shared {
     subscribers: Arc<Subscribers>,
     synced_at: Mutex<Option<OffsetDateTime>>,
     jwt: JwtCache,
+    wit: Option<WitCache>,
 }
 
 /// An SVID is handed out until so long before it expires, at most.

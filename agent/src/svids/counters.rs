@@ -13,8 +13,10 @@ pub struct CacheCounters {
     pub entries: Count,
     /// Now: X509-SVIDs held.
     pub x509_svids: Count,
-    /// Now: JWT-SVIDs held.
-    pub jwt_svids: Count,
+    /// What happens to JWT-SVIDs.
+    pub jwt: TokenCounters,
+    /// What happens to WIT-SVIDs.
+    pub wit: TokenCounters,
     /// Snapshots published.
     pub snapshots: Count,
     /// X509-SVIDs taken up, renewals among them.
@@ -29,16 +31,23 @@ pub struct CacheCounters {
     pub x509_evicted: Count,
     /// X509-SVIDs that an authority had signed when it was tainted or went.
     pub x509_tainted: Count,
-    /// JWT-SVIDs handed out from the cache.
-    pub jwt_hits: Count,
-    /// JWT-SVIDs handed out from the cache past half of their life, because no new one came in time.
-    pub jwt_stale_hits: Count,
-    /// Calls for a JWT-SVID that were answered, or failed, by asking the server.
-    pub jwt_misses: Count,
-    /// Requests for a JWT-SVID that ended without one.
-    pub jwt_failed: Count,
-    /// JWT-SVIDs dropped because an authority was tainted or went.
-    pub jwt_tainted: Count,
+}
+
+/// The same for tokens of one kind.
+#[derive(Debug, Default)]
+pub struct TokenCounters {
+    /// Now: tokens held.
+    pub held: Count,
+    /// Tokens handed out from the cache.
+    pub hits: Count,
+    /// Tokens handed out from the cache past half of their life, because no new one came in time.
+    pub stale_hits: Count,
+    /// Calls for a token that were answered, or failed, by asking the server.
+    pub misses: Count,
+    /// Requests for a token that ended without one.
+    pub failed: Count,
+    /// Tokens dropped because an authority was tainted or went.
+    pub tainted: Count,
 }
 
 impl Count {

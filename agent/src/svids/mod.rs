@@ -17,6 +17,7 @@ mod renewal;
 mod subscriptions;
 pub mod sync;
 mod trust;
+pub mod wit;
 
 #[cfg(test)]
 mod model_tests;
@@ -30,9 +31,10 @@ mod tests;
 mod visits;
 
 pub use cache::{CachedEntry, IssuedSvid, Snapshot, SvidCache};
-pub use counters::{CacheCounters, Count};
+pub use counters::{CacheCounters, Count, TokenCounters};
 pub use entries::Entries;
 pub use feed::SyncCounters;
 pub use jwt::{JwtCache, JwtCacheSettings, JwtError, JwtSource, SignedJwt};
 pub use subscriptions::Subscription;
 pub use sync::{SyncSettings, Synchronizer};
+pub use wit::{SignedWit, WitCache, WitSigner, WitSource};

@@ -51,6 +51,8 @@ pub(super) struct Model {
 pub(super) struct Forget {
     pub(super) entries: HashSet<String>,
     pub(super) jwt_key_ids: HashSet<String>,
+    /// The same of WIT authorities.
+    pub(super) wit_key_ids: HashSet<String>,
 }
 
 /// Whether somebody wants an entry's SVID now.
@@ -115,6 +117,7 @@ impl Model {
         Forget {
             entries: HashSet::new(),
             jwt_key_ids: step.jwt_key_ids,
+            wit_key_ids: step.wit_key_ids,
         }
     }
 

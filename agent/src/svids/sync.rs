@@ -102,6 +102,13 @@ impl Synchronizer {
             self.jitter.clone(),
         );
         let jwt = self.cache.jwt_cache().clone();
+        let wit = self.cache.wit_cache().cloned();
+        let renew_wit = async {
+            match wit {
+                Some(wit) => wit.renew().await,
+                None => std::future::pending().await,
+            }
+        };
         let writer = Writer {
             model: Model::new(
                 self.node.own_bundle(),
@@ -126,6 +133,7 @@ impl Synchronizer {
             () = feed.run() => {}
             () = writer.run(updates) => {}
             () = jwt.renew() => {}
+            () = renew_wit => {}
         }
         Ok(())
     }
@@ -349,6 +357,13 @@ impl Writer {
         }
         if !forget.jwt_key_ids.is_empty() {
             self.cache.jwt_cache().forget_authorities(&forget.jwt_key_ids);
+        }
+        let Some(wit) = self.cache.wit_cache() else { return };
+        if !forget.entries.is_empty() {
+            wit.forget_entries(&forget.entries);
+        }
+        if !forget.wit_key_ids.is_empty() {
+            wit.forget_authorities(&forget.wit_key_ids);
         }
     }
 }

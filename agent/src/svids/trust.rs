@@ -6,7 +6,7 @@
 
 use std::collections::{HashSet, VecDeque};
 
-use finial_identity::bundle::Bundle;
+use finial_identity::bundle::{Bundle, JwtAuthority};
 use finial_identity::x509::X509Svid;
 
 type KeyId = Vec<u8>;
@@ -34,6 +34,8 @@ pub(super) struct Step {
     revoked: HashSet<KeyId>,
     /// `kid`s whose tokens must not be handed out any more.
     pub(super) jwt_key_ids: HashSet<String>,
+    /// The same of WIT authorities.
+    pub(super) wit_key_ids: HashSet<String>,
 }
 
 impl Distrust {
@@ -48,14 +50,13 @@ impl Distrust {
         while self.revoked.len() > MAX_REVOKED {
             self.revoked.pop_front();
         }
-        let good_jwt = |bundle: &Bundle| -> HashSet<String> {
-            let keys = bundle.jwt_authorities.iter().filter(|key| !key.tainted);
-            keys.map(|key| key.key_id.clone()).collect()
-        };
+        let good_jwt = |bundle: &Bundle| good_keys(bundle.jwt_authorities.iter());
+        let good_wit = |bundle: &Bundle| good_keys(bundle.wit_authorities.iter().map(|key| &key.0));
         Step {
             to_replace: held.good.difference(&next.good).cloned().collect(),
             revoked,
             jwt_key_ids: good_jwt(before).difference(&good_jwt(after)).cloned().collect(),
+            wit_key_ids: good_wit(before).difference(&good_wit(after)).cloned().collect(),
         }
     }
 
@@ -91,6 +92,12 @@ impl Step {
             }
         })
     }
+}
+
+/// The ids of the keys that are not tainted.
+fn good_keys<'a>(keys: impl Iterator<Item = &'a JwtAuthority>) -> HashSet<String> {
+    let good = keys.filter(|key| !key.tainted);
+    good.map(|key| key.key_id.clone()).collect()
 }
 
 /// The worst that holds for a link of the chain.

@@ -11,6 +11,7 @@ mod entries;
 mod error;
 mod federated;
 mod watch;
+mod wit;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -13,9 +13,12 @@ use super::report::{Cell, Report, Row};
 use super::run::{Run, benchmark, number, number_or_none};
 use super::samples::{Samples, median};
 
+/// Name of the command.
+pub const NAME: &str = "footprint";
+
 /// The command.
 pub fn command() -> Command {
-    benchmark("footprint", "Size, start and idle memory of server and agent")
+    benchmark(NAME, "Size, start and idle memory of server and agent")
         .arg(number("runs", "How many runs of each program, in turn", 1000).default_value("21"))
         .arg(
             number_or_none("settle", "Seconds from the first SVID to the look at memory", 600)
@@ -27,11 +30,11 @@ pub fn command() -> Command {
         ))
 }
 
-/// Measures this program, and the others in turn with it.
+/// Measures this program, and the others in turn with it; gives the report of each with its name.
 ///
 /// # Errors
 /// When a program does not start.
-pub async fn measure(run: &Run<'_>) -> anyhow::Result<Report> {
+pub async fn measure(run: &Run<'_>) -> anyhow::Result<Vec<(String, Report)>> {
     let mut sides = vec![Side::of(Implementation::own()?)];
     for path in values(run.matches(), "compare") {
         sides.push(Side::of(Implementation::at(Path::new(path))?));
@@ -41,18 +44,11 @@ pub async fn measure(run: &Run<'_>) -> anyhow::Result<Report> {
             side.once(run.seconds("settle")).await?;
         }
     }
-    let mut report = Report::new("footprint");
-    for side in &sides {
-        let row = Row::new(format!("{}, size", side.implementation.name));
-        report.add(row.with("programs", Cell::Bytes(side.implementation.binary_bytes)));
-    }
-    for side in &sides {
-        side.push_starts(&mut report);
-    }
-    for side in &sides {
-        side.push_memory(&mut report);
-    }
-    Ok(report)
+    let reports = sides.into_iter().map(|side| {
+        let report = side.report();
+        (side.implementation.name, report)
+    });
+    Ok(reports.collect())
 }
 
 /// One implementation and what was measured of it.
@@ -119,27 +115,29 @@ impl Side {
         programs.stop().await
     }
 
-    fn push_starts(&self, report: &mut Report) {
-        let name = &self.implementation.name;
+    fn report(&self) -> Report {
+        let mut report = Report::new(NAME);
+        report.add(Row::new("size").with("programs", Cell::Bytes(self.implementation.binary_bytes)));
         if self.dev.len() > 0 {
-            report.add(Row::new(format!("{name}, dev --once")).times(&self.dev));
+            report.add(Row::new("dev --once").times(&self.dev));
         }
-        report.add(Row::new(format!("{name}, new server answers")).times(&self.server_start));
-        report.add(Row::new(format!("{name}, new agent to first SVID")).times(&self.join));
-        report.add(Row::new(format!("{name}, new trust domain to first SVID")).times(&self.cold));
-        report.add(Row::new(format!("{name}, agent again to first SVID")).times(&self.agent_restart));
-        report.add(Row::new(format!("{name}, both again to first SVID")).times(&self.both_restart));
-    }
-
-    fn push_memory(&self, report: &mut Report) {
-        for (program, looks) in [("server", &self.server_idle), ("agent", &self.agent_idle)] {
+        report.add(Row::new("new server answers").times(&self.server_start));
+        report.add(Row::new("new agent to first SVID").times(&self.join));
+        report.add(Row::new("new trust domain to first SVID").times(&self.cold));
+        report.add(Row::new("agent again to first SVID").times(&self.agent_restart));
+        report.add(Row::new("both again to first SVID").times(&self.both_restart));
+        for (case, looks) in [
+            ("idle server", &self.server_idle),
+            ("idle agent", &self.agent_idle),
+        ] {
             let middle = |part: fn(&Memory) -> u64| Cell::Bytes(median(looks.iter().map(part)));
             report.add(
-                Row::new(format!("{}, idle {program}", self.implementation.name))
+                Row::new(case)
                     .with("Rss", middle(|memory| memory.total))
                     .with("RssAnon", middle(|memory| memory.anon))
                     .with("RssFile", middle(|memory| memory.file)),
             );
         }
+        report
     }
 }

@@ -3,10 +3,12 @@
 //! It drives an agent through its Workload API and, where entries have to change, a server through its private
 //! socket; both speak the same for Finial and SPIRE. Memory and CPU time are read from `/proc` of the process that
 //! listens. Beside each measurement, in the same run and in turn with it, stands a limit: the bare gRPC library
-//! with the same bytes (`bare`), or the bare cryptography (`limits`). Nothing is judged: it prints.
+//! with the same bytes (`bare`), or the bare cryptography (`limits`). Two agents are measured in turn by one command
+//! (`target`, `comparison`). Nothing is judged: it prints.
 
 mod bare;
 mod bundle_push;
+mod comparison;
 mod first_svid;
 mod fleet;
 mod footprint;
@@ -20,20 +22,25 @@ mod rotation;
 mod run;
 mod samples;
 mod streams;
+mod target;
 mod update_latency;
+mod usage;
 mod workload;
 
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::{ArgMatches, Command};
 use finial_identity::command::{flags, wants_json};
 use finial_identity::process::limits::raise_open_files;
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use self::comparison::Comparison;
 use self::report::Report;
 use self::run::Run;
+use self::target::Target;
+use self::usage::Usage;
 use crate::runtime;
 
 /// How long the server may still be at work on a call that was cut short.
@@ -73,22 +80,101 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
 }
 
 async fn drive(name: &str, matches: &ArgMatches) -> anyhow::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for signals")?;
-    let mut terminate = signal(SignalKind::terminate()).context("listen for signals")?;
-    let run = Run::start(matches).await?;
-    let limit = run.seconds("timeout");
+    let mut stop = Stop::new(matches)?;
+    let is_json = wants_json(matches);
+    if name == footprint::NAME {
+        let run = Run::start(matches, None).await?;
+        let reports = tokio::select! {
+            reports = footprint::measure(&run) => reports?,
+            reason = stop.called() => return Err(reason),
+        };
+        if let [(_, only)] = &reports[..] {
+            return only.print(is_json);
+        }
+        let mut comparison = Comparison::new(name, reports.iter().map(|(column, _)| column.clone()));
+        for (column, (_, report)) in reports.into_iter().enumerate() {
+            comparison.add(column, report);
+        }
+        return comparison.print(is_json);
+    }
+    let columns = Target::columns(matches)?;
+    if columns.len() < 2 {
+        let (outcome, cleaned) = once(name, matches, columns.first(), &mut stop).await;
+        outcome?.print(is_json)?;
+        return cleaned;
+    }
+    let mut comparison = Comparison::new(name, columns.iter().map(Target::name));
+    for round in 0..matches.get_one::<u64>("rounds").copied().unwrap_or(1) {
+        let mut turns: Vec<(usize, &Target)> = columns.iter().enumerate().collect();
+        // Who begins changes, so that what a turn leaves behind meets both.
+        if round % 2 == 1 {
+            turns.reverse();
+        }
+        for (column, target) in turns {
+            let (outcome, cleaned) = once(name, matches, Some(target), &mut stop).await;
+            comparison.add(column, outcome.with_context(|| target.name())?);
+            cleaned?;
+        }
+    }
+    comparison.print(is_json)
+}
+
+/// One turn of one column, and whether what it registered is gone.
+async fn once(
+    name: &str,
+    matches: &ArgMatches,
+    target: Option<&Target>,
+    stop: &mut Stop,
+) -> (anyhow::Result<Report>, anyhow::Result<()>) {
+    let run = match Run::start(matches, target).await {
+        Ok(run) => run,
+        Err(error) => return (Err(error), Ok(())),
+    };
     let outcome = tokio::select! {
-        outcome = measure(name, &run) => outcome,
-        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
-        _ = terminate.recv() => Err(anyhow::anyhow!("interrupted")),
-        () = sleep(limit) => Err(anyhow::anyhow!("not done within {limit:?}: see -timeout")),
+        outcome = measure_with_usage(name, &run) => outcome,
+        reason = stop.called() => Err(reason),
     };
     if outcome.is_err() {
         sleep(CUT_SHORT).await;
     }
-    let cleaned = run.clean_up().await;
-    outcome?.print(wants_json(matches))?;
-    cleaned
+    (outcome, run.clean_up().await)
+}
+
+/// What ends a run before it is done.
+struct Stop {
+    interrupt: Signal,
+    terminate: Signal,
+    at: Instant,
+    limit: Duration,
+}
+
+impl Stop {
+    fn new(matches: &ArgMatches) -> anyhow::Result<Self> {
+        let limit = Duration::from_secs(matches.get_one::<u64>("timeout").copied().unwrap_or_default());
+        Ok(Stop {
+            interrupt: signal(SignalKind::interrupt()).context("listen for signals")?,
+            terminate: signal(SignalKind::terminate()).context("listen for signals")?,
+            at: Instant::now() + limit,
+            limit,
+        })
+    }
+
+    async fn called(&mut self) -> anyhow::Error {
+        let limit = self.limit;
+        tokio::select! {
+            _ = self.interrupt.recv() => anyhow!("interrupted"),
+            _ = self.terminate.recv() => anyhow!("interrupted"),
+            () = sleep_until(self.at) => anyhow!("not done within {limit:?}: see -timeout"),
+        }
+    }
+}
+
+/// The benchmark, and what the programs used for it.
+async fn measure_with_usage(name: &str, run: &Run<'_>) -> anyhow::Result<Report> {
+    let usage = Usage::start(run).await?;
+    let mut report = measure(name, run).await?;
+    usage.push_rows(&mut report)?;
+    Ok(report)
 }
 
 async fn measure(name: &str, run: &Run<'_>) -> anyhow::Result<Report> {
@@ -99,7 +185,6 @@ async fn measure(name: &str, run: &Run<'_>) -> anyhow::Result<Report> {
         "update-latency" => update_latency::measure(run).await,
         "jwt" => jwt::measure(run).await,
         "rotation" => rotation::measure(run).await,
-        "footprint" => footprint::measure(run).await,
         "limits" => limits::measure(run).await,
         other => bail!("no such benchmark: {other}"),
     }

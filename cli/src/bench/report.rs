@@ -105,15 +105,19 @@ impl Report {
     /// # Errors
     /// When standard output is closed.
     pub fn print(&self, json: bool) -> anyhow::Result<()> {
-        let text = if json {
+        write_out(&if json {
             format!("{}\n", self.json())
         } else {
             self.table()
-        };
-        let mut out = std::io::stdout();
-        out.write_all(text.as_bytes())
-            .and_then(|()| out.flush())
-            .context("write to standard output")
+        })
+    }
+
+    /// Every value with its case and name, in order.
+    pub fn values(&self) -> impl Iterator<Item = (&str, &'static str, Cell)> {
+        self.rows.iter().flat_map(|row| {
+            let cells = row.cells.iter();
+            cells.map(|(name, cell)| (row.case.as_str(), *name, *cell))
+        })
     }
 
     fn json(&self) -> Value {
@@ -153,15 +157,26 @@ impl Row {
 }
 
 impl Cell {
-    fn json(self) -> Value {
+    /// What it measures, in the unit of its JSON.
+    pub fn number(self) -> f64 {
         match self {
-            Cell::Count(count) | Cell::Bytes(count) => json!(count),
-            Cell::Time(time) => json!(time.as_secs_f64() * 1e6),
-            Cell::Rate(number) | Cell::Ratio(number) => json!(number),
+            #[allow(clippy::cast_precision_loss, reason = "it is compared and divided")]
+            Cell::Count(count) | Cell::Bytes(count) => count as f64,
+            Cell::Time(time) => time.as_secs_f64() * 1e6,
+            Cell::Rate(number) | Cell::Ratio(number) => number,
         }
     }
 
-    fn text(self) -> String {
+    /// The bare number.
+    pub fn json(self) -> Value {
+        match self {
+            Cell::Count(count) | Cell::Bytes(count) => json!(count),
+            Cell::Time(_) | Cell::Rate(_) | Cell::Ratio(_) => json!(self.number()),
+        }
+    }
+
+    /// With its unit, for the eye.
+    pub fn text(self) -> String {
         match self {
             Cell::Count(count) => count.to_string(),
             Cell::Time(time) => time_text(time),
@@ -172,8 +187,19 @@ impl Cell {
     }
 }
 
+/// Writes to standard output.
+///
+/// # Errors
+/// When it is closed.
+pub fn write_out(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .context("write to standard output")
+}
+
 /// The name in JSON, with the unit.
-fn key(name: &str, cell: Cell) -> String {
+pub fn key(name: &str, cell: Cell) -> String {
     let unit = match cell {
         Cell::Count(_) => "",
         Cell::Time(_) => "_us",
@@ -194,10 +220,15 @@ fn push_group(text: &mut String, rows: &[Row]) {
         let cells = row.cells.iter().map(|(_, cell)| cell.text());
         lines.push(std::iter::once(row.case.clone()).chain(cells).collect());
     }
+    align(text, &lines);
+}
+
+/// Adds lines of as many cells each, one below the other; the first to the left, the others to the right.
+pub fn align(text: &mut String, lines: &[Vec<String>]) {
     let columns = lines.first().map_or(0, Vec::len);
     let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
-    for line in &lines {
+    for line in lines {
         let first = line.first().map_or("", String::as_str);
         let mut shown = format!("  {first:<width$}", width = widths[0]);
         for (cell, width) in line.iter().zip(&widths).skip(1) {

@@ -1,23 +1,25 @@
 //! What every benchmark is given: where the programs listen, who they are, and what may be registered.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::Context;
 use clap::{Arg, ArgMatches, Command};
 use finial_identity::command::dial::AGENT;
-use finial_identity::command::flags::{text, value};
+use finial_identity::command::flags::text;
 use finial_proto::spire::api::types::Entry;
 
 use super::fleet::Mark;
 use super::meter::Meter;
 use super::registrations::Registrations;
+use super::target::{self, Target};
 use super::workload::{OpenStream, leaf_of, mark_of};
 
-/// One run of one benchmark.
+/// One run of one benchmark, against the programs of one column.
 #[derive(Debug)]
 pub struct Run<'a> {
     matches: &'a ArgMatches,
+    target: Option<&'a Target>,
     registrations: Option<Registrations>,
 }
 
@@ -37,17 +39,15 @@ impl<'a> Run<'a> {
     ///
     /// # Errors
     /// When nobody listens there.
-    pub async fn start(matches: &'a ArgMatches) -> anyhow::Result<Self> {
-        let optional = |name| matches.try_get_one::<String>(name).ok().flatten();
-        let registrations = match optional("serverSocketPath") {
-            Some(socket) => {
-                let parent = optional("parentID").map(String::as_str);
-                Some(Registrations::connect(Path::new(socket), parent).await?)
-            }
+    pub async fn start(matches: &'a ArgMatches, target: Option<&'a Target>) -> anyhow::Result<Self> {
+        let server = target.and_then(|target| Some((target, target.server_socket.as_ref()?)));
+        let registrations = match server {
+            Some((target, socket)) => Some(Registrations::connect(socket, target.parent.as_deref()).await?),
             None => None,
         };
         Ok(Run {
             matches,
+            target,
             registrations,
         })
     }
@@ -70,16 +70,17 @@ impl<'a> Run<'a> {
 
     /// The Workload API under test.
     pub fn socket(&self) -> PathBuf {
-        value(self.matches, "socketPath").unwrap_or(AGENT.default).into()
+        let socket = self.target.map(|target| target.socket.clone());
+        socket.unwrap_or_else(|| AGENT.default.into())
     }
 
-    /// The process behind the Workload API: `-pid`, else the one that listens.
+    /// The process behind the Workload API: the one that was named, else the one that listens.
     ///
     /// # Errors
     /// When there is none.
     pub async fn agent_meter(&self) -> anyhow::Result<Meter> {
-        match self.matches.get_one::<u32>("pid") {
-            Some(pid) => Meter::of(*pid),
+        match self.target.and_then(|target| target.pid) {
+            Some(pid) => Meter::of(pid),
             None => Meter::of_listener(&self.socket()).await,
         }
     }
@@ -89,10 +90,15 @@ impl<'a> Run<'a> {
     /// # Errors
     /// When there is none.
     pub async fn server_meter(&self) -> anyhow::Result<Option<Meter>> {
-        match value(self.matches, "serverSocketPath") {
-            Some(socket) => Meter::of_listener(Path::new(socket)).await.map(Some),
+        match self.target.and_then(|target| target.server_socket.as_ref()) {
+            Some(socket) => Meter::of_listener(socket).await.map(Some),
             None => Ok(None),
         }
+    }
+
+    /// Whether it is about programs that were started already.
+    pub fn has_target(&self) -> bool {
+        self.target.is_some()
     }
 
     /// What may be registered at the server, when its socket is named.
@@ -175,23 +181,7 @@ pub fn benchmark(name: &'static str, about: &'static str) -> Command {
 
 /// A benchmark of a Workload API, with the flags that name the programs.
 pub fn of_socket(name: &'static str, about: &'static str) -> Command {
-    benchmark(name, about)
-        .arg(text("socketPath", "The Workload API to measure").default_value(AGENT.default))
-        .arg(
-            text(
-                "serverSocketPath",
-                "The server's private socket, to make entries for the time of the run",
-            )
-            .alias("server-socket"),
-        )
-        .arg(text(
-            "parentID",
-            "The agent's SPIFFE ID, when the server knows several",
-        ))
-        .arg(
-            text("pid", "The process to measure; default the one that listens")
-                .value_parser(clap::value_parser!(u32)),
-        )
+    target::with_flags(benchmark(name, about))
 }
 
 /// A number of at least 1 and at most `most`.

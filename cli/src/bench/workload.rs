@@ -52,16 +52,18 @@ impl OpenStream {
     pub async fn with_identity(socket: &Path, id: &str) -> anyhow::Result<Self> {
         let attempts = async {
             loop {
-                match Self::call(connect(socket).await?).await? {
-                    Ok(mut stream) => loop {
-                        if leaf_of(&stream.first, id).is_some() {
-                            return Ok(stream);
-                        }
-                        stream.first = stream.next().await?;
+                let refusal = match Self::call(connect(socket).await?).await? {
+                    Ok(stream) => match stream.until(id).await? {
+                        Ok(stream) => return Ok(stream),
+                        // What an earlier run made is gone, and the agent has not heard of this run's yet.
+                        Err(refusal) => refusal,
                     },
-                    Err(refusal) if refusal.code() == Code::PermissionDenied => sleep(PAUSE).await,
-                    Err(refusal) => return Err(status("fetch X.509-SVIDs", &refusal)),
+                    Err(refusal) => refusal,
+                };
+                if refusal.code() != Code::PermissionDenied {
+                    return Err(status("fetch X.509-SVIDs", &refusal));
                 }
+                sleep(PAUSE).await;
             }
         };
         match timeout(LIMIT, attempts).await {
@@ -79,6 +81,17 @@ impl OpenStream {
         message
             .map_err(|ended| status("read the stream of X.509-SVIDs", &ended))?
             .context("the stream of X.509-SVIDs ended")
+    }
+
+    /// Reads on until the last message has an SVID for `id`, or the stream is refused.
+    async fn until(mut self, id: &str) -> anyhow::Result<Result<Self, tonic::Status>> {
+        while leaf_of(&self.first, id).is_none() {
+            self.first = match self.messages.message().await {
+                Ok(message) => message.context("the stream of X.509-SVIDs ended")?,
+                Err(refusal) => return Ok(Err(refusal)),
+            };
+        }
+        Ok(Ok(self))
     }
 
     async fn call(mut client: WorkloadClient) -> anyhow::Result<Result<Self, tonic::Status>> {

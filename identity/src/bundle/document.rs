@@ -9,7 +9,9 @@ use serde::Serialize;
 use serde_json::ser::PrettyFormatter;
 use serde_json::{Map, Value};
 
-use super::{Bundle, BundleError, JwtAuthority, X509Authority, drop_repeated_certificates, json};
+use super::{
+    Bundle, BundleError, JwtAuthority, WitAuthority, X509Authority, drop_repeated_certificates, json,
+};
 use crate::key::PublicKey;
 use crate::spiffe_id::TrustDomain;
 use crate::x509::Certificate;
@@ -84,6 +86,7 @@ impl Bundle {
             reader.read(index, entry, if has_use { None } else { Some(JWT_SVID) });
         }
         reader.bundle.x509_authorities.clear();
+        reader.bundle.wit_authorities.clear();
         Ok(reader.finish().0)
     }
 
@@ -98,12 +101,14 @@ impl Bundle {
     /// general JWT libraries skip keys whose `use` they do not know.
     #[must_use]
     pub fn to_jwks(&self) -> String {
-        let keys = self.jwt_jwks().map(|jwk| Jwk { key_use: None, ..jwk }).collect();
-        print(&Document {
-            keys,
-            spiffe_sequence: 0,
-            spiffe_refresh_hint: 0,
-        })
+        print(&without_use(self.jwt_jwks()))
+    }
+
+    /// The WIT authorities as a standard JWK Set without `use`, likewise (Workload API §7.2.2). Each key has its own
+    /// `kid`.
+    #[must_use]
+    pub fn to_wit_jwks(&self) -> String {
+        print(&without_use(self.wit_jwks()))
     }
 
     pub(super) fn from_spiffe_value(
@@ -147,18 +152,28 @@ impl Bundle {
             }
         });
         Document {
-            keys: x509.chain(self.jwt_jwks()).collect(),
+            keys: x509.chain(self.jwt_jwks()).chain(self.wit_jwks()).collect(),
             spiffe_sequence: self.sequence_number,
             spiffe_refresh_hint: self.refresh_hint.max(0),
         }
     }
 
     fn jwt_jwks(&self) -> impl Iterator<Item = Jwk> {
-        self.jwt_authorities.iter().map(|authority| Jwk {
-            key_use: Some(JWT_SVID),
-            kid: Some(authority.key_id.clone()),
-            ..Jwk::of(&authority.public_key)
-        })
+        let authorities = self.jwt_authorities.iter();
+        authorities.map(|authority| Jwk::of_authority(authority, JWT_SVID))
+    }
+
+    fn wit_jwks(&self) -> impl Iterator<Item = Jwk> {
+        let authorities = self.wit_authorities.iter();
+        authorities.map(|WitAuthority(authority)| Jwk::of_authority(authority, WIT_SVID))
+    }
+}
+
+fn without_use(keys: impl Iterator<Item = Jwk>) -> Document {
+    Document {
+        keys: keys.map(|jwk| Jwk { key_use: None, ..jwk }).collect(),
+        spiffe_sequence: 0,
+        spiffe_refresh_hint: 0,
     }
 }
 
@@ -166,6 +181,7 @@ const DOCUMENT: &str = "bundle document";
 const JWKS: &str = "JWK Set";
 const X509_SVID: &str = "x509-svid";
 const JWT_SVID: &str = "jwt-svid";
+const WIT_SVID: &str = "wit-svid";
 
 /// The document as it is written: the members and their order are fixed.
 #[derive(Serialize)]
@@ -201,6 +217,14 @@ pub(super) struct Jwk {
 }
 
 impl Jwk {
+    fn of_authority(authority: &JwtAuthority, key_use: &'static str) -> Self {
+        Self {
+            key_use: Some(key_use),
+            kid: Some(authority.key_id.clone()),
+            ..Self::of(&authority.public_key)
+        }
+    }
+
     fn of(key: &PublicKey) -> Self {
         let mut members = key.to_jwk();
         let mut take = |name: &str| members.remove(name);
@@ -275,15 +299,25 @@ impl Reader {
                 self.bundle.x509_authorities.push(authority);
             }
             Some(JWT_SVID) => {
-                let authority = read_jwt_authority(jwk)?;
-                if !self.key_ids.insert(authority.key_id.clone()) {
-                    return Err(SkipReason::RepeatedKeyId);
-                }
+                let authority = self.read_token_authority(jwk)?;
                 self.bundle.jwt_authorities.push(authority);
+            }
+            Some(WIT_SVID) => {
+                let authority = self.read_token_authority(jwk)?;
+                self.bundle.wit_authorities.push(WitAuthority(authority));
             }
             _ => return Err(SkipReason::UnknownUse),
         }
         Ok(())
+    }
+
+    /// A `kid` counts once in the whole document, whichever the use (WIT-SVID §6.1).
+    fn read_token_authority(&mut self, jwk: &Map<String, Value>) -> Result<JwtAuthority, SkipReason> {
+        let authority = read_jwt_authority(jwk)?;
+        if !self.key_ids.insert(authority.key_id.clone()) {
+            return Err(SkipReason::RepeatedKeyId);
+        }
+        Ok(authority)
     }
 
     fn finish(self) -> (Bundle, Vec<Skipped>) {
@@ -351,7 +385,7 @@ impl fmt::Display for SkipReason {
 mod tests {
     use serde_json::json;
 
-    use super::super::testing::{bundle, ca, jwt, td};
+    use super::super::testing::{bundle, ca, jwt, td, wit};
     use super::*;
 
     fn read(value: &Value) -> (Bundle, Vec<Skipped>) {
@@ -542,7 +576,7 @@ mod tests {
             without(&x509, "use"),
             with(&x509, "use", json!("X509-SVID")),
             with(&jwt, "use", json!("sig")),
-            with(&jwt, "use", json!("wit-svid")),
+            with(&jwt, "use", json!("WIT-SVID")),
             with(&jwt, "use", json!(1)),
             "no object",
             jwt,
@@ -603,14 +637,39 @@ mod tests {
         let (_, other) = entries();
         let keys = json!([a, other, with(&other, "use", json!("wit-svid"))]);
         let (bundle, skipped) = read(&json!({ "keys": keys }));
-        assert_eq!(
-            skipped[0],
-            Skipped {
-                index: 1,
-                reason: SkipReason::RepeatedKeyId
-            }
-        );
+        for (place, index) in [1, 2].into_iter().enumerate() {
+            let reason = SkipReason::RepeatedKeyId;
+            assert_eq!(skipped[place], Skipped { index, reason });
+        }
         assert_eq!(written(&bundle)["keys"], json!([a]));
+        let mut one = Bundle::new(td("example.org"));
+        one.append(vec![], vec![jwt("a")]);
+        assert!(!one.append_wit(vec![wit("a")]) && one.append_wit(vec![wit("b")]));
+        assert!(!one.append(vec![], vec![jwt("b")]));
+        let kids: Vec<_> = written(&one)["keys"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|k| k["kid"].clone())
+            .collect();
+        assert_eq!(kids, ["a", "b"]);
+    }
+
+    /// Covers WIT-34, WIT-36, WIT-37.
+    #[test]
+    fn wit_34_to_37_each_wit_key_is_one_jwk_with_its_use_and_verifies_nothing_else() {
+        let mut one = bundle();
+        one.append_wit(vec![wit("w")]);
+        let keys = written(&one)["keys"].take();
+        assert_eq!(keys[4]["use"], "wit-svid");
+        assert_eq!(keys[4]["kid"], "w");
+        assert_eq!(keys[4].as_object().unwrap().len(), 6);
+        assert_eq!(read(&json!({ "keys": keys })), (one.clone(), vec![]));
+        let jwks: Value = serde_json::from_str(&one.to_wit_jwks()).unwrap();
+        assert_eq!(jwks["keys"].as_array().unwrap().len(), 1);
+        assert_eq!(jwks["keys"][0]["kid"], "w");
+        assert_eq!(jwks["keys"][0].get("use"), None);
+        assert!(!one.to_jwks().contains("\"w\""));
     }
 
     /// Covers BND-08.
@@ -705,6 +764,8 @@ mod tests {
         ] {
             assert!(read(&json!({"keys": [entry]})).0.jwt_authorities.is_empty());
         }
+        let (bundle, _) = read(&json!({"keys": [with(&jwt, "use", json!("wit-svid"))]}));
+        assert_eq!(bundle.wit_authorities.len(), 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::collections::HashSet;
 use thiserror::Error;
 use time::OffsetDateTime;
 
-use super::{Bundle, JwtAuthority, X509Authority};
+use super::{Bundle, JwtAuthority, WitAuthority, X509Authority};
 
 /// Why a change to a bundle is refused; the bundle is as it was.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -17,6 +17,9 @@ pub enum BundleEditError {
     /// There is no JWT authority with this `kid`.
     #[error("no JWT authority has this key ID: {0:?}")]
     NoJwtAuthority(String),
+    /// There is no WIT authority with this `kid`.
+    #[error("no WIT authority has this key ID: {0:?}")]
+    NoWitAuthority(String),
     /// The authority was tainted before.
     #[error("authority is already tainted: {0:?}")]
     AlreadyTainted(String),
@@ -32,7 +35,7 @@ impl Bundle {
         let before = (self.x509_authorities.len(), self.jwt_authorities.len());
         self.x509_authorities.extend(x509);
         super::drop_repeated_certificates(&mut self.x509_authorities);
-        let mut key_ids: HashSet<String> = self.jwt_authorities.iter().map(|a| a.key_id.clone()).collect();
+        let mut key_ids = self.key_ids();
         let new = jwt
             .into_iter()
             .filter(|authority| key_ids.insert(authority.key_id.clone()));
@@ -40,9 +43,30 @@ impl Bundle {
         before != (self.x509_authorities.len(), self.jwt_authorities.len())
     }
 
+    /// Adds WIT authorities and says whether the bundle changed. A key ID that a WIT or JWT authority has already is
+    /// passed over: it is unique in the whole bundle (WIT-SVID §6.1).
+    pub fn append_wit(&mut self, wit: Vec<WitAuthority>) -> bool {
+        let before = self.wit_authorities.len();
+        let mut key_ids = self.key_ids();
+        let new = wit
+            .into_iter()
+            .filter(|WitAuthority(authority)| key_ids.insert(authority.key_id.clone()));
+        self.wit_authorities.extend(new);
+        before != self.wit_authorities.len()
+    }
+
+    fn key_ids(&self) -> HashSet<String> {
+        let wit = self
+            .wit_authorities
+            .iter()
+            .map(|WitAuthority(authority)| authority);
+        let all = self.jwt_authorities.iter().chain(wit);
+        all.map(|authority| authority.key_id.clone()).collect()
+    }
+
     /// Removes the authorities that expired before `at` and says whether there were any. Whoever calls
     /// it takes a safety margin off the present time. Of each kind some stay: where all X.509
-    /// authorities, or all JWT authorities, have expired, that list remains as it is.
+    /// authorities, all JWT authorities or all WIT authorities have expired, that list remains as it is.
     pub fn prune(&mut self, at: OffsetDateTime) -> bool {
         let x509 = retain_unless_all_go(&mut self.x509_authorities, |authority| {
             authority.certificate.not_after() >= at
@@ -50,7 +74,10 @@ impl Bundle {
         let jwt = retain_unless_all_go(&mut self.jwt_authorities, |authority| {
             !authority.expired_before(at)
         });
-        x509 || jwt
+        let wit = retain_unless_all_go(&mut self.wit_authorities, |WitAuthority(authority)| {
+            !authority.expired_before(at)
+        });
+        x509 || jwt || wit
     }
 
     /// Marks the X.509 authorities with this authority ID (lowercase hex of the subject key
@@ -104,13 +131,18 @@ impl Bundle {
     /// # Errors
     /// There is none, or it is tainted already.
     pub fn taint_jwt(&mut self, key_id: &str) -> Result<(), BundleEditError> {
-        let index = self.jwt_index(key_id)?;
-        let authority = &mut self.jwt_authorities[index];
-        if authority.tainted {
-            return Err(BundleEditError::AlreadyTainted(key_id.to_owned()));
-        }
-        authority.tainted = true;
-        Ok(())
+        let authority = self.jwt_authorities.iter_mut().find(|a| a.key_id == key_id);
+        taint(authority.ok_or_else(|| BundleEditError::NoJwtAuthority(key_id.to_owned()))?)
+    }
+
+    /// Marks the WIT authority with this key ID as tainted.
+    ///
+    /// # Errors
+    /// There is none, or it is tainted already.
+    pub fn taint_wit(&mut self, key_id: &str) -> Result<(), BundleEditError> {
+        let mut authorities = self.wit_authorities.iter_mut().map(|WitAuthority(a)| a);
+        let authority = authorities.find(|a| a.key_id == key_id);
+        taint(authority.ok_or_else(|| BundleEditError::NoWitAuthority(key_id.to_owned()))?)
     }
 
     /// Removes the tainted JWT authority with this key ID and returns it.
@@ -118,20 +150,37 @@ impl Bundle {
     /// # Errors
     /// There is none, or it is not tainted.
     pub fn revoke_jwt(&mut self, key_id: &str) -> Result<JwtAuthority, BundleEditError> {
-        let index = self.jwt_index(key_id)?;
-        if !self.jwt_authorities[index].tainted {
-            return Err(BundleEditError::NotTainted(key_id.to_owned()));
-        }
+        let index = self.jwt_authorities.iter().position(|a| a.key_id == key_id);
+        let index = index.ok_or_else(|| BundleEditError::NoJwtAuthority(key_id.to_owned()))?;
+        check_tainted(&self.jwt_authorities[index])?;
         Ok(self.jwt_authorities.remove(index))
     }
 
-    fn jwt_index(&self, key_id: &str) -> Result<usize, BundleEditError> {
-        let index = self
-            .jwt_authorities
-            .iter()
-            .position(|authority| authority.key_id == key_id);
-        index.ok_or_else(|| BundleEditError::NoJwtAuthority(key_id.to_owned()))
+    /// Removes the tainted WIT authority with this key ID and returns it.
+    ///
+    /// # Errors
+    /// There is none, or it is not tainted.
+    pub fn revoke_wit(&mut self, key_id: &str) -> Result<WitAuthority, BundleEditError> {
+        let index = self.wit_authorities.iter().position(|a| a.0.key_id == key_id);
+        let index = index.ok_or_else(|| BundleEditError::NoWitAuthority(key_id.to_owned()))?;
+        check_tainted(&self.wit_authorities[index].0)?;
+        Ok(self.wit_authorities.remove(index))
     }
+}
+
+fn taint(authority: &mut JwtAuthority) -> Result<(), BundleEditError> {
+    if authority.tainted {
+        return Err(BundleEditError::AlreadyTainted(authority.key_id.clone()));
+    }
+    authority.tainted = true;
+    Ok(())
+}
+
+fn check_tainted(authority: &JwtAuthority) -> Result<(), BundleEditError> {
+    if authority.tainted {
+        return Ok(());
+    }
+    Err(BundleEditError::NotTainted(authority.key_id.clone()))
 }
 
 /// Removes what does not live, unless nothing does, and says whether anything went.

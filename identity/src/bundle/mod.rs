@@ -17,6 +17,7 @@ use crate::spiffe_id::{SpiffeIdError, TrustDomain};
 use crate::x509::{Certificate, X509Error};
 
 pub use crate::jwt::JwtAuthority;
+pub use crate::wit::WitAuthority;
 pub use document::{MAX_DOCUMENT_BYTES, SkipReason, Skipped};
 pub use edit::BundleEditError;
 pub use map::{BundleMap, MAX_MAP_BYTES};
@@ -45,6 +46,8 @@ pub struct Bundle {
     pub x509_authorities: Vec<X509Authority>,
     /// Authorities for JWT-SVIDs.
     pub jwt_authorities: Vec<JwtAuthority>,
+    /// Authorities for WIT-SVIDs (Incubating). No key ID is among them and the JWT authorities twice.
+    pub wit_authorities: Vec<WitAuthority>,
     /// How often a reader should ask again, in seconds; 0 gives no hint.
     pub refresh_hint: i64,
     /// Grows with each change; 0 is not known.
@@ -111,6 +114,7 @@ impl Bundle {
             trust_domain,
             x509_authorities: Vec::new(),
             jwt_authorities: Vec::new(),
+            wit_authorities: Vec::new(),
             refresh_hint: 0,
             sequence_number: 0,
         }
@@ -167,6 +171,14 @@ impl Bundle {
         self.jwt_authorities
             .iter()
             .find(|authority| authority.key_id == key_id)
+    }
+
+    /// The WIT authority with this `kid`, likewise.
+    #[must_use]
+    pub fn wit_authority(&self, key_id: &str) -> Option<&WitAuthority> {
+        self.wit_authorities
+            .iter()
+            .find(|authority| authority.0.key_id == key_id)
     }
 
     /// Whether a bundle that was just fetched is older than the `stored` one and so must not replace
@@ -259,6 +271,10 @@ pub(crate) mod testing {
             expires_at: 0,
             tainted: false,
         }
+    }
+
+    pub(crate) fn wit(key_id: &str) -> WitAuthority {
+        WitAuthority(jwt(key_id))
     }
 
     /// Two X.509 authorities and two JWT authorities, `kid` `a` and `b`.

@@ -11,6 +11,9 @@ pub use parse::{UnverifiedJwt, parse_unverified};
 pub use sign::sign;
 pub use validate::{ValidatedJwt, validate};
 
+pub(crate) use parse::{NumericDate, ParsedJwt, TokenType, shorten};
+pub(crate) use sign::sign_typed;
+
 use time::{Duration, OffsetDateTime};
 
 use crate::key::{KeyError, PublicKey};
@@ -52,9 +55,14 @@ pub enum JwtError {
     /// `alg` is missing or not one of the nine (JWT-SVID §2.1).
     #[error("token has unsupported signature algorithm: {0:?}")]
     Algorithm(String),
-    /// `typ` is there but neither `JWT` nor `JOSE` (JWT-SVID §2.3).
-    #[error("token has type {0:?}, want none, JWT or JOSE")]
-    Type(String),
+    /// `typ` is not that of such tokens (JWT-SVID §2.3, WIT-SVID §2.2).
+    #[error("token has type {found:?}, want {want}")]
+    Type {
+        /// What stands there, shortened; empty for none.
+        found: String,
+        /// What may.
+        want: &'static str,
+    },
     /// The header names critical extensions, of which none is supported (RFC 7515 §4.1.11).
     #[error("token has critical header parameters")]
     CriticalHeader,

@@ -36,7 +36,7 @@ pub struct UnverifiedJwt {
 
 /// Reads a token without verifying its signature, time or audience.
 pub fn parse_unverified(token: &str) -> Result<UnverifiedJwt, JwtError> {
-    let parsed = ParsedJwt::new(token)?;
+    let parsed = ParsedJwt::new(token, TokenType::Jwt)?;
     Ok(UnverifiedJwt {
         spiffe_id: parsed.subject()?,
         audience: parsed.audience()?.unwrap_or_default(),
@@ -48,22 +48,52 @@ pub fn parse_unverified(token: &str) -> Result<UnverifiedJwt, JwtError> {
     })
 }
 
+/// Which kind of token is expected; each has its own `typ`, so that none passes for another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TokenType {
+    /// A JWT-SVID: `JWT`, `JOSE` or none (JWT-SVID §2.3).
+    Jwt,
+    /// A WIT-SVID: `wit+jwt` (WIT-SVID §2.2).
+    Wit,
+    /// A Workload Proof Token: `wpt+jwt`. It has no `kid`: its key is that of the WIT-SVID beside it.
+    Proof,
+}
+
 /// A token taken apart, its header checked.
-pub(super) struct ParsedJwt<'a> {
-    pub(super) algorithm: JwsAlgorithm,
-    pub(super) kid: String,
-    pub(super) claims: Map<String, Value>,
-    pub(super) signing_input: &'a str,
-    pub(super) signature: Vec<u8>,
+pub(crate) struct ParsedJwt<'a> {
+    pub(crate) algorithm: JwsAlgorithm,
+    /// Empty only where the type of token has none.
+    pub(crate) kid: String,
+    pub(crate) claims: Map<String, Value>,
+    pub(crate) signing_input: &'a str,
+    pub(crate) signature: Vec<u8>,
 }
 
 /// A NumericDate (RFC 7519 §2) in nanoseconds since 1970-01-01T00:00:00Z.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct NumericDate(pub(super) i128);
+pub(crate) struct NumericDate(pub(crate) i128);
+
+impl TokenType {
+    fn is_typ(self, typ: Option<&str>) -> bool {
+        match self {
+            Self::Jwt => matches!(typ, None | Some("JWT" | "JOSE")),
+            Self::Wit => typ == Some("wit+jwt"),
+            Self::Proof => typ == Some("wpt+jwt"),
+        }
+    }
+
+    fn wanted(self) -> &'static str {
+        match self {
+            Self::Jwt => "none, JWT or JOSE",
+            Self::Wit => "wit+jwt",
+            Self::Proof => "wpt+jwt",
+        }
+    }
+}
 
 impl<'a> ParsedJwt<'a> {
     /// The algorithm is judged before anything else (JWT-SVID §2.1).
-    pub(super) fn new(token: &'a str) -> Result<Self, JwtError> {
+    pub(crate) fn new(token: &'a str, wanted: TokenType) -> Result<Self, JwtError> {
         if token.len() > MAX_TOKEN {
             return Err(JwtError::TooLong);
         }
@@ -73,13 +103,14 @@ impl<'a> ParsedJwt<'a> {
         };
         let header = object(header)?;
         let algorithm = algorithm_of(&header)?;
-        check_type(&header)?;
+        check_type(&header, wanted)?;
         // Other members are ignored; keys are never taken from a token.
         if header.contains_key("crit") {
             return Err(JwtError::CriticalHeader);
         }
         let kid = match header.get("kid") {
             Some(Value::String(kid)) if !kid.is_empty() => kid.clone(),
+            Some(Value::String(_)) | None if wanted == TokenType::Proof => String::new(),
             Some(Value::String(_)) | None => return Err(JwtError::KeyIdMissing),
             Some(_) => return Err(JwtError::Malformed("kid is not a string")),
         };
@@ -92,7 +123,7 @@ impl<'a> ParsedJwt<'a> {
         })
     }
 
-    pub(super) fn subject(&self) -> Result<SpiffeId, JwtError> {
+    pub(crate) fn subject(&self) -> Result<SpiffeId, JwtError> {
         match self.claims.get("sub") {
             Some(Value::String(subject)) => Ok(SpiffeId::parse(subject)?),
             Some(_) => Err(JwtError::Claim("sub is not a string")),
@@ -101,7 +132,7 @@ impl<'a> ParsedJwt<'a> {
     }
 
     /// `aud` is a string or an array of strings (RFC 7519 §4.1.3).
-    pub(super) fn audience(&self) -> Result<Option<Vec<String>>, JwtError> {
+    pub(crate) fn audience(&self) -> Result<Option<Vec<String>>, JwtError> {
         const MALFORMED: JwtError = JwtError::Claim("aud is neither a string nor a list of them");
         match self.claims.get("aud") {
             None => Ok(None),
@@ -116,7 +147,7 @@ impl<'a> ParsedJwt<'a> {
     }
 
     /// `exp`, `nbf` and `iat` are numbers, possibly with a fraction (RFC 7519 §2).
-    pub(super) fn date(&self, claim: &'static str) -> Result<Option<NumericDate>, JwtError> {
+    pub(crate) fn date(&self, claim: &'static str) -> Result<Option<NumericDate>, JwtError> {
         let number = match self.claims.get(claim) {
             None => return Ok(None),
             Some(Value::Number(number)) => number,
@@ -135,7 +166,7 @@ impl<'a> ParsedJwt<'a> {
 
 impl NumericDate {
     /// The moment, held within the years that can be represented.
-    pub(super) fn moment(self) -> OffsetDateTime {
+    pub(crate) fn moment(self) -> OffsetDateTime {
         let seconds = i64::try_from(self.0.div_euclid(NANOS)).unwrap_or(match self.0 > 0 {
             true => MAX_SECONDS,
             false => MIN_SECONDS,
@@ -152,13 +183,19 @@ fn algorithm_of(header: &Map<String, Value>) -> Result<JwsAlgorithm, JwtError> {
     }
 }
 
-fn check_type(header: &Map<String, Value>) -> Result<(), JwtError> {
-    match header.get("typ") {
-        None => Ok(()),
-        Some(Value::String(kind)) if kind == "JWT" || kind == "JOSE" => Ok(()),
-        Some(Value::String(kind)) => Err(JwtError::Type(shorten(kind))),
-        Some(_) => Err(JwtError::Malformed("typ is not a string")),
+fn check_type(header: &Map<String, Value>, wanted: TokenType) -> Result<(), JwtError> {
+    let typ = match header.get("typ") {
+        None => None,
+        Some(Value::String(typ)) => Some(typ.as_str()),
+        Some(_) => return Err(JwtError::Malformed("typ is not a string")),
+    };
+    if wanted.is_typ(typ) {
+        return Ok(());
     }
+    Err(JwtError::Type {
+        found: typ.map(shorten).unwrap_or_default(),
+        want: wanted.wanted(),
+    })
 }
 
 fn object(part: &str) -> Result<Map<String, Value>, JwtError> {
@@ -172,7 +209,7 @@ fn base64url(part: &str) -> Result<Vec<u8>, JwtError> {
 }
 
 /// Text of strangers in errors is kept short.
-pub(super) fn shorten(text: &str) -> String {
+pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }
 

@@ -9,7 +9,17 @@ use crate::key::Signer;
 /// Signs claims as a JWS in compact form with the header `alg`, `kid` and `typ` = `JWT`, as SPIRE
 /// does. The claims are taken as they are.
 pub fn sign(signer: &dyn Signer, kid: &str, claims: &Map<String, Value>) -> Result<String, JwtError> {
-    let header = json!({"alg": signer.jws_algorithm().as_str(), "kid": kid, "typ": "JWT"});
+    sign_typed(signer, kid, "JWT", claims)
+}
+
+/// The same with another `typ`.
+pub(crate) fn sign_typed(
+    signer: &dyn Signer,
+    kid: &str,
+    typ: &str,
+    claims: &Map<String, Value>,
+) -> Result<String, JwtError> {
+    let header = json!({"alg": signer.jws_algorithm().as_str(), "kid": kid, "typ": typ});
     let header = header.to_string();
     let claims = serde_json::to_vec(claims).map_err(|_| JwtError::Claim("not JSON"))?;
 

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use time::{Duration, OffsetDateTime};
 
-use super::parse::{NumericDate, ParsedJwt, shorten};
+use super::parse::{NumericDate, ParsedJwt, TokenType, shorten};
 use super::{JwtAuthority, JwtError};
 use crate::key::KeyError;
 use crate::spiffe_id::{SpiffeId, TrustDomain};
@@ -42,7 +42,7 @@ pub fn validate(
     if !audiences.iter().any(|audience| !audience.is_empty()) {
         return Err(JwtError::NoAudienceConfigured);
     }
-    let parsed = ParsedJwt::new(token)?;
+    let parsed = ParsedJwt::new(token, TokenType::Jwt)?;
     let spiffe_id = parsed.subject()?;
     let trust_domain = spiffe_id.trust_domain();
     let authorities = keys(trust_domain).ok_or_else(|| JwtError::NoBundle(trust_domain.clone()))?;
@@ -288,7 +288,7 @@ mod tests {
         let domain = Domain::new();
         for kind in ["at+jwt", "wit+jwt", "jwt", ""] {
             let header = json!({"alg": "ES256", "kid": "k", "typ": kind});
-            assert!(matches!(domain.with_header(header), Err(JwtError::Type(_))));
+            assert!(matches!(domain.with_header(header), Err(JwtError::Type { .. })));
         }
         let header = json!({"alg": "ES256", "kid": "k", "typ": null});
         assert!(domain.with_header(header).is_err());

@@ -9,6 +9,7 @@ mod jws;
 pub mod manager;
 mod pem;
 mod private;
+mod private_jwk;
 mod public;
 mod rcgen_adapter;
 mod x509_signature;

@@ -1,9 +1,9 @@
-//! Bundles on the wire. WIT authorities are not supported: none are read, none are written.
+//! Bundles on the wire.
 
 use finial_proto::spire::api::types;
 
 use super::{WireCause, WireError, of};
-use crate::bundle::{Bundle, JwtAuthority, X509Authority};
+use crate::bundle::{Bundle, JwtAuthority, WitAuthority, X509Authority};
 use crate::key::PublicKey;
 use crate::spiffe_id::TrustDomain;
 use crate::x509::Certificate;
@@ -24,6 +24,12 @@ pub fn bundle_from_wire(bundle: types::Bundle) -> Result<Bundle, WireError> {
         .map(jwt_authority_from_wire)
         .collect::<Result<_, _>>()?;
     read.append(x509_authorities_from_wire(&bundle.x509_authorities)?, keys);
+    let keys = bundle
+        .wit_authorities
+        .iter()
+        .map(wit_authority_from_wire)
+        .collect::<Result<_, _>>()?;
+    read.append_wit(keys);
     Ok(read)
 }
 
@@ -40,7 +46,7 @@ pub fn bundle_to_wire(bundle: &Bundle) -> types::Bundle {
         jwt_authorities: bundle.jwt_authorities.iter().map(jwt_authority_to_wire).collect(),
         refresh_hint: bundle.refresh_hint,
         sequence_number: bundle.sequence_number,
-        wit_authorities: Vec::new(),
+        wit_authorities: bundle.wit_authorities.iter().map(wit_authority_to_wire).collect(),
     }
 }
 
@@ -79,22 +85,50 @@ pub fn x509_authority_to_wire(authority: &X509Authority) -> types::X509Certifica
 /// # Errors
 /// The key has no ID, is malformed, or is of a kind that signs no JWT-SVIDs.
 pub fn jwt_authority_from_wire(key: &types::JwtKey) -> Result<JwtAuthority, WireError> {
-    if key.key_id.is_empty() {
-        return Err(WireError::missing("key_id"));
-    }
-    let public_key = PublicKey::from_spki_der(&key.public_key).map_err(of(JWT_AUTHORITIES))?;
-    if public_key.jws_algorithms().is_empty() {
-        return Err(WireError {
-            field: JWT_AUTHORITIES,
-            cause: WireCause::NotForJwt,
-        });
-    }
     Ok(JwtAuthority {
         key_id: key.key_id.clone(),
-        public_key,
+        public_key: token_key_from_wire(&key.key_id, &key.public_key, JWT_AUTHORITIES)?,
         expires_at: key.expires_at,
         tainted: key.tainted,
     })
+}
+
+/// Reads a WIT authority with its taint. In errors the field is `key_id` or `wit_authorities`.
+///
+/// # Errors
+/// As [`jwt_authority_from_wire`].
+pub fn wit_authority_from_wire(key: &types::WitKey) -> Result<WitAuthority, WireError> {
+    Ok(WitAuthority(JwtAuthority {
+        key_id: key.key_id.clone(),
+        public_key: token_key_from_wire(&key.key_id, &key.public_key, WIT_AUTHORITIES)?,
+        expires_at: key.expires_at,
+        tainted: key.tainted,
+    }))
+}
+
+/// Writes a WIT authority.
+#[must_use]
+pub fn wit_authority_to_wire(WitAuthority(authority): &WitAuthority) -> types::WitKey {
+    types::WitKey {
+        public_key: authority.public_key.spki_der().to_vec(),
+        key_id: authority.key_id.clone(),
+        expires_at: authority.expires_at,
+        tainted: authority.tainted,
+    }
+}
+
+fn token_key_from_wire(key_id: &str, spki_der: &[u8], field: &'static str) -> Result<PublicKey, WireError> {
+    if key_id.is_empty() {
+        return Err(WireError::missing("key_id"));
+    }
+    let public_key = PublicKey::from_spki_der(spki_der).map_err(of(field))?;
+    if public_key.jws_algorithms().is_empty() {
+        return Err(WireError {
+            field,
+            cause: WireCause::NotForJwt,
+        });
+    }
+    Ok(public_key)
 }
 
 /// Writes a JWT authority.
@@ -110,11 +144,12 @@ pub fn jwt_authority_to_wire(authority: &JwtAuthority) -> types::JwtKey {
 
 const X509_AUTHORITIES: &str = "x509_authorities";
 const JWT_AUTHORITIES: &str = "jwt_authorities";
+const WIT_AUTHORITIES: &str = "wit_authorities";
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bundle::testing::bundle;
+    use crate::bundle::testing::{bundle, wit};
 
     /// A bundle with a value in every field.
     fn full() -> Bundle {
@@ -126,6 +161,9 @@ mod tests {
         bundle.x509_authorities[1].tainted = true;
         bundle.jwt_authorities[0].tainted = true;
         bundle.jwt_authorities[1].expires_at = 77;
+        bundle.append_wit(vec![wit("w")]);
+        bundle.wit_authorities[0].0.tainted = true;
+        bundle.wit_authorities[0].0.expires_at = 78;
         bundle
     }
 
@@ -192,6 +230,8 @@ mod tests {
             refused(|b| b.jwt_authorities[0].public_key.truncate(8)).field,
             "jwt_authorities"
         );
+        let error = refused(|b| b.wit_authorities[0].public_key.truncate(8));
+        assert_eq!(error.field, "wit_authorities");
     }
 
     #[test]

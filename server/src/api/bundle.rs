@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use finial_identity::bundle::{Bundle, JwtAuthority, X509Authority};
+use finial_identity::bundle::{Bundle, JwtAuthority, WitAuthority};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::wire;
 use finial_proto::spire::api::server::bundle::v1 as pb;
@@ -55,7 +55,9 @@ impl BundleApi for BundleService {
             .own_bundle()
             .await
             .map_err(|refusal| call.refuse(refusal))?;
-        Ok(Response::new(masked(&bundle, &request.get_ref().output_mask)))
+        Ok(Response::new(
+            self.masked(&bundle, &request.get_ref().output_mask),
+        ))
     }
 
     async fn append_bundle(
@@ -85,7 +87,11 @@ impl BundleApi for BundleService {
                 tainted: false,
                 ..wire::jwt_authority_from_wire(&key).or_refuse("invalid JWT authority")?
             };
-            let bundle = self.append_own(Vec::new(), vec![authority]).await?;
+            let bundle = self
+                .append_own(|bundle| {
+                    bundle.append(Vec::new(), vec![authority]);
+                })
+                .await?;
             Ok(pb::PublishJwtAuthorityResponse {
                 jwt_authorities: wire::bundle_to_wire(&bundle).jwt_authorities,
             })
@@ -98,11 +104,13 @@ impl BundleApi for BundleService {
 
     async fn publish_wit_authority(
         &self,
-        _: Request<pb::PublishWitAuthorityRequest>,
+        request: Request<pb::PublishWitAuthorityRequest>,
     ) -> Result<Response<pb::PublishWitAuthorityResponse>, Status> {
-        Err(Status::unimplemented(
-            "publishing WIT authorities is not supported",
-        ))
+        let call = Call::of(&request)?;
+        let published = self.publish_wit(&call, request.into_inner()).await;
+        published
+            .map(Response::new)
+            .map_err(|refusal| call.refuse(refusal))
     }
 
     async fn list_federated_bundles(
@@ -130,7 +138,7 @@ impl BundleApi for BundleService {
                 .await
                 .or_refuse("failed to fetch bundle")?;
             let stored = stored.ok_or_else(|| Refusal::not_found("bundle not found"))?;
-            Ok(masked(&stored.bundle, &request.output_mask))
+            Ok(self.masked(&stored.bundle, &request.output_mask))
         };
         found
             .await
@@ -150,7 +158,7 @@ impl BundleApi for BundleService {
             let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
             let created = self.create(bundle).await;
             call.note_item(fields, created.as_ref());
-            let (status, bundle) = answer(&call, created, &request.output_mask);
+            let (status, bundle) = self.answer(&call, created, &request.output_mask);
             results.push(Item { status, bundle });
         }
         Ok(Response::new(pb::BatchCreateFederatedBundleResponse { results }))
@@ -168,7 +176,7 @@ impl BundleApi for BundleService {
             let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
             let updated = self.update(bundle, &request.input_mask).await;
             call.note_item(fields, updated.as_ref());
-            let (status, bundle) = answer(&call, updated, &request.output_mask);
+            let (status, bundle) = self.answer(&call, updated, &request.output_mask);
             results.push(Item { status, bundle });
         }
         Ok(Response::new(pb::BatchUpdateFederatedBundleResponse { results }))
@@ -186,7 +194,7 @@ impl BundleApi for BundleService {
             let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
             let set = self.set(bundle).await;
             call.note_item(fields, set.as_ref());
-            let (status, bundle) = answer(&call, set, &request.output_mask);
+            let (status, bundle) = self.answer(&call, set, &request.output_mask);
             results.push(Item { status, bundle });
         }
         Ok(Response::new(pb::BatchSetFederatedBundleResponse { results }))
@@ -231,7 +239,12 @@ impl BundleApi for BundleService {
 
 impl BundleService {
     async fn append(&self, call: &Call, request: pb::AppendBundleRequest) -> Result<types::Bundle, Refusal> {
-        if request.x509_authorities.is_empty() && request.jwt_authorities.is_empty() {
+        let wit_authorities = match self.0.settings.wit_svids {
+            true => request.wit_authorities,
+            false => Vec::new(),
+        };
+        let is_empty = request.x509_authorities.is_empty() && request.jwt_authorities.is_empty();
+        if is_empty && wit_authorities.is_empty() {
             return Err(Refusal::invalid("no authorities to append"));
         }
         call.note(field::TRUST_DOMAIN_ID, self.0.trust_domain.id());
@@ -239,29 +252,58 @@ impl BundleService {
             trust_domain: self.0.trust_domain.to_string(),
             x509_authorities: request.x509_authorities,
             jwt_authorities: request.jwt_authorities,
+            wit_authorities,
             ..types::Bundle::default()
         };
         let appended =
             untainted(wire::bundle_from_wire(appended).or_refuse("failed to convert authorities")?);
         let bundle = self
-            .append_own(appended.x509_authorities, appended.jwt_authorities)
+            .append_own(|bundle| {
+                bundle.append(appended.x509_authorities, appended.jwt_authorities);
+                bundle.append_wit(appended.wit_authorities);
+            })
             .await?;
-        Ok(masked(&bundle, &request.output_mask))
+        Ok(self.masked(&bundle, &request.output_mask))
+    }
+
+    async fn publish_wit(
+        &self,
+        call: &Call,
+        request: pb::PublishWitAuthorityRequest,
+    ) -> Result<pb::PublishWitAuthorityResponse, Refusal> {
+        if !self.0.settings.wit_svids {
+            return Err(Refusal::unimplemented(
+                "publishing WIT authorities is not supported",
+            ));
+        }
+        let key = request
+            .wit_authority
+            .ok_or_else(|| Refusal::invalid("missing WIT authority"))?;
+        call.note(field::WIT_KEY_ID, &key.key_id);
+        let key = types::WitKey {
+            tainted: false,
+            ..key
+        };
+        let authority = wire::wit_authority_from_wire(&key).or_refuse("invalid WIT authority")?;
+        let bundle = self
+            .append_own(|bundle| {
+                bundle.append_wit(vec![authority]);
+            })
+            .await?;
+        Ok(pb::PublishWitAuthorityResponse {
+            wit_authorities: wire::bundle_to_wire(&bundle).wit_authorities,
+        })
     }
 
     async fn append_own(
         &self,
-        x509: Vec<X509Authority>,
-        jwt: Vec<JwtAuthority>,
+        edit: impl FnOnce(&mut Bundle) + Send + 'static,
     ) -> Result<Arc<Bundle>, Refusal> {
         let what = "failed to append bundle";
-        let edit = Box::new(move |bundle: &mut Bundle| {
-            bundle.append(x509, jwt);
-        });
         let stored = self
             .0
             .store
-            .edit_bundle(&self.0.trust_domain, edit)
+            .edit_bundle(&self.0.trust_domain, Box::new(edit))
             .await
             .or_refuse(what)?;
         stored
@@ -294,7 +336,7 @@ impl BundleService {
             let foreign = rows
                 .iter()
                 .filter(|stored| stored.bundle.trust_domain != self.0.trust_domain);
-            bundles.extend(foreign.map(|stored| masked(&stored.bundle, &request.output_mask)));
+            bundles.extend(foreign.map(|stored| self.masked(&stored.bundle, &request.output_mask)));
             if left == Some(0) {
                 break;
             }
@@ -346,6 +388,9 @@ impl BundleService {
                 if mask.jwt_authorities {
                     stored.jwt_authorities = bundle.jwt_authorities;
                 }
+                if mask.wit_authorities {
+                    stored.wit_authorities = bundle.wit_authorities;
+                }
                 if mask.refresh_hint {
                     stored.refresh_hint = bundle.refresh_hint;
                 }
@@ -384,10 +429,10 @@ impl BundleService {
 
     fn convert(&self, bundle: types::Bundle, doing: &str) -> Result<Bundle, Refusal> {
         self.foreign(&bundle.trust_domain, doing)?;
-        let bundle = types::Bundle {
-            wit_authorities: Vec::new(),
-            ..bundle
-        };
+        let mut bundle = bundle;
+        if !self.0.settings.wit_svids {
+            bundle.wit_authorities.clear();
+        }
         wire::bundle_from_wire(bundle)
             .map(untainted)
             .or_refuse("failed to convert bundle")
@@ -403,6 +448,22 @@ impl BundleService {
         }
         Ok(trust_domain)
     }
+
+    fn answer(
+        &self,
+        call: &Call,
+        outcome: Result<Arc<Bundle>, Refusal>,
+        mask: &Option<types::BundleMask>,
+    ) -> (Option<types::Status>, Option<types::Bundle>) {
+        match outcome {
+            Ok(bundle) => (Some(ok()), Some(self.masked(&bundle, mask))),
+            Err(refusal) => (Some(call.refuse_item(&refusal)), None),
+        }
+    }
+
+    fn masked(&self, bundle: &Bundle, mask: &Option<types::BundleMask>) -> types::Bundle {
+        wire::apply_bundle_mask(self.0.bundle_to_wire(bundle), mask)
+    }
 }
 
 /// Only this server's own operations taint.
@@ -414,20 +475,8 @@ fn untainted(bundle: Bundle) -> Bundle {
     for authority in &mut bundle.jwt_authorities {
         authority.tainted = false;
     }
-    bundle
-}
-
-fn answer(
-    call: &Call,
-    outcome: Result<Arc<Bundle>, Refusal>,
-    mask: &Option<types::BundleMask>,
-) -> (Option<types::Status>, Option<types::Bundle>) {
-    match outcome {
-        Ok(bundle) => (Some(ok()), Some(masked(&bundle, mask))),
-        Err(refusal) => (Some(call.refuse_item(&refusal)), None),
+    for WitAuthority(authority) in &mut bundle.wit_authorities {
+        authority.tainted = false;
     }
-}
-
-fn masked(bundle: &Bundle, mask: &Option<types::BundleMask>) -> types::Bundle {
-    wire::apply_bundle_mask(wire::bundle_to_wire(bundle), mask)
+    bundle
 }

@@ -226,6 +226,8 @@ pub mod field {
     pub const DNS_NAMES: &str = "dns_name";
     pub const HINT: &str = "hint";
     pub const JWT_KEY_ID: &str = "jwt_authority_key_id";
+    pub const WIT_KEY_ID: &str = "wit_authority_key_id";
+    pub const PUBLIC_KEY: &str = "public_key";
     pub const MODE: &str = "mode";
     pub const AGENT_VERSION: &str = "agent_version";
 }

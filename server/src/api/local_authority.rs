@@ -68,6 +68,8 @@ impl LocalAuthorityService {
         match kind {
             AuthorityKind::X509 => Ok(()),
             AuthorityKind::Jwt => self.0.require_jwt(),
+            AuthorityKind::Wit if self.0.settings.wit_svids => Ok(()),
+            AuthorityKind::Wit => Err(Refusal::unimplemented("WIT authorities are not supported")),
         }
     }
 }
@@ -96,7 +98,7 @@ fn to_wire(state: AuthorityState) -> pb::AuthorityState {
     }
 }
 
-/// JWT taint and revoke answer with the id alone, as SPIRE does.
+/// JWT and WIT taint and revoke answer with the id alone, as SPIRE does for JWT.
 fn id_only(state: AuthorityState) -> pb::AuthorityState {
     pb::AuthorityState {
         authority_id: state.authority_id,
@@ -106,10 +108,6 @@ fn id_only(state: AuthorityState) -> pb::AuthorityState {
 
 fn no_upstream() -> Status {
     Status::failed_precondition("upstream authority is not configured")
-}
-
-fn no_wit() -> Status {
-    Status::unimplemented("WIT authorities are not supported")
 }
 
 #[tonic::async_trait]
@@ -260,36 +258,65 @@ impl LocalAuthorityApi for LocalAuthorityService {
 
     async fn get_wit_authority_state(
         &self,
-        _: Request<pb::GetWitAuthorityStateRequest>,
+        request: Request<pb::GetWitAuthorityStateRequest>,
     ) -> Result<Response<pb::GetWitAuthorityStateResponse>, Status> {
-        Err(no_wit())
+        let call = Call::of(&request)?;
+        let states = self
+            .states(AuthorityKind::Wit)
+            .map_err(|refusal| call.refuse(refusal))?;
+        Ok(Response::new(pb::GetWitAuthorityStateResponse {
+            active: Some(to_wire(states.active)),
+            prepared: states.prepared.map(to_wire),
+            old: states.old.map(to_wire),
+        }))
     }
 
     async fn prepare_wit_authority(
         &self,
-        _: Request<pb::PrepareWitAuthorityRequest>,
+        request: Request<pb::PrepareWitAuthorityRequest>,
     ) -> Result<Response<pb::PrepareWitAuthorityResponse>, Status> {
-        Err(no_wit())
+        let call = Call::of(&request)?;
+        let state = self.change(&call, AuthorityKind::Wit, Change::Prepare).await;
+        let prepared_authority = Some(to_wire(state.map_err(|refusal| call.refuse(refusal))?));
+        Ok(Response::new(pb::PrepareWitAuthorityResponse {
+            prepared_authority,
+        }))
     }
 
     async fn activate_wit_authority(
         &self,
-        _: Request<pb::ActivateWitAuthorityRequest>,
+        request: Request<pb::ActivateWitAuthorityRequest>,
     ) -> Result<Response<pb::ActivateWitAuthorityResponse>, Status> {
-        Err(no_wit())
+        let call = Call::of(&request)?;
+        let change = Change::Activate(request.into_inner().authority_id);
+        let state = self.change(&call, AuthorityKind::Wit, change).await;
+        let activated_authority = Some(to_wire(state.map_err(|refusal| call.refuse(refusal))?));
+        Ok(Response::new(pb::ActivateWitAuthorityResponse {
+            activated_authority,
+        }))
     }
 
     async fn taint_wit_authority(
         &self,
-        _: Request<pb::TaintWitAuthorityRequest>,
+        request: Request<pb::TaintWitAuthorityRequest>,
     ) -> Result<Response<pb::TaintWitAuthorityResponse>, Status> {
-        Err(no_wit())
+        let call = Call::of(&request)?;
+        let change = Change::Taint(request.into_inner().authority_id);
+        let state = self.change(&call, AuthorityKind::Wit, change).await;
+        let tainted_authority = Some(id_only(state.map_err(|refusal| call.refuse(refusal))?));
+        Ok(Response::new(pb::TaintWitAuthorityResponse { tainted_authority }))
     }
 
     async fn revoke_wit_authority(
         &self,
-        _: Request<pb::RevokeWitAuthorityRequest>,
+        request: Request<pb::RevokeWitAuthorityRequest>,
     ) -> Result<Response<pb::RevokeWitAuthorityResponse>, Status> {
-        Err(no_wit())
+        let call = Call::of(&request)?;
+        let change = Change::Revoke(request.into_inner().authority_id);
+        let state = self.change(&call, AuthorityKind::Wit, change).await;
+        let revoked_authority = Some(id_only(state.map_err(|refusal| call.refuse(refusal))?));
+        Ok(Response::new(pb::RevokeWitAuthorityResponse {
+            revoked_authority,
+        }))
     }
 }

@@ -22,6 +22,7 @@ pub mod svid;
 pub mod sync;
 
 mod refusals;
+mod svid_wit;
 
 use std::sync::Arc;
 
@@ -29,7 +30,9 @@ use finial_identity::bundle::Bundle;
 use finial_identity::key::PublicKey;
 use finial_identity::process::{Clock, Stop};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::wire;
 use finial_identity::x509::Certificate;
+use finial_proto::spire::api::types;
 use time::OffsetDateTime;
 
 use crate::attestation::Attestors;
@@ -71,6 +74,8 @@ pub struct ApiSettings {
     pub agent_spiffe_id_as_selector: bool,
     /// `disable_jwt_svids`.
     pub disable_jwt_svids: bool,
+    /// Whether WIT-SVIDs are switched on (`experimental.feature_flags`).
+    pub wit_svids: bool,
 }
 
 impl Services {
@@ -157,6 +162,16 @@ impl Services {
             return Err(Refusal::unimplemented("JWT functionality is disabled"));
         }
         Ok(())
+    }
+
+    /// A bundle as peers get it. WIT authorities are left out where WIT-SVIDs are switched off: an earlier run of this
+    /// server, or another server, may have had them on (STABILITY §2.3).
+    pub fn bundle_to_wire(&self, bundle: &Bundle) -> types::Bundle {
+        let mut message = wire::bundle_to_wire(bundle);
+        if !self.settings.wit_svids {
+            message.wit_authorities.clear();
+        }
+        message
     }
 
     /// Whether the own bundle can be read and the registry follows the store.

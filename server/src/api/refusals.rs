@@ -50,7 +50,7 @@ impl Refuse for AuthorityError {
     fn refuse(self, what: &str) -> Refusal {
         match self {
             Self::NotReady => Refusal::unavailable(self.to_string()),
-            Self::JwtDisabled => Refusal::unimplemented(self.to_string()),
+            Self::JwtDisabled | Self::WitDisabled => Refusal::unimplemented(self.to_string()),
             Self::InvalidArgument(text) => Refusal::invalid(format!("{what}: {text}")),
             Self::FailedPrecondition(text) => Refusal::precondition(text),
             Self::Internal { .. } => Refusal::failed(what, self),

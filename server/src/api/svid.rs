@@ -1,4 +1,4 @@
-//! `spire.api.server.svid.v1.SVID`: signing of X.509-SVIDs, JWT-SVIDs and downstream CAs.
+//! `spire.api.server.svid.v1.SVID`: signing of X.509-SVIDs, JWT-SVIDs, WIT-SVIDs (`svid_wit`) and downstream CAs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::credential::DistinguishedName;
 
 /// Answers the SVID service.
 #[derive(Debug)]
-pub struct SvidService(Arc<Services>);
+pub struct SvidService(pub(super) Arc<Services>);
 
 impl SvidService {
     /// Works with these parts.
@@ -31,7 +31,7 @@ impl SvidService {
 }
 
 /// Items of a batch that are signed before others get their turn.
-const YIELD_EVERY: usize = 8;
+pub(super) const YIELD_EVERY: usize = 8;
 
 #[tonic::async_trait]
 impl SvidApi for SvidService {
@@ -57,9 +57,12 @@ impl SvidApi for SvidService {
 
     async fn mint_witsvid(
         &self,
-        _: Request<pb::MintWitsvidRequest>,
+        request: Request<pb::MintWitsvidRequest>,
     ) -> Result<Response<pb::MintWitsvidResponse>, Status> {
-        Err(Status::unimplemented("WIT-SVIDs are disabled"))
+        let call = Call::of(&request)?;
+        let minted = self.mint_wit(&call, request.into_inner()).await;
+        let svid = minted.map_err(|refusal| call.refuse(refusal))?;
+        Ok(Response::new(pb::MintWitsvidResponse { svid: Some(svid) }))
     }
 
     async fn batch_new_x509svid(
@@ -89,21 +92,8 @@ impl SvidApi for SvidService {
     ) -> Result<Response<pb::BatchNewWitsvidResponse>, Status> {
         let call = Call::of(&request)?;
         let params = request.into_inner().params;
-        if params.is_empty() {
-            return Err(Status::invalid_argument("missing parameters"));
-        }
-        call.pay_for(params.len())
-            .await
-            .map_err(|refusal| call.refuse(refusal))?;
-        // As SPIRE without its flag: nothing refuses the call, but there is no key to sign with.
-        let refusal = Refusal::internal("failed to sign WIT-SVID: no WIT authority");
-        let results = params
-            .iter()
-            .map(|_| pb::batch_new_witsvid_response::Result {
-                status: Some(call.refuse_item(&refusal)),
-                svid: None,
-            })
-            .collect();
+        let signed = self.sign_wit_batch(&call, params).await;
+        let results = signed.map_err(|refusal| call.refuse(refusal))?;
         Ok(Response::new(pb::BatchNewWitsvidResponse { results }))
     }
 
@@ -296,7 +286,7 @@ impl SvidService {
             .or_refuse(what)
     }
 
-    async fn authorized(&self, agent: &SpiffeId, entry_id: &str) -> Result<Arc<Entry>, Refusal> {
+    pub(super) async fn authorized(&self, agent: &SpiffeId, entry_id: &str) -> Result<Arc<Entry>, Refusal> {
         self.0
             .registry
             .authorized_entry(agent, entry_id)
@@ -305,7 +295,7 @@ impl SvidService {
             .ok_or_else(|| Refusal::not_found("entry not found or not authorized"))
     }
 
-    fn check_workload(&self, id: &SpiffeId, what: &str) -> Result<(), Refusal> {
+    pub(super) fn check_workload(&self, id: &SpiffeId, what: &str) -> Result<(), Refusal> {
         if id.is_member_of(&self.0.trust_domain) && id.is_workload() {
             return Ok(());
         }
@@ -337,7 +327,7 @@ fn jwt_to_wire(id: &SpiffeId, signed: SignedJwt, hint: String) -> types::Jwtsvid
 }
 
 /// Seconds of a request; none is the server's default.
-fn ttl_seconds(seconds: i32, what: &str) -> Result<Option<Duration>, Refusal> {
+pub(super) fn ttl_seconds(seconds: i32, what: &str) -> Result<Option<Duration>, Refusal> {
     match u64::try_from(seconds) {
         Ok(0) => Ok(None),
         Ok(seconds) => Ok(Some(Duration::from_secs(seconds))),

@@ -166,7 +166,7 @@ async fn push(
                     Err(refusal) => return Some(refusal),
                 },
             },
-            Ok(FeedEvent::Bundles(changes)) => bundles(&changes),
+            Ok(FeedEvent::Bundles(changes)) => bundles(services, &changes),
             Ok(FeedEvent::Current { cursor, digest }) => vec![heartbeat(cursor, digest)],
             Err(_silence) => match feed.heartbeat() {
                 Some((cursor, digest)) => vec![heartbeat(cursor, digest)],
@@ -232,16 +232,16 @@ fn delta(
 
 /// Bundles in messages of at most [`CHUNK_BYTES`], except one that alone is larger. The first is the
 /// complete list, if there is to be one.
-fn bundles(changes: &BundleChanges) -> Vec<Event> {
+fn bundles(services: &Services, changes: &BundleChanges) -> Vec<Event> {
     let mut messages = vec![pb::Bundles {
-        own: changes.own.as_deref().map(wire::bundle_to_wire),
+        own: changes.own.as_deref().map(|own| services.bundle_to_wire(own)),
         removed_federated: changes.removed.iter().map(ToString::to_string).collect(),
         complete: changes.is_complete,
         federated: Vec::new(),
     }];
     let mut size = messages.iter().map(Message::encoded_len).sum::<usize>();
     for bundle in &changes.federated {
-        let bundle = wire::bundle_to_wire(bundle);
+        let bundle = services.bundle_to_wire(bundle);
         let bundle_size = bundle.encoded_len() + ENTRY_OVERHEAD;
         // A complete list that goes on in another message would not be complete.
         if size + bundle_size > CHUNK_BYTES && size > 0 && !changes.is_complete {

@@ -152,6 +152,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         settings: ApiSettings {
             agent_spiffe_id_as_selector: config.agent_spiffe_id_as_selector(),
             disable_jwt_svids: config.authority().disable_jwt_svids,
+            wit_svids: config.authority().wit.is_some(),
         },
     });
     let rules = Arc::new(Rules {

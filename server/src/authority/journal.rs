@@ -15,11 +15,12 @@ const MOST_ENTRIES: usize = 10;
 /// How long after the end of its last authority a journal is kept, in seconds.
 const KEPT_AFTER_EXPIRY: i64 = 14 * 24 * 60 * 60;
 
-/// The two kinds of authority.
+/// The kinds of authority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum AuthorityKind {
     X509,
     Jwt,
+    Wit,
 }
 
 /// One of the two slots that authorities of a kind alternate between.
@@ -45,6 +46,8 @@ impl SlotId {
             (AuthorityKind::X509, Self::B) => "x509-CA-B",
             (AuthorityKind::Jwt, Self::A) => "JWT-Signer-A",
             (AuthorityKind::Jwt, Self::B) => "JWT-Signer-B",
+            (AuthorityKind::Wit, Self::A) => "WIT-Signer-A",
+            (AuthorityKind::Wit, Self::B) => "WIT-Signer-B",
         }
     }
 
@@ -70,7 +73,7 @@ impl SlotId {
 pub struct JournalEntry {
     pub slot: SlotId,
     pub status: Status,
-    /// The hexadecimal subject key identifier of a CA, or the key id of a JWT authority.
+    /// The hexadecimal subject key identifier of a CA, or the key id of a JWT or WIT authority.
     pub authority_id: String,
     /// The hexadecimal authority key identifier of a CA that somebody else signed, else empty.
     pub upstream_authority_id: String,
@@ -92,6 +95,7 @@ pub struct Journal {
     pub saved: u64,
     x509: Vec<JournalEntry>,
     jwt: Vec<JournalEntry>,
+    wit: Vec<JournalEntry>,
 }
 
 impl Journal {
@@ -108,6 +112,7 @@ impl Journal {
         match kind {
             AuthorityKind::X509 => &self.x509,
             AuthorityKind::Jwt => &self.jwt,
+            AuthorityKind::Wit => &self.wit,
         }
     }
 
@@ -136,20 +141,12 @@ impl Journal {
 
     /// Whether any authority in it has one of these keys.
     pub fn has_any_key(&self, keys: &[PublicKey]) -> bool {
-        self.x509
-            .iter()
-            .chain(&self.jwt)
-            .any(|entry| keys.contains(&entry.public_key))
+        self.all().any(|entry| keys.contains(&entry.public_key))
     }
 
     /// Whether all its authorities have been expired for two weeks.
     pub fn is_forgettable(&self, now: OffsetDateTime) -> bool {
-        let newest = self
-            .x509
-            .iter()
-            .chain(&self.jwt)
-            .map(|entry| entry.not_after.unix_timestamp())
-            .max();
+        let newest = self.all().map(|entry| entry.not_after.unix_timestamp()).max();
         newest.is_none_or(|end| end.saturating_add(KEPT_AFTER_EXPIRY) < now.unix_timestamp())
     }
 
@@ -160,6 +157,7 @@ impl Journal {
             saved: self.saved,
             x509: self.x509.iter().map(EntryRecord::from_entry).collect(),
             jwt: self.jwt.iter().map(EntryRecord::from_entry).collect(),
+            wit: self.wit.iter().map(EntryRecord::from_entry).collect(),
         }
         .encode_to_vec()
     }
@@ -171,26 +169,28 @@ impl Journal {
         if record.id.is_empty() {
             return None;
         }
+        let readable = |entries: Vec<EntryRecord>| {
+            let entries = entries.into_iter().filter_map(EntryRecord::into_entry);
+            entries.collect()
+        };
         Some(Self {
             id: record.id,
             saved: record.saved,
-            x509: record
-                .x509
-                .into_iter()
-                .filter_map(EntryRecord::into_entry)
-                .collect(),
-            jwt: record
-                .jwt
-                .into_iter()
-                .filter_map(EntryRecord::into_entry)
-                .collect(),
+            x509: readable(record.x509),
+            jwt: readable(record.jwt),
+            wit: readable(record.wit),
         })
+    }
+
+    fn all(&self) -> impl Iterator<Item = &JournalEntry> {
+        self.x509.iter().chain(&self.jwt).chain(&self.wit)
     }
 
     fn entries_mut(&mut self, kind: AuthorityKind) -> &mut Vec<JournalEntry> {
         match kind {
             AuthorityKind::X509 => &mut self.x509,
             AuthorityKind::Jwt => &mut self.jwt,
+            AuthorityKind::Wit => &mut self.wit,
         }
     }
 }
@@ -230,6 +230,8 @@ struct Record {
     x509: Vec<EntryRecord>,
     #[prost(message, repeated, tag = "4")]
     jwt: Vec<EntryRecord>,
+    #[prost(message, repeated, tag = "5")]
+    wit: Vec<EntryRecord>,
 }
 
 #[derive(Clone, PartialEq, Message)]

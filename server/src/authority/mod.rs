@@ -1,4 +1,5 @@
-//! The trust domain's own authorities: the X.509 CA and the JWT key, each in two slots that take turns.
+//! The trust domain's own authorities: the X.509 CA, the JWT key and, where it is switched on, the WIT key, each in two
+//! slots that take turns.
 //!
 //! [`recovery`] finds them when the server starts; [`lifecycle`] says when an authority is prepared and when it takes
 //! over; [`rotator`] does so; [`journal`] remembers it across restarts; [`sign`] signs with the active one; [`operate`]
@@ -13,6 +14,7 @@ mod recovery;
 mod rotator;
 mod server_svid;
 mod sign;
+mod sign_wit;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -31,15 +33,16 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use crate::credential::X509Issuer;
 use crate::store::{BundleStore, Store};
 
-pub use crate::config::{AuthorityConfig, CaSubject};
+pub use crate::config::{AuthorityConfig, CaSubject, WitConfig};
 pub use journal::AuthorityKind;
 pub use operate::{AuthorityState, AuthorityStates};
 pub use sign::{JwtRequest, SignedJwt, X509Request, X509Subject};
+pub use sign_wit::WitRequest;
 
 use journal::Journal;
 use records::Records;
 use rotator::Rotation;
-use slots::{JwtIssuer, SlotPair};
+use slots::{SlotPair, TokenIssuer};
 
 /// One variant for each answer that a caller can get.
 #[derive(Debug, Error)]
@@ -50,6 +53,9 @@ pub enum AuthorityError {
     /// JWT-SVIDs are switched off (UNIMPLEMENTED).
     #[error("JWT functionality is disabled")]
     JwtDisabled,
+    /// WIT-SVIDs are not switched on (UNIMPLEMENTED).
+    #[error("WIT functionality is disabled")]
+    WitDisabled,
     /// What was asked for cannot be had (INVALID_ARGUMENT).
     #[error("{0}")]
     InvalidArgument(String),
@@ -95,6 +101,7 @@ struct Working {
     journal: Journal,
     x509: SlotPair,
     jwt: SlotPair,
+    wit: SlotPair,
     rotation: Rotation,
 }
 
@@ -103,6 +110,7 @@ impl Working {
         match kind {
             AuthorityKind::X509 => &self.x509,
             AuthorityKind::Jwt => &self.jwt,
+            AuthorityKind::Wit => &self.wit,
         }
     }
 
@@ -110,6 +118,7 @@ impl Working {
         match kind {
             AuthorityKind::X509 => &mut self.x509,
             AuthorityKind::Jwt => &mut self.jwt,
+            AuthorityKind::Wit => &mut self.wit,
         }
     }
 }
@@ -118,9 +127,11 @@ impl Working {
 #[derive(Debug, Default)]
 struct Published {
     x509: Option<Arc<X509Issuer>>,
-    jwt: Option<Arc<JwtIssuer>>,
+    jwt: Option<Arc<TokenIssuer>>,
+    wit: Option<Arc<TokenIssuer>>,
     x509_states: Option<AuthorityStates>,
     jwt_states: Option<AuthorityStates>,
+    wit_states: Option<AuthorityStates>,
 }
 
 impl AuthorityManager {
@@ -156,6 +167,7 @@ impl AuthorityManager {
                 journal: Journal::new(),
                 x509: SlotPair::default(),
                 jwt: SlotPair::default(),
+                wit: SlotPair::default(),
                 rotation: Rotation::default(),
             }),
             published: RwLock::default(),
@@ -190,9 +202,11 @@ impl AuthorityManager {
     fn publish(&self, working: &Working) {
         let next = Published {
             x509: working.x509.x509_issuer(),
-            jwt: working.jwt.jwt_issuer(),
+            jwt: working.jwt.token_issuer(),
+            wit: working.wit.token_issuer(),
             x509_states: working.x509.states(),
             jwt_states: working.jwt.states(),
+            wit_states: working.wit.states(),
         };
         *self.published.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(next);
     }

@@ -10,7 +10,7 @@ use super::{AuthorityError, AuthorityManager, Working};
 /// One authority as it is shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AuthorityState {
-    /// The subject key identifier of a CA in lowercase hex, or the key id of a JWT authority.
+    /// The subject key identifier of a CA in lowercase hex, or the key id of a JWT or WIT authority.
     pub authority_id: String,
     /// Unix seconds; 0 where it is not known.
     pub expires_at: i64,
@@ -40,13 +40,14 @@ impl AuthorityManager {
     /// The authorities of a kind.
     ///
     /// # Errors
-    /// `JwtDisabled`, or `NotReady` while none is active.
+    /// `JwtDisabled`, `WitDisabled`, or `NotReady` while none is active.
     pub fn state(&self, kind: AuthorityKind) -> Result<AuthorityStates, AuthorityError> {
         self.enabled(kind)?;
         let published = self.published();
         let states = match kind {
             AuthorityKind::X509 => &published.x509_states,
             AuthorityKind::Jwt => &published.jwt_states,
+            AuthorityKind::Wit => &published.wit_states,
         };
         states.clone().ok_or(AuthorityError::NotReady)
     }
@@ -111,6 +112,7 @@ impl AuthorityManager {
         let what = match kind {
             AuthorityKind::X509 => "failed to taint X.509 authority",
             AuthorityKind::Jwt => "failed to taint JWT authority",
+            AuthorityKind::Wit => "failed to taint WIT authority",
         };
         // First, so that a call that is cut off leaves no SVID of a tainted authority in use.
         if kind == AuthorityKind::X509 {
@@ -137,6 +139,7 @@ impl AuthorityManager {
         let what = match kind {
             AuthorityKind::X509 => "failed to revoke X.509 authority",
             AuthorityKind::Jwt => "failed to revoke JWT authority",
+            AuthorityKind::Wit => "failed to revoke WIT authority",
         };
         self.records
             .change_bundle(BundleChange::Revoke(kind, authority_id.to_owned()))
@@ -151,10 +154,11 @@ impl AuthorityManager {
     }
 
     fn enabled(&self, kind: AuthorityKind) -> Result<(), AuthorityError> {
-        if kind == AuthorityKind::Jwt && self.config.disable_jwt_svids {
-            return Err(AuthorityError::JwtDisabled);
+        match kind {
+            AuthorityKind::Jwt if self.config.disable_jwt_svids => Err(AuthorityError::JwtDisabled),
+            AuthorityKind::Wit if self.config.wit.is_none() => Err(AuthorityError::WitDisabled),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     async fn check_revocable(
@@ -174,23 +178,27 @@ impl AuthorityManager {
         match kind {
             AuthorityKind::X509 if is_next && status == Some(Status::Old) => Ok(()),
             AuthorityKind::X509 => Err("only Old local authority can be revoked".to_owned()),
-            AuthorityKind::Jwt if is_next && status == Some(Status::Prepared) => {
+            AuthorityKind::Jwt | AuthorityKind::Wit if is_next && status == Some(Status::Prepared) => {
                 Err("unable to use a prepared key".to_owned())
             }
-            AuthorityKind::Jwt if is_next => Ok(()),
+            AuthorityKind::Jwt | AuthorityKind::Wit if is_next => Ok(()),
             // Also a key that another server made, or one that left its slot.
-            AuthorityKind::Jwt => {
+            AuthorityKind::Jwt | AuthorityKind::Wit => {
                 let bundle = self.records.bundle().await.map_err(|error| error.to_string())?;
-                let known = bundle.is_some_and(|bundle| {
-                    bundle
-                        .jwt_authorities
-                        .iter()
-                        .any(|authority| authority.key_id == authority_id)
-                });
+                let (name, known) = match kind {
+                    AuthorityKind::Wit => (
+                        "WIT",
+                        bundle.is_some_and(|b| b.wit_authority(authority_id).is_some()),
+                    ),
+                    _ => (
+                        "JWT",
+                        bundle.is_some_and(|b| b.jwt_authority(authority_id).is_some()),
+                    ),
+                };
                 if known {
                     Ok(())
                 } else {
-                    Err("no JWT authority found with provided authority ID".to_owned())
+                    Err(format!("no {name} authority found with provided authority ID"))
                 }
             }
         }
@@ -212,11 +220,11 @@ fn current_id(working: &Working, kind: AuthorityKind) -> Option<&str> {
         .map(|authority| authority.id.as_str())
 }
 
-/// The state of what was in the next slot. JWT authorities are answered with their id alone, as SPIRE does.
+/// The state of what was in the next slot. JWT and WIT authorities are answered with their id alone, as SPIRE does.
 fn shown(working: &Working, kind: AuthorityKind, authority_id: &str) -> AuthorityState {
     let old = match kind {
         AuthorityKind::X509 => working.slots(kind).states().and_then(|states| states.old),
-        AuthorityKind::Jwt => None,
+        AuthorityKind::Jwt | AuthorityKind::Wit => None,
     };
     old.unwrap_or_else(|| AuthorityState {
         authority_id: authority_id.to_owned(),

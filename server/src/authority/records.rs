@@ -3,7 +3,7 @@
 use std::error::Error as StdError;
 use std::sync::Arc;
 
-use finial_identity::bundle::{Bundle, BundleEditError, JwtAuthority, X509Authority};
+use finial_identity::bundle::{Bundle, BundleEditError, JwtAuthority, WitAuthority, X509Authority};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::x509::Certificate;
 use time::OffsetDateTime;
@@ -22,6 +22,8 @@ pub(super) enum BundleChange {
     AddX509(Certificate),
     /// Adds a JWT key likewise.
     AddJwt(JwtAuthority),
+    /// Adds a WIT key likewise.
+    AddWit(WitAuthority),
     /// Marks the authority with that id as tainted.
     Taint(AuthorityKind, String),
     /// Removes the tainted authority with that id.
@@ -97,10 +99,16 @@ impl BundleChange {
                 bundle.append(Vec::new(), vec![authority]);
                 Ok(())
             }
+            Self::AddWit(authority) => {
+                bundle.append_wit(vec![authority]);
+                Ok(())
+            }
             Self::Taint(AuthorityKind::X509, id) => bundle.taint_x509(&id),
             Self::Taint(AuthorityKind::Jwt, id) => bundle.taint_jwt(&id),
+            Self::Taint(AuthorityKind::Wit, id) => bundle.taint_wit(&id),
             Self::Revoke(AuthorityKind::X509, id) => bundle.revoke_x509(&id).map(|_| ()),
             Self::Revoke(AuthorityKind::Jwt, id) => bundle.revoke_jwt(&id).map(|_| ()),
+            Self::Revoke(AuthorityKind::Wit, id) => bundle.revoke_wit(&id).map(|_| ()),
             Self::Prune(before) => {
                 if bundle.prune(before) {
                     metrics().count("ca_manager_bundle_pruned", &[], 1);

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use finial_identity::bundle::Bundle;
+use finial_identity::bundle::{Bundle, JwtAuthority};
 use finial_identity::key::{PublicKey, Signer};
 use tracing::{info, warn};
 
 use super::journal::{AuthorityKind, Journal, JournalEntry, pick_slots};
 use super::lifecycle::{Lifetime, Status};
-use super::slots::{Authority, Issuer, JwtIssuer, SlotPair};
+use super::slots::{Authority, Issuer, SlotPair, TokenIssuer};
 use super::{AuthorityError, AuthorityManager, Working};
 use crate::credential::X509Issuer;
 
@@ -126,14 +126,8 @@ fn restore(
                 .map_err(|error| AuthorityError::internal("try the key of an authority", error))?;
             Issuer::X509(Arc::new(issuer))
         }
-        AuthorityKind::Jwt => {
-            let key_id = entry.authority_id.clone();
-            Issuer::Jwt(Arc::new(JwtIssuer {
-                key_id,
-                signer,
-                not_after: entry.not_after,
-            }))
-        }
+        AuthorityKind::Jwt => Issuer::Jwt(Arc::new(token_issuer(entry, signer))),
+        AuthorityKind::Wit => Issuer::Wit(Arc::new(token_issuer(entry, signer))),
     };
     Ok(Authority {
         slot: entry.slot,
@@ -147,6 +141,14 @@ fn restore(
     })
 }
 
+fn token_issuer(entry: &JournalEntry, signer: Arc<dyn Signer>) -> TokenIssuer {
+    TokenIssuer {
+        key_id: entry.authority_id.clone(),
+        signer,
+        not_after: entry.not_after,
+    }
+}
+
 fn is_published(kind: AuthorityKind, entry: &JournalEntry, bundle: &Bundle) -> bool {
     match kind {
         // An intermediate is no root: what signed it stands in the bundle.
@@ -158,9 +160,14 @@ fn is_published(kind: AuthorityKind, entry: &JournalEntry, bundle: &Bundle) -> b
                 .iter()
                 .any(|authority| Some(&authority.certificate) == own)
         }
-        AuthorityKind::Jwt => bundle.jwt_authorities.iter().any(|authority| {
-            authority.key_id == entry.authority_id && authority.public_key == entry.public_key
-        }),
+        AuthorityKind::Jwt => bundle
+            .jwt_authorities
+            .iter()
+            .any(|authority| is_key_of(authority, entry)),
+        AuthorityKind::Wit => bundle
+            .wit_authorities
+            .iter()
+            .any(|authority| is_key_of(&authority.0, entry)),
     }
 }
 
@@ -179,5 +186,13 @@ fn is_tainted(kind: AuthorityKind, entry: &JournalEntry, bundle: &Bundle) -> boo
             .jwt_authorities
             .iter()
             .any(|authority| authority.tainted && authority.key_id == entry.authority_id),
+        AuthorityKind::Wit => bundle
+            .wit_authorities
+            .iter()
+            .any(|authority| authority.0.tainted && authority.0.key_id == entry.authority_id),
     }
+}
+
+fn is_key_of(authority: &JwtAuthority, entry: &JournalEntry) -> bool {
+    authority.key_id == entry.authority_id && authority.public_key == entry.public_key
 }

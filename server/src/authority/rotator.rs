@@ -30,13 +30,14 @@ pub(super) struct Rotation {
     bundle_pruned: Option<OffsetDateTime>,
     journals_pruned: Option<OffsetDateTime>,
     /// The last failure of each task, so that it is logged when it changes and not each time.
-    failures: [Option<String>; 5],
+    failures: [Option<String>; 6],
 }
 
 #[derive(Clone, Copy)]
 enum Task {
     X509,
     Jwt,
+    Wit,
     ServerSvid,
     PruneBundle,
     PruneJournals,
@@ -169,6 +170,7 @@ impl Task {
         match kind {
             AuthorityKind::X509 => Self::X509,
             AuthorityKind::Jwt => Self::Jwt,
+            AuthorityKind::Wit => Self::Wit,
         }
     }
 
@@ -176,6 +178,7 @@ impl Task {
         match self {
             Self::X509 => "rotate the X.509 authority",
             Self::Jwt => "rotate the JWT authority",
+            Self::Wit => "rotate the WIT authority",
             Self::ServerSvid => "renew the server's SVID",
             Self::PruneBundle => "prune the bundle",
             Self::PruneJournals => "prune the journals",

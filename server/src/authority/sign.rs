@@ -7,14 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finial_identity::entry::Entry;
-use finial_identity::jwt;
 use finial_identity::key::{PublicKey, PublicKeyKind, Signer};
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::x509::Certificate;
+use finial_identity::{jwt, wit};
 use time::OffsetDateTime;
 use tracing::{info, warn};
 
-use super::slots::JwtIssuer;
+use super::slots::TokenIssuer;
 use super::{AuthorityError, AuthorityManager};
 use crate::credential::{
     Basis, DistinguishedName, JwtProfile, MintedJwt, ProfileError, Serial, SignedBy, Validity, X509Issuer,
@@ -86,7 +86,7 @@ impl JwtRequest {
     }
 }
 
-/// A JWT-SVID. Its `Debug` shows no token: whoever holds one can use it.
+/// A JWT-SVID or WIT-SVID. Its `Debug` shows no token: whoever holds one can use it.
 #[derive(Clone)]
 pub struct SignedJwt {
     pub token: String,
@@ -211,14 +211,14 @@ impl AuthorityManager {
         .map_err(refused)
     }
 
-    fn jwt_issuer(&self) -> Result<Arc<JwtIssuer>, AuthorityError> {
+    fn jwt_issuer(&self) -> Result<Arc<TokenIssuer>, AuthorityError> {
         if self.config.disable_jwt_svids {
             return Err(AuthorityError::JwtDisabled);
         }
         self.published().jwt.clone().ok_or(AuthorityError::NotReady)
     }
 
-    fn sign_jwt_with(&self, issuer: &JwtIssuer, request: &JwtRequest) -> Result<SignedJwt, AuthorityError> {
+    fn sign_jwt_with(&self, issuer: &TokenIssuer, request: &JwtRequest) -> Result<SignedJwt, AuthorityError> {
         let audiences: Vec<String> = request
             .audiences
             .iter()
@@ -235,35 +235,34 @@ impl AuthorityManager {
             with_id: request.include_jti,
         };
         let profile = JwtProfile::new(minted, self.clock.now()).map_err(refused)?;
-        let expires_at = profile.expires_at().unix_timestamp();
-        info!(
-            target: AUDIT_TARGET,
-            spiffe_id = %request.spiffe_id, authority_id = issuer.key_id, expires_at,
-            "signing a token"
-        );
         let span = tracing::info_span!(target: TRACE_TARGET, "sign_jwt");
-        match span.in_scope(|| sign_token(issuer, &profile)) {
-            Ok(token) => {
-                metrics().count("server_ca_sign_jwt_svid", &[], 1);
-                info!(
-                    target: AUDIT_TARGET,
-                    spiffe_id = %request.spiffe_id, authority_id = issuer.key_id, expires_at,
-                    "signed a token"
-                );
-                Ok(SignedJwt {
-                    token,
-                    issued_at: profile.issued_at(),
-                    expires_at: profile.expires_at(),
-                })
-            }
-            Err(error) => {
-                warn!(
-                    target: AUDIT_TARGET,
-                    spiffe_id = %request.spiffe_id, authority_id = issuer.key_id, expires_at, %error,
-                    "did not sign a token"
-                );
-                Err(error)
-            }
+        let signed = span.in_scope(|| issue_token(&request.spiffe_id, issuer, &profile))?;
+        metrics().count("server_ca_sign_jwt_svid", &[], 1);
+        Ok(signed)
+    }
+}
+
+/// Signs a token as its profile says and lets it out only if it came out so, with an audit event on either side.
+pub(super) fn issue_token(
+    spiffe_id: &SpiffeId,
+    issuer: &TokenIssuer,
+    profile: &JwtProfile,
+) -> Result<SignedJwt, AuthorityError> {
+    let (kind, authority_id) = (profile.token_type(), issuer.key_id.as_str());
+    let expires_at = profile.expires_at().unix_timestamp();
+    info!(target: AUDIT_TARGET, kind, %spiffe_id, authority_id, expires_at, "signing a token");
+    match sign_token(issuer, profile) {
+        Ok(token) => {
+            info!(target: AUDIT_TARGET, kind, %spiffe_id, authority_id, expires_at, "signed a token");
+            Ok(SignedJwt {
+                token,
+                issued_at: profile.issued_at(),
+                expires_at: profile.expires_at(),
+            })
+        }
+        Err(error) => {
+            warn!(target: AUDIT_TARGET, kind, %spiffe_id, authority_id, expires_at, %error, "did not sign a token");
+            Err(error)
         }
     }
 }
@@ -309,8 +308,12 @@ fn sign_and_check(profile: &X509Profile, signed_by: &SignedBy<'_>) -> Result<Cer
         .map_err(|error| AuthorityError::internal("parse a signed certificate", error))
 }
 
-fn sign_token(issuer: &JwtIssuer, profile: &JwtProfile) -> Result<String, AuthorityError> {
-    let token = jwt::sign(&*issuer.signer, &issuer.key_id, profile.claims())
+fn sign_token(issuer: &TokenIssuer, profile: &JwtProfile) -> Result<String, AuthorityError> {
+    let sign = match profile.token_type() {
+        wit::TYPE => wit::sign,
+        _ => jwt::sign,
+    };
+    let token = sign(&*issuer.signer, &issuer.key_id, profile.claims())
         .map_err(|error| AuthorityError::internal("sign a token", error))?;
     check_token(&token, profile, &*issuer.signer, &issuer.key_id)
         .map_err(|error| AuthorityError::internal("check a signed token", error))?;
@@ -318,11 +321,12 @@ fn sign_token(issuer: &JwtIssuer, profile: &JwtProfile) -> Result<String, Author
 }
 
 /// What the caller asked for is refused; what this server cannot do is its own fault.
-fn refused(error: ProfileError) -> AuthorityError {
+pub(super) fn refused(error: ProfileError) -> AuthorityError {
     match error {
         ProfileError::SpiffeId { .. }
         | ProfileError::Subject(_)
         | ProfileError::Audience
+        | ProfileError::Confirmation(_)
         | ProfileError::DnsName(_) => AuthorityError::InvalidArgument(error.to_string()),
         ProfileError::Expired(_)
         | ProfileError::Lifetime(_)
@@ -331,12 +335,12 @@ fn refused(error: ProfileError) -> AuthorityError {
     }
 }
 
-fn signs_fast(signer: &dyn Signer) -> bool {
+pub(super) fn signs_fast(signer: &dyn Signer) -> bool {
     signer.in_process() && signer.public_key().kind() == PublicKeyKind::EcP256
 }
 
 /// Zero and less mean the default.
-fn seconds(ttl: i32) -> Option<Duration> {
+pub(super) fn seconds(ttl: i32) -> Option<Duration> {
     u64::try_from(ttl)
         .ok()
         .filter(|seconds| *seconds > 0)

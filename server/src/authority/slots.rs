@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use finial_identity::bundle::JwtAuthority;
-use finial_identity::key::Signer;
+use finial_identity::bundle::{JwtAuthority, WitAuthority};
+use finial_identity::key::{KeyType, Signer};
 use time::OffsetDateTime;
 use tonic::Code;
 use tracing::info;
@@ -31,12 +31,13 @@ pub(super) struct Authority {
 #[derive(Clone, Debug)]
 pub(super) enum Issuer {
     X509(Arc<X509Issuer>),
-    Jwt(Arc<JwtIssuer>),
+    Jwt(Arc<TokenIssuer>),
+    Wit(Arc<TokenIssuer>),
 }
 
-/// A JWT authority that can sign.
+/// A JWT or WIT authority that can sign.
 #[derive(Debug)]
-pub(super) struct JwtIssuer {
+pub(super) struct TokenIssuer {
     pub key_id: String,
     pub signer: Arc<dyn Signer>,
     pub not_after: OffsetDateTime,
@@ -66,7 +67,7 @@ impl Authority {
                 Some(issuer.certificate().clone()),
                 issuer.chain().to_vec(),
             ),
-            Issuer::Jwt(issuer) => (issuer.signer.public_key(), None, Vec::new()),
+            Issuer::Jwt(issuer) | Issuer::Wit(issuer) => (issuer.signer.public_key(), None, Vec::new()),
         };
         JournalEntry {
             slot: self.slot,
@@ -84,12 +85,19 @@ impl Authority {
     fn bundle_change(&self) -> BundleChange {
         match &self.issuer {
             Issuer::X509(issuer) => BundleChange::AddX509(issuer.certificate().clone()),
-            Issuer::Jwt(issuer) => BundleChange::AddJwt(JwtAuthority {
-                key_id: issuer.key_id.clone(),
-                public_key: issuer.signer.public_key().clone(),
-                expires_at: issuer.not_after.unix_timestamp(),
-                tainted: false,
-            }),
+            Issuer::Jwt(issuer) => BundleChange::AddJwt(issuer.authority()),
+            Issuer::Wit(issuer) => BundleChange::AddWit(WitAuthority(issuer.authority())),
+        }
+    }
+}
+
+impl TokenIssuer {
+    fn authority(&self) -> JwtAuthority {
+        JwtAuthority {
+            key_id: self.key_id.clone(),
+            public_key: self.signer.public_key().clone(),
+            expires_at: self.not_after.unix_timestamp(),
+            tainted: false,
         }
     }
 }
@@ -114,13 +122,13 @@ impl SlotPair {
     pub fn x509_issuer(&self) -> Option<Arc<X509Issuer>> {
         match &self.current.as_ref()?.issuer {
             Issuer::X509(issuer) => Some(Arc::clone(issuer)),
-            Issuer::Jwt(_) => None,
+            Issuer::Jwt(_) | Issuer::Wit(_) => None,
         }
     }
 
-    pub fn jwt_issuer(&self) -> Option<Arc<JwtIssuer>> {
+    pub fn token_issuer(&self) -> Option<Arc<TokenIssuer>> {
         match &self.current.as_ref()?.issuer {
-            Issuer::Jwt(issuer) => Some(Arc::clone(issuer)),
+            Issuer::Jwt(issuer) | Issuer::Wit(issuer) => Some(Arc::clone(issuer)),
             Issuer::X509(_) => None,
         }
     }
@@ -160,6 +168,7 @@ impl AuthorityManager {
         let name = match kind {
             AuthorityKind::X509 => "ca_manager_x509_ca_prepare",
             AuthorityKind::Jwt => "ca_manager_jwt_key_prepare",
+            AuthorityKind::Wit => "ca_manager_wit_key_prepare",
         };
         let prepared = self.prepare_in_free_slot(working, kind);
         metrics().start(name).around(prepared, |_| Code::Internal).await
@@ -174,6 +183,11 @@ impl AuthorityManager {
         let key_type = match kind {
             AuthorityKind::X509 => self.config.ca_key_type,
             AuthorityKind::Jwt => self.config.jwt_key_type,
+            AuthorityKind::Wit => self
+                .config
+                .wit
+                .as_ref()
+                .map_or_else(KeyType::default, |wit| wit.key_type),
         };
         let signer = self
             .key_manager
@@ -224,6 +238,7 @@ impl AuthorityManager {
         let name = match kind {
             AuthorityKind::X509 => "ca_manager_x509_ca_activate",
             AuthorityKind::Jwt => "manager_jwt_key_activate",
+            AuthorityKind::Wit => "manager_wit_key_activate",
         };
         metrics().count(name, &[], 1);
         let pair = working.slots_mut(kind);
@@ -236,7 +251,8 @@ impl AuthorityManager {
     /// The kinds that this server has.
     pub(super) fn kinds(&self) -> impl Iterator<Item = AuthorityKind> + use<> {
         let jwt = (!self.config.disable_jwt_svids).then_some(AuthorityKind::Jwt);
-        [AuthorityKind::X509].into_iter().chain(jwt)
+        let wit = self.config.wit.is_some().then_some(AuthorityKind::Wit);
+        [AuthorityKind::X509].into_iter().chain(jwt).chain(wit)
     }
 
     /// Writes the journal down; only then it counts.
@@ -283,21 +299,25 @@ impl AuthorityManager {
                     issuer: Issuer::X509(Arc::new(issuer)),
                 })
             }
-            AuthorityKind::Jwt => {
+            AuthorityKind::Jwt | AuthorityKind::Wit => {
                 let validity = Validity::starting(now, self.config.ca_ttl, None)
-                    .map_err(|error| AuthorityError::internal("make a JWT authority", error))?;
+                    .map_err(|error| AuthorityError::internal("make an authority for tokens", error))?;
                 let key_id = draw_key_id(&self.random).ok_or_else(random_failed)?;
                 let not_after = validity.not_after;
+                let issuer = Arc::new(TokenIssuer {
+                    key_id: key_id.clone(),
+                    signer,
+                    not_after,
+                });
                 Ok(Authority {
                     slot,
-                    id: key_id.clone(),
+                    id: key_id,
                     upstream_id: String::new(),
                     lifetime: Lifetime { issued_at, not_after },
-                    issuer: Issuer::Jwt(Arc::new(JwtIssuer {
-                        key_id,
-                        signer,
-                        not_after,
-                    })),
+                    issuer: match kind {
+                        AuthorityKind::Wit => Issuer::Wit(issuer),
+                        _ => Issuer::Jwt(issuer),
+                    },
                 })
             }
         }

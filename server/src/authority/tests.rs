@@ -1,5 +1,7 @@
 //! The authorities over time, with a store and a key manager that can be cut off at any call.
 
+mod wit;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -637,10 +639,15 @@ async fn own_svid_is_renewed_at_half_its_life() {
 #[tokio::test(start_paused = true)]
 async fn forced_rotation_goes_prepare_activate_taint_revoke() {
     let world = World::new();
-    let manager = world.start().await.unwrap();
+    let manager = world.start_as(wit::config_with_wit()).await.unwrap();
     let receiver = manager.server_svid();
     let first = active(&manager);
-    for (kind, old) in [(AuthorityKind::X509, &first.0), (AuthorityKind::Jwt, &first.1)] {
+    let first_wit = manager.state(AuthorityKind::Wit).unwrap().active.authority_id;
+    for (kind, old) in [
+        (AuthorityKind::X509, &first.0),
+        (AuthorityKind::Jwt, &first.1),
+        (AuthorityKind::Wit, &first_wit),
+    ] {
         let invalid = |result: Result<AuthorityState, AuthorityError>, text: &str| {
             assert!(
                 matches!(&result, Err(AuthorityError::InvalidArgument(found)) if found == text),
@@ -688,6 +695,7 @@ async fn forced_rotation_goes_prepare_activate_taint_revoke() {
         let unknown = match kind {
             AuthorityKind::X509 => "invalid authority ID: only Old local authority can be revoked",
             AuthorityKind::Jwt => "invalid authority ID: no JWT authority found with provided authority ID",
+            AuthorityKind::Wit => "invalid authority ID: no WIT authority found with provided authority ID",
         };
         invalid(manager.revoke(kind, "x").await, unknown);
         invalid(
@@ -704,6 +712,7 @@ async fn forced_rotation_goes_prepare_activate_taint_revoke() {
     );
     assert!(!world.has_x509(&first.0));
     assert!(world.bundle().jwt_authority(&first.1).is_none());
+    assert!(world.bundle().wit_authority(&first_wit).is_none());
     world.check_signing(&manager);
     let after = active(&manager);
     let manager = world.start().await.unwrap();

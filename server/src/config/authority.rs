@@ -19,6 +19,8 @@ pub struct AuthorityConfig {
     /// `iss` of JWT-SVIDs.
     pub jwt_issuer: Option<String>,
     pub disable_jwt_svids: bool,
+    /// WIT-SVIDs (Incubating), which are off unless the flag `wit-svid` is set.
+    pub wit: Option<WitConfig>,
     pub default_x509_svid_ttl: Duration,
     pub default_jwt_svid_ttl: Duration,
     /// Lifetime of agents' SVIDs; `None` is the default of X.509-SVIDs.
@@ -38,12 +40,22 @@ impl AuthorityConfig {
             ca_subject: CaSubject::default(),
             jwt_issuer: None,
             disable_jwt_svids: false,
+            wit: None,
             default_x509_svid_ttl: Duration::from_secs(60 * 60),
             default_jwt_svid_ttl: Duration::from_secs(5 * 60),
             agent_ttl: None,
             unique_id: false,
         }
     }
+}
+
+/// How WIT-SVIDs are signed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WitConfig {
+    /// `experimental.wit_key_type`
+    pub key_type: KeyType,
+    /// `experimental.wit_issuer`: `iss` of WIT-SVIDs.
+    pub issuer: Option<String>,
 }
 
 /// `ca_subject`: the parts of a distinguished name that SPIRE's configuration can give.

@@ -3,6 +3,7 @@
 
 mod authority;
 mod bundle_publisher;
+mod experimental;
 mod kubernetes;
 mod plugins;
 mod read;
@@ -21,7 +22,7 @@ use thiserror::Error;
 
 use crate::telemetry::LogSettings;
 
-pub use authority::{AuthorityConfig, CaSubject};
+pub use authority::{AuthorityConfig, CaSubject, WitConfig};
 pub use bundle_publisher::{BundleFormat, ConfigMapPublisher};
 pub use finial_identity::settings::HealthChecks;
 pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, PARENT_ID_TEMPLATE};

@@ -8,6 +8,7 @@ use finial_identity::key::KeyType;
 use finial_identity::settings::{Document, HealthChecks, Problems, Section, SettingsError, Telemetry};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
+use super::experimental;
 use super::kubernetes::{self, KubernetesCluster};
 use super::plugins::{self, Plugins};
 use super::{
@@ -82,9 +83,10 @@ impl Server {
         let limits = read_limits(&server);
         let prune_agents = read_prune(&server);
         let audit_log = server.bool("audit_log_enabled").unwrap_or_default();
-        let agent_spiffe_id_as_selector = server
+        let experimental = server
             .section("experimental")
-            .is_some_and(|section| read_experimental(section, warnings));
+            .map(|section| experimental::read(section, warnings))
+            .unwrap_or_default();
         let kubernetes = server
             .section("kubernetes")
             .map(|section| kubernetes::read(section, warnings))
@@ -92,7 +94,8 @@ impl Server {
         refuse_unserved(&server, warnings);
         // Read before the early return, so that its mistakes are told together with the others.
         let fallback = TrustDomain::parse("example.org").ok()?;
-        let authority = read_authority(&server, trust_domain.clone().unwrap_or(fallback), warnings);
+        let mut authority = read_authority(&server, trust_domain.clone().unwrap_or(fallback), warnings);
+        authority.wit = experimental.wit(authority.ca_key_type);
         server.finish();
         Some(Self {
             trust_domain: trust_domain?,
@@ -105,7 +108,7 @@ impl Server {
             log,
             limits,
             prune_agents,
-            agent_spiffe_id_as_selector,
+            agent_spiffe_id_as_selector: experimental.agent_spiffe_id_as_selector,
             kubernetes,
         })
     }
@@ -223,51 +226,6 @@ fn read_prune(server: &Section<'_>) -> Option<PruneAgents> {
         batch_size: batch_size.unwrap_or(1000),
         tofu,
     })
-}
-
-/// Returns `agent_spiffe_id_as_selector`, the one key that has an effect here.
-fn read_experimental(section: Section<'_>, warnings: &mut Vec<String>) -> bool {
-    // SPIRE's caches: entries and agents are in memory here, and news comes with the commit.
-    for key in [
-        "cache_reload_interval",
-        "full_cache_reload_interval",
-        "prune_events_older_than",
-        "event_timeout",
-        "sql_transaction_timeout",
-    ] {
-        section.duration(key);
-    }
-    section.bool("events_based_cache");
-    section.ignore("named_pipe_name");
-    if section.ignore("auth_opa_policy_engine") {
-        section.problem(
-            "auth_opa_policy_engine",
-            "policies in Rego are not served: who may call is fixed as in SPIRE's default policy",
-        );
-    }
-    if section.bool("require_pq_kem").unwrap_or_default() {
-        section.problem(
-            "require_pq_kem",
-            "is not served: the TLS library that this build uses has no hybrid post-quantum key exchange",
-        );
-    }
-    for flag in section.strings("feature_flags") {
-        if flag == "wit-svid" {
-            section.problem("feature_flags", "WIT-SVIDs are not served");
-        } else {
-            section.problem("feature_flags", format!("unknown feature flag: {flag}"));
-        }
-    }
-    for key in ["wit_key_type", "wit_issuer"] {
-        if section.ignore(key) {
-            warnings.push(format!(
-                "server.experimental.{key}: WIT-SVIDs are not served; the key has no effect"
-            ));
-        }
-    }
-    let as_selector = section.bool("agent_spiffe_id_as_selector").unwrap_or_default();
-    section.finish();
-    as_selector
 }
 
 fn refuse_unserved(server: &Section<'_>, warnings: &mut Vec<String>) {
@@ -460,7 +418,7 @@ mod tests {
             "trust_domain",
             r#"federation { bundle_endpoint { port = 8443 } }
                proxy_protocol_trusted_cidrs = ["10.0.0.0/8"]
-               experimental { require_pq_kem = true feature_flags = ["wit-svid"] }
+               experimental { require_pq_kem = true feature_flags = ["other"] }
                trust_domain"#,
         );
         let error = parse(&text).unwrap_err();
@@ -472,6 +430,29 @@ mod tests {
         ] {
             assert!(error.contains(part), "{part} in {error}");
         }
+    }
+
+    #[test]
+    fn wit_svids_are_off_unless_the_flag_is_set() {
+        assert_eq!(parse(MINIMAL).unwrap().authority().wit, None);
+        let with = |experimental: &str| {
+            let block = format!("ca_key_type = \"ec-p384\"\nexperimental {{ {experimental} }}\ntrust_domain");
+            parse(&MINIMAL.replace("trust_domain", &block)).unwrap()
+        };
+        let on = with(r#"feature_flags = ["wit-svid"]"#);
+        let wit = on.authority().wit.as_ref().unwrap();
+        assert_eq!((wit.key_type, wit.issuer.as_deref()), (KeyType::EcP384, None));
+        assert!(on.warnings().is_empty());
+        let on = with(r#"feature_flags = ["wit-svid"] wit_key_type = "ec-p256" wit_issuer = "https://x""#);
+        let wit = on.authority().wit.as_ref().unwrap();
+        assert_eq!(
+            (wit.key_type, wit.issuer.as_deref()),
+            (KeyType::EcP256, Some("https://x"))
+        );
+        assert!(on.warnings()[0].contains("OpenID"), "{:?}", on.warnings());
+        let off = with(r#"wit_key_type = "ec-p256""#);
+        assert_eq!(off.authority().wit, None);
+        assert!(off.warnings()[0].contains("wit_key_type"), "{:?}", off.warnings());
     }
 
     #[test]

@@ -15,9 +15,10 @@ use uuid::Uuid;
 use super::check::CheckError;
 use super::profile::ProfileError;
 
-/// A token as it has to come out.
+/// A token as it has to come out: a JWT-SVID, or a WIT-SVID ([`JwtProfile::wit`]).
 #[derive(Debug)]
 pub struct JwtProfile {
+    token_type: &'static str,
     claims: Map<String, Value>,
     issued_at: OffsetDateTime,
     expires_at: OffsetDateTime,
@@ -42,22 +43,11 @@ impl JwtProfile {
     /// The claims at `now`: `sub`, `aud` (always a list), `exp` and `iat` in whole seconds, `iss` if configured and `jti`
     /// if asked for. There is no `nbf`.
     pub fn new(minted: MintedJwt<'_>, now: OffsetDateTime) -> Result<Self, ProfileError> {
-        let member = minted.spiffe_id.is_member_of(minted.trust_domain) && minted.spiffe_id.has_path();
-        if !member {
-            return Err(ProfileError::Subject(minted.spiffe_id.to_string()));
-        }
+        check_subject(minted.spiffe_id, minted.trust_domain)?;
         if minted.audiences.is_empty() || minted.audiences.iter().any(String::is_empty) {
             return Err(ProfileError::Audience);
         }
-        let issued_at = now.replace_nanosecond(0).unwrap_or(now);
-        let wanted = time::Duration::try_from(minted.ttl)
-            .ok()
-            .and_then(|ttl| issued_at.checked_add(ttl));
-        let expires_at = wanted.map_or(minted.cap, |wanted| wanted.min(minted.cap));
-        let expires_at = expires_at.replace_nanosecond(0).unwrap_or(expires_at);
-        if expires_at <= issued_at {
-            return Err(ProfileError::Expired(expires_at));
-        }
+        let (issued_at, expires_at) = lifetime(now, minted.ttl, minted.cap)?;
         let mut claims = Map::new();
         claims.insert("sub".to_owned(), minted.spiffe_id.as_str().into());
         claims.insert("aud".to_owned(), minted.audiences.into());
@@ -67,14 +57,27 @@ impl JwtProfile {
             claims.insert("iss".to_owned(), issuer.into());
         }
         if minted.with_id {
-            let id = BASE64URL_NOPAD.encode(Uuid::new_v4().as_bytes());
-            claims.insert("jti".to_owned(), id.into());
+            claims.insert("jti".to_owned(), draw_token_id().into());
         }
-        Ok(Self {
+        Ok(Self::of(JWT, claims, (issued_at, expires_at)))
+    }
+
+    pub(super) fn of(
+        token_type: &'static str,
+        claims: Map<String, Value>,
+        (issued_at, expires_at): (OffsetDateTime, OffsetDateTime),
+    ) -> Self {
+        Self {
+            token_type,
             claims,
             issued_at,
             expires_at,
-        })
+        }
+    }
+
+    /// `typ`
+    pub fn token_type(&self) -> &'static str {
+        self.token_type
     }
 
     /// The claims.
@@ -93,6 +96,37 @@ impl JwtProfile {
     }
 }
 
+/// A token is for a workload of the own trust domain.
+pub(super) fn check_subject(spiffe_id: &SpiffeId, trust_domain: &TrustDomain) -> Result<(), ProfileError> {
+    if spiffe_id.is_member_of(trust_domain) && spiffe_id.has_path() {
+        return Ok(());
+    }
+    Err(ProfileError::Subject(spiffe_id.to_string()))
+}
+
+/// When a token is issued and expires, in whole seconds. It does not outlive the key that signs it.
+pub(super) fn lifetime(
+    now: OffsetDateTime,
+    ttl: Duration,
+    cap: OffsetDateTime,
+) -> Result<(OffsetDateTime, OffsetDateTime), ProfileError> {
+    let issued_at = now.replace_nanosecond(0).unwrap_or(now);
+    let wanted = time::Duration::try_from(ttl)
+        .ok()
+        .and_then(|ttl| issued_at.checked_add(ttl));
+    let expires_at = wanted.map_or(cap, |wanted| wanted.min(cap));
+    let expires_at = expires_at.replace_nanosecond(0).unwrap_or(expires_at);
+    if expires_at <= issued_at {
+        return Err(ProfileError::Expired(expires_at));
+    }
+    Ok((issued_at, expires_at))
+}
+
+/// A random `jti`.
+pub(super) fn draw_token_id() -> String {
+    BASE64URL_NOPAD.encode(Uuid::new_v4().as_bytes())
+}
+
 /// Decodes a signed token and compares its header and all its claims with the profile. The signature itself is verified
 /// where the key is not in this process.
 pub fn check_token(
@@ -109,7 +143,7 @@ pub fn check_token(
     let header: DecodedHeader<'_> = serde_json::from_slice(&header).map_err(|_| differs("header"))?;
     let claims: DecodedClaims<'_> = serde_json::from_slice(&claims).map_err(|_| differs("claims"))?;
     let algorithm = signer.jws_algorithm();
-    if header.alg != algorithm.as_str() || header.kid != key_id || header.typ != "JWT" {
+    if header.alg != algorithm.as_str() || header.kid != key_id || header.typ != profile.token_type {
         return Err(differs("header"));
     }
     if !claims.are(&profile.claims) {
@@ -161,33 +195,38 @@ struct DecodedHeader<'a> {
 struct DecodedClaims<'a> {
     #[serde(borrow)]
     sub: Cow<'a, str>,
-    aud: Vec<Cow<'a, str>>,
+    #[serde(borrow)]
+    aud: Option<Vec<Cow<'a, str>>>,
     exp: i64,
     iat: i64,
+    nbf: Option<i64>,
     #[serde(borrow)]
     iss: Option<Cow<'a, str>>,
     #[serde(borrow)]
     jti: Option<Cow<'a, str>>,
+    cnf: Option<Value>,
 }
 
 impl DecodedClaims<'_> {
     fn are(&self, claims: &Map<String, Value>) -> bool {
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         let number = |name: &str| claims.get(name).and_then(Value::as_i64);
-        let same_audience = claims
-            .get("aud")
-            .and_then(Value::as_array)
-            .is_some_and(|audiences| {
-                audiences.len() == self.aud.len()
-                    && audiences
+        let same_audience = match (claims.get("aud"), &self.aud) {
+            (Some(Value::Array(wanted)), Some(found)) => {
+                wanted.len() == found.len()
+                    && wanted
                         .iter()
-                        .zip(&self.aud)
+                        .zip(found)
                         .all(|(wanted, found)| wanted.as_str() == Some(found))
-            });
+            }
+            (wanted, found) => wanted.is_none() && found.is_none(),
+        };
         text("sub") == Some(&*self.sub)
             && same_audience
             && number("exp") == Some(self.exp)
             && number("iat") == Some(self.iat)
+            && number("nbf") == self.nbf
+            && claims.get("cnf") == self.cnf.as_ref()
             && text("iss") == self.iss.as_deref()
             && text("jti") == self.jti.as_deref()
     }
@@ -196,6 +235,8 @@ impl DecodedClaims<'_> {
 fn decode_part(part: &str) -> Option<Vec<u8>> {
     BASE64URL_NOPAD.decode(part.as_bytes()).ok()
 }
+
+const JWT: &str = "JWT";
 
 #[cfg(test)]
 mod tests {

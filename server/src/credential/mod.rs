@@ -13,6 +13,7 @@ mod jwt;
 mod name;
 mod profile;
 mod serial;
+mod wit;
 
 pub use check::{CheckError, check_certificate};
 pub use issuer::{SignedBy, X509Issuer};
@@ -20,3 +21,4 @@ pub use jwt::{JwtProfile, MintedJwt, check_token, draw_key_id};
 pub use name::DistinguishedName;
 pub use profile::{BACKDATE, Basis, ProfileError, Subject, Validity, X509Kind, X509Profile};
 pub use serial::Serial;
+pub use wit::MintedWit;

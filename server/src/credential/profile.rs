@@ -4,7 +4,7 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use finial_identity::entry::check_dns_name;
-use finial_identity::key::{PublicKey, PublicKeyKind};
+use finial_identity::key::{KeyError, PublicKey, PublicKeyKind};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use ring::digest::{SHA256, digest};
 use thiserror::Error;
@@ -46,6 +46,8 @@ pub enum ProfileError {
     Subject(String),
     #[error("audience is empty")]
     Audience,
+    #[error("key does not fit the token: {0}")]
+    Confirmation(#[source] KeyError),
     #[error("dns name is not valid: {0:?}")]
     DnsName(String),
     #[error("validity is empty: the signing authority expires at {0}")]

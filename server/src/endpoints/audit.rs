@@ -145,6 +145,8 @@ impl Line<'_> {
             dns_name = of(field::DNS_NAMES),
             hint = of(field::HINT),
             jwt_authority_key_id = of(field::JWT_KEY_ID),
+            wit_authority_key_id = of(field::WIT_KEY_ID),
+            public_key = of(field::PUBLIC_KEY),
             mode = of(field::MODE),
             "API accessed"
         );

@@ -11,7 +11,7 @@ use finial_identity::key::{PrivateKey, pem_block};
 use serde_json::{Value, json};
 
 use self::messages::{documents, messages};
-use self::signed::{Keys, certificates, keys, requests, self_signed, tokens};
+use self::signed::{Keys, certificates, keys, requests, self_signed, tokens, wit_tokens};
 
 #[test]
 #[ignore = "writes files into the source tree"]
@@ -22,6 +22,7 @@ fn write_the_corpus() {
     certificates(&keys);
     requests(&keys);
     tokens(&keys);
+    wit_tokens();
     documents(&keys);
     messages(&keys);
     connections();

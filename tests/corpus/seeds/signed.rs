@@ -4,15 +4,16 @@ use std::fs;
 use std::path::Path;
 
 use data_encoding::BASE64;
-use finial_identity::jwt;
-use finial_identity::key::{KeyType, PrivateKey, SignerForRcgen, SubjectKeyForRcgen};
+use finial_identity::key::{JwsAlgorithm, KeyType, PrivateKey, SignerForRcgen, SubjectKeyForRcgen};
 use finial_identity::spiffe_id::SpiffeId;
 use finial_identity::x509::{Certificate, Csr, CsrSubject};
+use finial_identity::{jwt, wit};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyUsagePurpose, SanType,
 };
 use serde_json::{Map, Value, json};
+use time::OffsetDateTime;
 use time::macros::datetime;
 
 use super::put;
@@ -262,4 +263,52 @@ pub fn tokens(keys: &Keys) {
             encode(r#"{"alg":"ES256","kid":"seed","crit":["b64"]}"#)
         ),
     );
+}
+
+/// Tokens with their proofs after a space; the authority and the workload have keys of their own.
+pub fn wit_tokens() {
+    let key = || PrivateKey::generate(KeyType::EcP256).unwrap();
+    let (authority, workload) = (key(), key());
+    let mut jwk = authority.public_key().to_jwk();
+    jwk.insert("kid".to_owned(), "seed".into());
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/targets");
+    fs::write(
+        folder.join("wit_authority.json"),
+        format!("{}\n", Value::Object(jwk)),
+    )
+    .unwrap();
+    let cnf = wit::confirmation(workload.public_key(), JwsAlgorithm::ES256).unwrap();
+    let sign = |claims: &Value| wit::sign(&authority, "seed", claims.as_object().unwrap()).unwrap();
+    let plain =
+        json!({"sub":"spiffe://example.org/web","exp":1_800_000_000,"nbf":1_799_990_000,"jti":"a","cnf":cnf});
+    let with = |name: &str, value: Value| {
+        let mut claims = plain.clone();
+        claims[name] = value;
+        sign(&claims)
+    };
+    let token = sign(&plain);
+    let until = |seconds| OffsetDateTime::from_unix_timestamp(seconds).unwrap();
+    let proof = |seconds| {
+        wit::sign_proof(
+            &workload,
+            &token,
+            "https://db.example.org/orders",
+            "p",
+            until(seconds),
+        )
+        .unwrap()
+    };
+    put("wit", "plain", token.clone());
+    put("wit", "proven", format!("{token} {}", proof(1_800_000_010)));
+    put("wit", "late_proof", format!("{token} {}", proof(1_799_990_000)));
+    put("wit", "long_proof", format!("{token} {}", proof(1_900_000_000)));
+    put("wit", "audience", with("aud", json!("db")));
+    put("wit", "thumbprint", with("cnf", json!({"jkt": "AAAA"})));
+    put(
+        "wit",
+        "private",
+        with("cnf", json!({"jwk": {"kty": "EC", "alg": "ES256", "d": "AA"}})),
+    );
+    put("wit", "foreign", with("sub", json!("spiffe://other.org/web")));
+    put("wit", "huge_time", with("exp", json!(1e300)));
 }

@@ -5,11 +5,14 @@ use std::path::Path;
 use std::sync::{Arc, LazyLock};
 
 use finial_agent::config::{Config, Flags, UnixSettings};
+use finial_agent::endpoints::broker::reference::{Reference, ReferenceType};
 use finial_agent::helper::{self, HelperConfig};
 use finial_agent::node::AgentStorage;
 use finial_agent::workload::unix::UnixAttestor;
 use finial_agent::workload::{ProcFs, Process, WorkloadAttestor as _};
 use finial_identity::process::Clock;
+use finial_proto::spiffe::broker::WorkloadReference;
+use prost::Message as _;
 use tokio::runtime::Runtime;
 
 /// A target's name, which is also the folder of its corpus, and what runs it.
@@ -19,6 +22,7 @@ pub type Target = (&'static str, fn(&[u8]));
 pub const TARGETS: &[Target] = &[
     ("agent_config", run_config),
     ("agent_data", run_data),
+    ("broker_reference", run_broker_reference),
     ("helper_config", run_helper_config),
     ("workload_files", run_workload_files),
 ];
@@ -62,6 +66,43 @@ fn run_helper_config(data: &[u8]) {
     };
     if let Err(error) = HelperConfig::parse(text, &flags, &|_| None) {
         assert!(!error.to_string().is_empty());
+    }
+}
+
+/// The reference of a broker's request.
+fn run_broker_reference(data: &[u8]) {
+    let Ok(WorkloadReference {
+        reference: Some(reference),
+    }) = WorkloadReference::decode(data)
+    else {
+        return;
+    };
+    let kind = match ReferenceType::of(&reference) {
+        Ok(kind) => kind,
+        Err(error) => {
+            assert!(!error.to_string().is_empty() && error.to_string().len() < 4096);
+            return;
+        }
+    };
+    assert_eq!(kind.url(), reference.type_url);
+    match kind.parse(&reference.value) {
+        Ok(read) => {
+            assert_eq!(read.kind(), kind);
+            match read {
+                Reference::Pid(pid) => assert!(pid > 0),
+                Reference::KubernetesObject(object) => {
+                    assert!(object.key.is_some() || object.uid.is_some());
+                    assert!(
+                        (1..=63).contains(&object.plural.len()) && (1..=253).contains(&object.group.len())
+                    );
+                    if let Some(key) = object.key {
+                        assert!((1..=253).contains(&key.name.len()));
+                        assert!(key.namespace.is_none_or(|name| (1..=63).contains(&name.len())));
+                    }
+                }
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty() && error.to_string().len() < 4096),
     }
 }
 

@@ -8,6 +8,7 @@ mod jwt;
 mod key;
 mod settings;
 mod wire;
+mod wit;
 mod x509;
 
 /// A target's name, which is also the folder of its corpus, and what runs it.
@@ -32,5 +33,6 @@ pub const TARGETS: &[Target] = &[
     ("settings_yaml", settings::run_yaml),
     ("spiffe_id", ids::run_spiffe_id),
     ("wire", wire::run),
+    ("wit", wit::run),
     ("x509", x509::run),
 ];

@@ -5,6 +5,7 @@
 
 mod authorizer;
 mod http;
+mod refusals;
 mod scenarios;
 mod soak;
 

@@ -17,7 +17,7 @@ use super::http::{application, get};
 use super::{Envoy, LIMIT, Mesh, authorizer, free_port, sample};
 
 /// Waits for a status through an Envoy and gives the body.
-fn wait_status(port: u16, status: u16) -> String {
+pub fn wait_status(port: u16, status: u16) -> String {
     wait_for(&format!("status {status}"), LIMIT, || {
         let (got, body) = get(port, "/", &[]);
         (got == status)
@@ -33,7 +33,7 @@ fn assert_no_trouble(envoys: &[&Envoy]) {
 }
 
 /// The value of the only counter of this name.
-fn counter(envoy: &Envoy, name: &str) -> u64 {
+pub fn counter(envoy: &Envoy, name: &str) -> u64 {
     let lines = envoy.counters(name);
     let value = lines
         .first()

@@ -1,116 +1,134 @@
-// A workload in Go, over the unchanged go-spiffe module.
-//
-//	client x509 | jwt AUDIENCE | validate TOKEN AUDIENCE | watch COUNT
-//
-// The Workload API's address is taken from SPIFFE_ENDPOINT_SOCKET.
+// A workload in Go, over the unchanged go-spiffe module. It answers the commands that ../session.rs describes; the
+// Workload API's address is taken from SPIFFE_ENDPOINT_SOCKET.
 package main
 
 import (
+	"bufio"
 	"context"
-	"errors"
+	"encoding/json"
 	"fmt"
 	"os"
-	"strconv"
+	"strings"
+	"sync"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc/status"
 )
 
+const timeout = 20 * time.Second
+
+type fields map[string]any
+
+var printing sync.Mutex
+
+func tell(message fields) {
+	line, err := json.Marshal(message)
+	if err != nil {
+		panic(err)
+	}
+	printing.Lock()
+	defer printing.Unlock()
+	fmt.Println(string(line))
+}
+
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
-	defer cancel()
-	if err := run(ctx, os.Args[1:]); err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	client, err := workloadapi.New(context.Background())
+	if err != nil {
+		panic(err)
 	}
-	fmt.Println("done")
+	lines := bufio.NewScanner(os.Stdin)
+	lines.Buffer(nil, 1<<20)
+	for lines.Scan() {
+		words := strings.Fields(lines.Text())
+		reply, err := answer(client, words[0], words[1:])
+		if err != nil {
+			reply = fields{"error": failure(err)}
+		}
+		reply["reply"] = words[0]
+		tell(reply)
+	}
 }
 
-func run(ctx context.Context, args []string) error {
-	switch args[0] {
+func answer(client *workloadapi.Client, command string, words []string) (fields, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), timeout)
+	defer cancel()
+	switch command {
 	case "x509":
-		return x509(ctx)
-	case "jwt":
-		return fetchJWT(ctx, args[1])
-	case "validate":
-		svid, err := workloadapi.ValidateJWTSVID(ctx, args[1], args[2])
+		update, err := client.FetchX509Context(ctx)
 		if err != nil {
-			return err
+			return nil, err
 		}
-		fmt.Println("validated", svid.ID)
-		return nil
+		return summary(update)
 	case "watch":
-		count, err := strconv.Atoi(args[1])
+		go func() {
+			err := client.WatchX509Context(context.Background(), watcher{})
+			tell(fields{"event": "given up", "message": err.Error()})
+		}()
+		return fields{}, nil
+	case "jwt":
+		svid, err := client.FetchJWTSVID(ctx, jwtsvid.Params{Audience: words[0]})
 		if err != nil {
-			return err
+			return nil, err
 		}
-		return watch(ctx, count)
-	}
-	return fmt.Errorf("unknown command %q", args[0])
-}
-
-func x509(ctx context.Context) error {
-	svids, err := workloadapi.FetchX509SVIDs(ctx)
-	if err != nil {
-		return err
-	}
-	for _, svid := range svids {
-		fmt.Println("id", svid.ID)
-	}
-	return nil
-}
-
-func fetchJWT(ctx context.Context, audience string) error {
-	source, err := workloadapi.NewJWTSource(ctx)
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	svid, err := source.FetchJWTSVID(ctx, jwtsvid.Params{Audience: audience})
-	if err != nil {
-		return err
-	}
-	token := svid.Marshal()
-	checked, err := jwtsvid.ParseAndValidate(token, source, []string{audience})
-	if err != nil {
-		return err
-	}
-	fmt.Println("token", token)
-	fmt.Println("id", checked.ID)
-	validated, err := workloadapi.ValidateJWTSVID(ctx, token, audience)
-	if err != nil {
-		return err
-	}
-	fmt.Println("validated", validated.ID)
-	return nil
-}
-
-type watcher struct {
-	updates chan *workloadapi.X509Context
-	failed  chan error
-}
-
-func (w watcher) OnX509ContextUpdate(c *workloadapi.X509Context) { w.updates <- c }
-func (w watcher) OnX509ContextWatchError(err error)              { w.failed <- err }
-
-func watch(ctx context.Context, count int) error {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	w := watcher{updates: make(chan *workloadapi.X509Context, 16), failed: make(chan error, 16)}
-	go func() { w.failed <- workloadapi.WatchX509Context(ctx, w) }()
-	for seen := 1; seen <= count; {
-		select {
-		case update := <-w.updates:
-			svid := update.DefaultSVID()
-			fmt.Println("update", seen, svid.ID, svid.Certificates[0].SerialNumber.Text(16))
-			seen++
-		case err := <-w.failed:
-			if errors.Is(err, context.DeadlineExceeded) || ctx.Err() != nil {
-				return err
-			}
-			fmt.Println("watch error:", err)
+		return fields{"ids": []string{svid.ID.String()}, "token": svid.Marshal()}, nil
+	case "verify":
+		bundles, err := client.FetchJWTBundles(ctx)
+		if err != nil {
+			return nil, err
 		}
+		return subject(jwtsvid.ParseAndValidate(words[0], bundles, []string{words[1]}))
+	case "validate":
+		return subject(client.ValidateJWTSVID(ctx, words[0], words[1]))
 	}
-	return nil
+	return nil, fmt.Errorf("unknown command %q", command)
+}
+
+func subject(svid *jwtsvid.SVID, err error) (fields, error) {
+	if err != nil {
+		return nil, err
+	}
+	return fields{"ids": []string{svid.ID.String()}}, nil
+}
+
+func summary(update *workloadapi.X509Context) (fields, error) {
+	first := update.DefaultSVID()
+	own, err := update.Bundles.GetX509BundleForTrustDomain(first.ID.TrustDomain())
+	if err != nil {
+		return nil, err
+	}
+	ids := []string{}
+	for _, svid := range update.SVIDs {
+		ids = append(ids, svid.ID.String())
+	}
+	return fields{
+		"ids":         ids,
+		"serial":      first.Certificates[0].SerialNumber.Text(16),
+		"authorities": len(own.X509Authorities()),
+	}, nil
+}
+
+func failure(err error) fields {
+	if from, ok := status.FromError(err); ok {
+		return fields{"code": from.Code().String(), "message": from.Message()}
+	}
+	return fields{"code": "", "message": err.Error()}
+}
+
+type watcher struct{}
+
+func (watcher) OnX509ContextUpdate(update *workloadapi.X509Context) {
+	event, err := summary(update)
+	if err != nil {
+		event = fields{"message": err.Error()}
+	}
+	event["event"] = "update"
+	tell(event)
+}
+
+func (watcher) OnX509ContextWatchError(err error) {
+	event := failure(err)
+	event["event"] = "ended"
+	tell(event)
 }

@@ -1,18 +1,20 @@
 """A workload in Python, over the unchanged py-spiffe packages.
 
-    client.py x509 | jwt AUDIENCE | validate TOKEN AUDIENCE | watch COUNT
-              | serve PORT | dial PORT EXPECTED_ID SECONDS
+    client.py                       answers commands, see ../session.rs
+    client.py serve PORT | dial PORT EXPECTED_ID SECONDS
 
-The Workload API's address is taken from SPIFFE_ENDPOINT_SOCKET. Each result is one line; the exit
-status is 0 only if everything asked for was seen.
+The Workload API's address is taken from SPIFFE_ENDPOINT_SOCKET.
 """
 
+import json
 import os
 import sys
 import threading
 import time
 
-from spiffe import JwtSource, JwtSvid, SpiffeId, TrustDomain, WorkloadApiClient, X509Source
+import grpc
+import jwt as pyjwt
+from spiffe import JwtSvid, SpiffeId, TrustDomain, WorkloadApiClient, X509Source
 from spiffetls import ListenOptions, dial, listen
 from spiffetls.mode import ClientTlsMode, ServerTlsMode
 from spiffetls.tlsconfig.authorize import authorize_id, authorize_member_of
@@ -24,46 +26,84 @@ def say(*words):
     print(*words, flush=True)
 
 
-def x509():
-    with X509Source(socket_path=ENDPOINT, timeout_in_seconds=20) as source:
-        for svid in source.get_x509_context().x509_svids:
-            say("id", svid.spiffe_id)
+def tell(**fields):
+    say(json.dumps(fields))
 
 
-def jwt(audience):
-    with JwtSource(socket_path=ENDPOINT, timeout_in_seconds=20) as source:
-        svid = source.fetch_svid(audience={audience})
-        own = source.get_bundle_for_trust_domain(svid.spiffe_id.trust_domain)
-        checked = JwtSvid.parse_and_validate(svid.token, own, {audience})
-        say("token", svid.token)
-        say("id", checked.spiffe_id)
-    with WorkloadApiClient(ENDPOINT) as client:
-        say("validated", client.validate_jwt_svid(svid.token, audience).spiffe_id)
+class Workload:
+    """The commands of ../session.rs."""
+
+    TIMEOUT = 20
+
+    def __init__(self):
+        self.client = WorkloadApiClient(ENDPOINT, default_timeout=self.TIMEOUT)
+
+    def x509(self):
+        return self.summary(self.client.fetch_x509_context())
+
+    def watch(self):
+        handler = self.client.stream_x509_contexts(
+            lambda context: tell(event="update", **self.summary(context)),
+            lambda error: tell(event="given up", message=str(error)),
+        )
+        threading.Thread(target=self.follow, args=(handler,), daemon=True).start()
+        return {}
+
+    def jwt(self, audience):
+        svid = self.client.fetch_jwt_svid({audience})
+        return {"ids": [str(svid.spiffe_id)], "token": svid.token}
+
+    def verify(self, token, audience):
+        subject = pyjwt.decode(token, options={"verify_signature": False})["sub"]
+        bundles = self.client.fetch_jwt_bundles()
+        bundle = bundles.get_bundle_for_trust_domain(SpiffeId(subject).trust_domain)
+        return {"ids": [str(JwtSvid.parse_and_validate(token, bundle, {audience}).spiffe_id)]}
+
+    def validate(self, token, audience):
+        return {"ids": [str(self.client.validate_jwt_svid(token, audience).spiffe_id)]}
+
+    @staticmethod
+    def summary(context):
+        default = context.default_svid
+        own = context.x509_bundle_set.get_bundle_for_trust_domain(default.spiffe_id.trust_domain)
+        return {
+            "ids": [str(svid.spiffe_id) for svid in context.x509_svids],
+            "serial": format(default.leaf.serial_number, "x"),
+            "authorities": len(own.x509_authorities),
+        }
+
+    @staticmethod
+    def follow(handler):
+        """The library opens the stream anew by itself and tells nobody why the last one ended; its calls do."""
+        last = None
+        while True:
+            call = handler.response_iterator
+            if call is None or call is last:
+                time.sleep(0.01)
+                continue
+            code, details = call.code(), call.details()  # returns when the call has ended
+            tell(event="ended", code=code.name, message=details)
+            last = call
 
 
-def validate(token, audience):
-    with WorkloadApiClient(ENDPOINT) as client:
-        say("validated", client.validate_jwt_svid(token, audience).spiffe_id)
+def failure(error):
+    """What the server said, if it was the server; else what the library says."""
+    cause = error
+    while cause is not None:
+        if isinstance(cause, grpc.Call):
+            return {"code": cause.code().name, "message": cause.details()}
+        cause = cause.__cause__
+    return {"code": "", "message": str(error)}
 
 
-def watch(count):
-    wanted = int(count)
-    done = threading.Event()
-    seen = []
-
-    with X509Source(socket_path=ENDPOINT, timeout_in_seconds=20) as source:
-
-        def update():
-            leaf = source.svid.leaf
-            seen.append(leaf.serial_number)
-            say("update", len(seen), source.svid.spiffe_id, format(leaf.serial_number, "x"))
-            if len(seen) >= wanted:
-                done.set()
-
-        source.subscribe_for_updates(update)
-        update()
-        if not done.wait(180):
-            raise SystemExit(f"saw {len(seen)} updates of {wanted}")
+def answer_commands():
+    workload = Workload()
+    for line in sys.stdin:
+        command, *words = line.split()
+        try:
+            tell(reply=command, **getattr(workload, command)(*words))
+        except Exception as error:
+            tell(reply=command, error=failure(error))
 
 
 def serve(port):
@@ -102,7 +142,10 @@ def dial_loop(port, expected, seconds):
     say("handshakes", handshakes, "certificates", len(serials))
 
 
-COMMANDS = {"x509": x509, "jwt": jwt, "validate": validate, "watch": watch, "serve": serve, "dial": dial_loop}
-COMMANDS[sys.argv[1]](*sys.argv[2:])
-say("done")
+COMMANDS = {"serve": serve, "dial": dial_loop}
+if len(sys.argv) > 1:
+    COMMANDS[sys.argv[1]](*sys.argv[2:])
+    say("done")
+else:
+    answer_commands()
 os._exit(0)  # the sources' threads must not keep a finished command alive

@@ -1,15 +1,17 @@
 //! A workload in Rust, over the unchanged `spiffe` and `spiffe-rustls` crates.
 //!
-//! `x509 | jwt AUDIENCE | validate TOKEN AUDIENCE | watch COUNT | serve PORT | dial PORT EXPECTED_ID SECONDS`;
-//! the Workload API's address is taken from `SPIFFE_ENDPOINT_SOCKET`.
+//! Without arguments it answers commands, see `../session.rs`; `serve PORT | dial PORT EXPECTED_ID SECONDS` are for
+//! mutual TLS. The Workload API's address is taken from `SPIFFE_ENDPOINT_SOCKET`.
+
+mod commands;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use rustls::pki_types::ServerName;
-use spiffe::{JwtSource, WorkloadApiClient, X509Source};
+use spiffe::X509Source;
 use spiffe_rustls::{authorizer, mtls_client, mtls_server};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,62 +21,12 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 async fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        ["x509"] => x509().await?,
-        ["jwt", audience] => jwt(audience).await?,
-        ["validate", token, audience] => validate(token, audience).await?,
-        ["watch", count] => watch(count.parse()?).await?,
+        [] => return commands::answer().await,
         ["serve", port] => serve(port.parse()?).await?,
         ["dial", port, expected, seconds] => dial(port.parse()?, expected, seconds.parse()?).await?,
         _ => bail!("unknown command {args:?}"),
     }
     println!("done");
-    Ok(())
-}
-
-async fn x509() -> anyhow::Result<()> {
-    let context = WorkloadApiClient::connect_env()
-        .await?
-        .fetch_x509_context()
-        .await?;
-    for svid in context.svids() {
-        println!("id {}", svid.spiffe_id());
-    }
-    Ok(())
-}
-
-async fn jwt(audience: &str) -> anyhow::Result<()> {
-    let source = JwtSource::new().await?;
-    let svid = source.fetch_jwt_svid(&[audience]).await?;
-    println!("token {}", svid.token());
-    println!("id {}", svid.spiffe_id());
-    validate(svid.token(), audience).await
-}
-
-async fn validate(token: &str, audience: &str) -> anyhow::Result<()> {
-    let svid = WorkloadApiClient::connect_env()
-        .await?
-        .validate_jwt_token(audience, token)
-        .await?;
-    println!("validated {}", svid.spiffe_id());
-    Ok(())
-}
-
-async fn watch(count: usize) -> anyhow::Result<()> {
-    let source = X509Source::new().await?;
-    let mut updates = source.updated();
-    for seen in 1..=count {
-        let svid = source.svid()?;
-        let names = finial_identity::x509::Certificate::parse(svid.leaf().as_bytes())?
-            .dns_names()
-            .join(",");
-        let digest = digest(svid.leaf().as_bytes());
-        println!("update {seen} {} {digest} {names}", svid.spiffe_id());
-        if seen < count {
-            tokio::time::timeout(Duration::from_secs(180), updates.changed())
-                .await
-                .context("no update came")??;
-        }
-    }
     Ok(())
 }
 

@@ -57,7 +57,7 @@ impl Stage {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("private/admin.sock");
         let public = LocalSocket::public(&dir.path().join("public/api.sock")).unwrap();
-        let socket = LocalSocket::admin(&path, public.path()).unwrap();
+        let socket = LocalSocket::private(&path, public.path()).unwrap();
         let routes = LocalRoutes::new(Probe::new(None, world.node.subscribe()))
             .with(DebugService::server(debug))
             .with(LoggerService::server(log.clone()))

@@ -13,6 +13,7 @@ use tower::Layer;
 use tower_service::Service;
 
 use super::AdmittedCall;
+use crate::endpoints::broker::BrokerCaller;
 use crate::endpoints::listener::Caller;
 
 /// Puts the limits before services.
@@ -61,13 +62,18 @@ where
 }
 
 fn admit(request: &http::Request<Body>) -> Result<AdmittedCall, Status> {
-    let Some(Caller { peer, admitted }) = request.extensions().get() else {
-        return Err(Status::internal("connection has no peer"));
+    let extensions = request.extensions();
+    let admitted = match (extensions.get(), extensions.get()) {
+        (Some(Caller { peer, admitted }), _) => {
+            let pid = peer.process().map(|process| process.pid());
+            if pid.is_ok_and(|pid| pid == std::process::id()) {
+                return Ok(admitted.own_call());
+            }
+            admitted
+        }
+        (None, Some(BrokerCaller { admitted, .. })) => admitted,
+        (None, None) => return Err(Status::internal("connection has no peer")),
     };
-    let pid = peer.process().map(|process| process.pid());
-    if pid.is_ok_and(|pid| pid == std::process::id()) {
-        return Ok(admitted.own_call());
-    }
     // As SPIRE says it; all clients try again later.
     let call = admitted.call(request.uri().path());
     call.map_err(|too_many| Status::unavailable(too_many.to_string()))

@@ -53,6 +53,9 @@ pub const MAX_CALLS_PER_USER: usize = 4096;
 /// Most calls of one container at a time, root's included.
 pub const MAX_CALLS_PER_CONTAINER: usize = 2048;
 
+/// Most calls of one broker at a time: a stream of each kind for each of some hundred workloads.
+pub const MAX_CALLS_PER_BROKER: usize = 2048;
+
 /// Most callers of one user or container whose facts are found out at a time; further ones wait for these, and for
 /// nobody else's.
 const TURNS: usize = 16;
@@ -68,12 +71,18 @@ const CONTAINER_RATE: Rate = Rate {
     burst: 2048.0,
 };
 
-/// What the admin socket may take of the files that can be open, so that neither socket can shut out the other.
+/// How often one broker may call: for each workload of a node, again and again.
+const BROKER_RATE: Rate = Rate {
+    per_second: 256.0,
+    burst: 2048.0,
+};
+
+/// What the admin socket, or brokers, may take of the files that can be open, so that none can shut out the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminShare {
     /// Most connections.
     pub connections: usize,
-    /// Most processes that are held on behalf of delegates.
+    /// Most processes that are held on behalf of delegates, or of brokers.
     pub processes: usize,
 }
 
@@ -191,7 +200,7 @@ impl Admission {
             return None;
         }
         let share = |holder| match holder {
-            Holder::User(_) => limit / 2,
+            Holder::User(_) | Holder::Broker(_) => limit / 2,
             Holder::Container(_) => limit / 4,
         };
         if !has_room(&open.connections, who, share) {
@@ -217,6 +226,7 @@ impl Admitted {
         let most = |holder| match holder {
             Holder::User(_) => MAX_CALLS_PER_USER,
             Holder::Container(_) => MAX_CALLS_PER_CONTAINER,
+            Holder::Broker(_) => MAX_CALLS_PER_BROKER,
         };
         let mut open = self.shared.lock();
         if !has_room(&open.calls, self.who, most) {
@@ -275,6 +285,7 @@ impl Admitted {
             let rate = match holder {
                 Holder::User(_) => USER_RATE,
                 Holder::Container(_) => CONTAINER_RATE,
+                Holder::Broker(_) => BROKER_RATE,
             };
             if !rates.take((holder, ""), rate, now) {
                 return Err(TooMany::AtOnce);
@@ -418,6 +429,23 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         let refused = std::iter::repeat_with(|| one.call(FETCH)).position(|call| call.is_err());
         assert_eq!(refused, Some(510), "what was refused counts too");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_broker_has_its_own_calls_and_connections() {
+        let admission = Admission::new(4);
+        let (one, other) = (Who::Broker(0), Who::Broker(1));
+        let held = [admission.admit(one).unwrap(), admission.admit(one).unwrap()];
+        assert!(admission.admit(one).is_none());
+        let other = admission.admit(other).unwrap();
+        let calls: Vec<_> = (0..MAX_CALLS_PER_BROKER).map(|_| held[0].own_call()).collect();
+        assert_eq!(held[1].call(FETCH).unwrap_err(), TooMany::Open);
+        assert!(other.call(FETCH).is_ok());
+        drop(calls);
+        let refused = std::iter::repeat_with(|| held[1].call(FETCH)).position(|call| call.is_err());
+        assert_eq!(refused, Some(2047), "one was counted while the others were open");
+        assert_eq!(held[1].call(FETCH).unwrap_err(), TooMany::AtOnce);
+        assert!(other.call(FETCH).is_ok());
     }
 
     #[tokio::test]

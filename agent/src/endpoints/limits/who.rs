@@ -6,10 +6,16 @@ use crate::workload::ProcFs;
 
 /// A caller before anything is known of it but what costs next to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Who {
-    uid: u32,
-    /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
-    container: Option<u64>,
+pub enum Who {
+    /// A process that opened a Unix socket.
+    Process {
+        /// Its user.
+        uid: u32,
+        /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
+        container: Option<u64>,
+    },
+    /// A broker, by its place in the configuration.
+    Broker(usize),
 }
 
 /// One of those to whose share a caller's connections and calls count.
@@ -17,6 +23,7 @@ pub struct Who {
 pub(super) enum Holder {
     User(u32),
     Container(u64),
+    Broker(usize),
 }
 
 impl Who {
@@ -28,7 +35,7 @@ impl Who {
             .filter(|pid| *pid != 0)
             .and_then(|pid| pid_namespace(procfs, pid))
             .filter(|namespace| pid_namespace(procfs, std::process::id()) != Some(*namespace));
-        Self {
+        Self::Process {
             uid: credentials.uid(),
             container,
         }
@@ -37,7 +44,7 @@ impl Who {
     /// A user's process in a pid namespace of its own.
     #[cfg(test)]
     pub(crate) fn within(uid: u32, namespace: u64) -> Self {
-        Self {
+        Self::Process {
             uid,
             container: Some(namespace),
         }
@@ -46,20 +53,29 @@ impl Who {
     /// The shares that this caller uses up. Many containers have root, so only the container counts there; a user
     /// may make namespaces at will, so the user counts too.
     pub(super) fn holders(self) -> impl Iterator<Item = Holder> {
-        let user = (self.uid != 0).then_some(Holder::User(self.uid));
-        user.into_iter().chain(self.container.map(Holder::Container))
+        let shares = match self {
+            Self::Process { uid, container } => [
+                (uid != 0).then_some(Holder::User(uid)),
+                container.map(Holder::Container),
+            ],
+            Self::Broker(place) => [Some(Holder::Broker(place)), None],
+        };
+        shares.into_iter().flatten()
     }
 
     /// Who is meant when each caller is given the same.
     pub(super) fn narrowest(self) -> Holder {
-        self.container.map_or(Holder::User(self.uid), Holder::Container)
+        match self {
+            Self::Process { uid, container } => container.map_or(Holder::User(uid), Holder::Container),
+            Self::Broker(place) => Holder::Broker(place),
+        }
     }
 }
 
 impl From<u32> for Who {
     /// A user's process in the agent's own pid namespace.
     fn from(uid: u32) -> Self {
-        Self { uid, container: None }
+        Self::Process { uid, container: None }
     }
 }
 

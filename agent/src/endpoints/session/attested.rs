@@ -45,6 +45,8 @@ pub struct Session {
     incomplete_since: Option<Instant>,
     /// Something was sent to the caller.
     answered: bool,
+    /// Somebody else asks for the process.
+    is_on_behalf: bool,
 }
 
 /// What to do about the present snapshot.
@@ -72,6 +74,32 @@ impl Session {
                 return Err(attestation_failed());
             }
         };
+        Self::of(sessions, process, admitted, request.metadata(), access, false).await
+    }
+
+    /// A session about a process for which somebody else asks, who was found out and authorized before. Identities
+    /// that are for nobody but the process itself are left out, and without any the answer is a refusal.
+    ///
+    /// # Errors
+    /// `Unavailable` when nothing can be told about the process.
+    pub async fn on_behalf_of(
+        sessions: &Sessions,
+        process: Arc<Process>,
+        admitted: &Arc<Admitted>,
+        metadata: &MetadataMap,
+        access: Access,
+    ) -> Result<Self, Status> {
+        Self::of(sessions, process, admitted, metadata, access, true).await
+    }
+
+    async fn of(
+        sessions: &Sessions,
+        process: Arc<Process>,
+        admitted: &Arc<Admitted>,
+        metadata: &MetadataMap,
+        access: Access,
+        is_on_behalf: bool,
+    ) -> Result<Self, Status> {
         let shared = Arc::clone(&sessions.shared);
         let selectors = attest(&shared, admitted, &process, access).await?;
         let mut subscription = shared.parts.svids.observe(Arc::clone(&selectors));
@@ -88,9 +116,10 @@ impl Session {
             subscription,
             opened: Instant::now(),
             attested: Instant::now(),
-            patience: deadline(request.metadata()),
+            patience: deadline(metadata),
             incomplete_since: None,
             answered: false,
+            is_on_behalf,
         })
     }
 
@@ -179,6 +208,17 @@ impl Session {
         self.changed_until(None).await
     }
 
+    /// Does work for the caller, for as long as something can be sent to it.
+    ///
+    /// # Errors
+    /// When no more can be sent.
+    pub async fn during<T>(&self, work: impl Future<Output = T>) -> Result<T, Status> {
+        match select(pin!(ended(&self.process, &self.shared)), pin!(work)).await {
+            Either::Left((status, _)) => Err(status),
+            Either::Right((done, _)) => Ok(done),
+        }
+    }
+
     /// The present snapshot; changes of it from now on are waited for.
     fn present(&mut self) -> Arc<Snapshot> {
         self.subscription.mark_seen();
@@ -213,7 +253,10 @@ impl Session {
                 ))
             }
         };
-        let view = self.shared.views.view(snapshot, &self.selectors);
+        let mut view = self.shared.views.view(snapshot, &self.selectors);
+        if self.is_on_behalf {
+            view = view.handed_out();
+        }
         if matches!(self.access, Access::X509Svids | Access::Secrets)
             && view.holds_expired(self.shared.parts.clock.now())
         {
@@ -230,8 +273,11 @@ impl Session {
         }
         if view.is_empty() {
             let free = self.access == Access::Validation
-                || (matches!(self.access, Access::X509Bundles | Access::JwtBundles)
-                    && self.shared.parts.policy.allow_unauthenticated_verifiers);
+                || (matches!(
+                    self.access,
+                    Access::X509Bundles | Access::JwtBundles | Access::WitBundles
+                ) && self.shared.parts.policy.allow_unauthenticated_verifiers
+                    && !self.is_on_behalf);
             return match self.grace(snapshot) {
                 _ if !synced => unsynced(),
                 _ if free => Verdict::Ready(self.shared.views.nobody(snapshot)),
@@ -239,8 +285,13 @@ impl Session {
                 _ => Verdict::End(denied()),
             };
         }
-        // Before the first sync the own bundle has no keys for JWT-SVIDs.
-        if !synced && matches!(self.access, Access::JwtBundles | Access::Validation) {
+        // Before the first sync the own bundle has no keys for tokens.
+        if !synced
+            && matches!(
+                self.access,
+                Access::JwtBundles | Access::WitBundles | Access::Validation
+            )
+        {
             return unsynced();
         }
         if self.access == Access::X509Svids {

@@ -37,6 +37,10 @@ pub enum Access {
     X509Bundles,
     /// JWT bundles to hand out.
     JwtBundles,
+    /// The identities, to obtain WIT-SVIDs for them.
+    WitSvids,
+    /// WIT bundles to hand out.
+    WitBundles,
     /// Bundles to validate with; no identity is needed.
     Validation,
     /// Whatever there is, now and later; no identity is needed.
@@ -51,6 +55,8 @@ impl Access {
             Self::Identities => "FetchJWTSVID",
             Self::X509Bundles => "FetchX509Bundles",
             Self::JwtBundles => "FetchJWTBundles",
+            Self::WitSvids => "FetchWITSVID",
+            Self::WitBundles => "FetchWITBundles",
             Self::Validation => "ValidateJWTSVID",
             Self::Secrets => "secret discovery",
         }

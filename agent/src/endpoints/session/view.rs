@@ -44,6 +44,22 @@ impl View {
         }
     }
 
+    /// The view without the identities of administrators and of downstream servers, which are for nobody but
+    /// themselves.
+    pub(super) fn handed_out(self: Arc<Self>) -> Arc<Self> {
+        struct HandedOut(Arc<View>);
+        let is_own = |entry: &Arc<CachedEntry>| entry.admin || entry.downstream;
+        if !self.entries_of_any_hint.iter().any(is_own) {
+            return self;
+        }
+        let without = |view: &Self| {
+            let entries = view.entries_of_any_hint.iter();
+            let others = entries.filter(|entry| !is_own(entry)).cloned().collect();
+            HandedOut(Arc::new(Self::new(Arc::clone(&view.snapshot), others)))
+        };
+        Arc::clone(&self.derived(without).0)
+    }
+
     /// The identities of the caller, ordered by entry id; of entries with the same hint only the oldest.
     pub fn entries(&self) -> &[Arc<CachedEntry>] {
         &self.entries

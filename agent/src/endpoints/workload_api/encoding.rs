@@ -6,7 +6,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 use finial_identity::bundle::Bundle;
 use finial_identity::spiffe_id::TrustDomain;
-use finial_proto::workload::{JwtBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse};
+use finial_proto::workload::{
+    JwtBundlesResponse, WitBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse,
+};
 use prost::Message;
 use zeroize::Zeroizing;
 
@@ -64,6 +66,21 @@ pub(super) fn jwt_bundles(view: &View) -> Bytes {
     view.derived(encode).0.clone()
 }
 
+/// `WITBundlesResponse`, whose documents are text. A caller without identity gets the own bundle alone.
+pub(super) fn wit_bundles(view: &View) -> Bytes {
+    struct Encoded(Bytes);
+    let encode = |view: &View| {
+        let documents = view
+            .all_bundles()
+            .map(|(name, bundle)| (name.id().to_string(), bundle.to_wit_jwks()));
+        let answer = WitBundlesResponse {
+            bundles: documents.collect(),
+        };
+        Encoded(Bytes::from(answer.encode_to_vec()))
+    };
+    view.derived(encode).0.clone()
+}
+
 /// X.509 authorities by trust domain ID. A trust domain without any is left out: clients fail on an empty value.
 fn x509<'a>(bundles: impl Iterator<Item = (&'a TrustDomain, &'a Arc<Bundle>)>) -> BTreeMap<String, Bytes> {
     bundles
@@ -73,7 +90,7 @@ fn x509<'a>(bundles: impl Iterator<Item = (&'a TrustDomain, &'a Arc<Bundle>)>) -
 }
 
 /// Encodes a message with private keys, into memory that is zeroised when its last user drops it.
-fn secret(message: &impl Message) -> Bytes {
+pub(super) fn secret(message: &impl Message) -> Bytes {
     let encoded = Zeroizing::new(message.encode_to_vec());
     if encoded.len() > CLIENT_LIMIT {
         tracing::warn!(

@@ -27,14 +27,35 @@ const ALWAYS_RETURNED: [&str; 3] = ["sub", "aud", "exp"];
 pub(super) async fn fetch(sessions: Sessions, request: Request<JwtsvidRequest>) -> Result<Bytes, Status> {
     let JwtsvidRequest { audience, spiffe_id } = request.get_ref();
     check_audience(audience)?;
-    let only = match spiffe_id.as_str() {
-        "" => None,
-        text => Some(
-            SpiffeId::parse(text)
-                .map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")))?,
-        ),
-    };
-    let mut session = Session::open(&sessions, &request, Access::Identities).await?;
+    let only = requested_identity(spiffe_id)?;
+    let session = Session::open(&sessions, &request, Access::Identities).await?;
+    tokens(&sessions, session, audience, only).await
+}
+
+/// The identity that a request names, if it names one.
+///
+/// # Errors
+/// `InvalidArgument` for what is no SPIFFE ID.
+pub(in crate::endpoints) fn requested_identity(spiffe_id: &str) -> Result<Option<SpiffeId>, Status> {
+    if spiffe_id.is_empty() {
+        return Ok(None);
+    }
+    let parsed = SpiffeId::parse(spiffe_id);
+    parsed
+        .map(Some)
+        .map_err(|error| Status::invalid_argument(format!("invalid requested SPIFFE ID: {error}")))
+}
+
+/// `JWTSVIDResponse`, with a token for each identity of a session, or for `only` one.
+///
+/// # Errors
+/// `PermissionDenied` without such an identity; `Unavailable` when a token cannot be obtained.
+pub(in crate::endpoints) async fn tokens(
+    sessions: &Sessions,
+    mut session: Session,
+    audience: &[String],
+    only: Option<SpiffeId>,
+) -> Result<Bytes, Status> {
     let view = session.view().await?;
     let entries: Vec<_> = view
         .entries()

@@ -9,15 +9,16 @@ use crate::endpoints::session::{Access, Session, Sessions, View};
 
 /// What a stream sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Content {
+pub(in crate::endpoints) enum Content {
     X509Svids,
     X509Bundles,
     JwtBundles,
+    WitBundles,
 }
 
 /// A stream of one caller.
 #[derive(Debug)]
-pub(super) struct Messages {
+pub(in crate::endpoints) struct Messages {
     pub(super) session: Session,
     content: Content,
     /// What was sent last.
@@ -34,18 +35,24 @@ impl Messages {
         request: &Request<M>,
         content: Content,
     ) -> Result<Self, Status> {
-        Ok(Self {
-            session: Session::open(sessions, request, content.access()).await?,
+        let session = Session::open(sessions, request, content.access()).await?;
+        Ok(Self::of(session, content))
+    }
+
+    /// A stream of a session that was opened for [`Content::access`].
+    pub(in crate::endpoints) fn of(session: Session, content: Content) -> Self {
+        Self {
+            session,
             content,
             sent: None,
-        })
+        }
     }
 
     /// The next message: when the content for this caller is another than what was sent.
     ///
     /// # Errors
     /// As [`Session::view`]; the stream ends with it. A stream never ends without an error.
-    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
+    pub(in crate::endpoints) async fn next(&mut self) -> Result<Bytes, Status> {
         loop {
             let view = self.session.view().await?;
             let content = self.content.of(&view);
@@ -63,7 +70,7 @@ impl Messages {
     }
 
     /// The stream, beginning with a message that is at hand.
-    pub(super) fn into_stream(
+    pub(in crate::endpoints) fn into_stream(
         self,
         first: Bytes,
     ) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
@@ -80,11 +87,13 @@ impl Messages {
 }
 
 impl Content {
-    fn access(self) -> Access {
+    /// What a session is opened for.
+    pub(in crate::endpoints) fn access(self) -> Access {
         match self {
             Self::X509Svids => Access::X509Svids,
             Self::X509Bundles => Access::X509Bundles,
             Self::JwtBundles => Access::JwtBundles,
+            Self::WitBundles => Access::WitBundles,
         }
     }
 
@@ -93,6 +102,7 @@ impl Content {
             Self::X509Svids => encoding::x509_svids(view),
             Self::X509Bundles => encoding::x509_bundles(view),
             Self::JwtBundles => encoding::jwt_bundles(view),
+            Self::WitBundles => encoding::wit_bundles(view),
         }
     }
 }

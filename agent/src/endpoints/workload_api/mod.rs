@@ -1,4 +1,5 @@
-//! The SPIFFE Workload API: X.509 and JWT profiles (Workload API §5 and §6). The WIT profile is off.
+//! The SPIFFE Workload API: X.509 and JWT profiles (Workload API §5 and §6), and the WIT profile (§7, Incubating) where
+//! it is switched on.
 //!
 //! Every call carries `workload.spiffe.io: true`. The caller is attested by its process, once for each call and on
 //! a stream again before each new message; a stream sends the whole state whenever what this caller gets has
@@ -7,30 +8,30 @@
 mod encoding;
 mod jwt;
 mod messages;
+mod wit;
 
 #[cfg(test)]
 mod tests;
 
 use std::convert::Infallible;
-use std::future::Future;
 use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use finial_proto::workload::spiffe_workload_api_server::SERVICE_NAME;
 use finial_proto::workload::{
-    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, X509BundlesRequest, X509svidRequest,
+    JwtBundlesRequest, JwtsvidRequest, ValidateJwtsvidRequest, WitBundlesRequest, WitsvidRequest,
+    X509BundlesRequest, X509svidRequest,
 };
 use futures_util::future::BoxFuture;
 use prost::Message;
 use tonic::body::Body;
-use tonic::server::{Grpc, NamedService};
-use tonic::{Request, Response, Status};
+use tonic::server::NamedService;
+use tonic::{Request, Status};
 use tower_service::Service;
 
-use self::messages::{Content, Messages};
+pub(super) use self::jwt::{requested_identity, tokens};
+pub(super) use self::messages::{Content, Messages};
 use super::client::SECURITY_HEADER;
-use super::codec::PreEncoded;
-use super::limits::MAX_REQUEST_BYTES;
+use super::codec::{require_security_header, streaming, unary};
 use super::session::Sessions;
 
 /// The service. Cheap to clone.
@@ -46,8 +47,8 @@ impl WorkloadApi {
     }
 
     async fn answer(self, request: http::Request<Body>) -> http::Response<Body> {
-        if !has_security_header(request.headers()) {
-            return Status::invalid_argument("security header missing from request").into_http();
+        if let Err(missing) = require_security_header(request.headers(), SECURITY_HEADER) {
+            return missing.into_http();
         }
         let sessions = self.sessions;
         let path = request.uri().path();
@@ -73,8 +74,19 @@ impl WorkloadApi {
                 })
                 .await
             }
-            Some((SERVICE_NAME, "FetchWITSVID" | "FetchWITBundles")) => {
+            Some((SERVICE_NAME, "FetchWITSVID" | "FetchWITBundles"))
+                if sessions.svids().wit_cache().is_none() =>
+            {
                 Status::unimplemented("the WIT profile is switched off").into_http()
+            }
+            Some((SERVICE_NAME, "FetchWITSVID")) => {
+                let service = tower::service_fn(move |request: Request<WitsvidRequest>| {
+                    wit::fetch(sessions.clone(), request)
+                });
+                grpc::<WitsvidRequest>().server_streaming(service, request).await
+            }
+            Some((SERVICE_NAME, "FetchWITBundles")) => {
+                stream::<WitBundlesRequest>(sessions, request, Content::WitBundles).await
             }
             _ => Status::unimplemented("unknown method").into_http(),
         }
@@ -100,45 +112,15 @@ impl Service<http::Request<Body>> for WorkloadApi {
     }
 }
 
-/// Exactly one value, exactly `true`: a browser or a proxy that was tricked into a request cannot send it.
-fn has_security_header(headers: &http::HeaderMap) -> bool {
-    let (name, value) = SECURITY_HEADER;
-    let mut values = headers.get_all(name).iter();
-    values
-        .next()
-        .is_some_and(|only| only.as_bytes() == value.as_bytes())
-        && values.next().is_none()
-}
-
 async fn stream<M: Message + Default + 'static>(
     sessions: Sessions,
     request: http::Request<Body>,
     content: Content,
 ) -> http::Response<Body> {
-    let service = tower::service_fn(move |request: Request<M>| {
-        let sessions = sessions.clone();
-        async move {
-            let mut messages = Messages::open(&sessions, &request, content).await?;
-            let first = messages.next().await?;
-            Ok::<_, Status>(Response::new(messages.into_stream(first)))
-        }
-    });
-    grpc::<M>().server_streaming(service, request).await
-}
-
-async fn unary<M, F, A>(request: http::Request<Body>, answer: F) -> http::Response<Body>
-where
-    M: Message + Default + 'static,
-    F: FnOnce(Request<M>) -> A + Clone,
-    A: Future<Output = Result<Bytes, Status>>,
-{
-    let service = tower::service_fn(move |request: Request<M>| {
-        let answer = answer.clone()(request);
-        async move { answer.await.map(Response::new) }
-    });
-    grpc::<M>().unary(service, request).await
-}
-
-fn grpc<M: Message + Default + 'static>() -> Grpc<PreEncoded<M>> {
-    Grpc::new(PreEncoded::new()).max_decoding_message_size(MAX_REQUEST_BYTES)
+    let answer = move |request: Request<M>| async move {
+        let mut messages = Messages::open(&sessions, &request, content).await?;
+        let first = messages.next().await?;
+        Ok(messages.into_stream(first))
+    };
+    streaming(request, answer).await
 }

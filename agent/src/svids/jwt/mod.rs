@@ -1,9 +1,11 @@
-//! JWT-SVIDs: cached, renewed at half of their life, requested once for all who wait.
+//! JWT-SVIDs: cached, renewed at half of their life, requested once for all who wait. WIT-SVIDs
+//! ([`super::wit`]) are kept in the same way.
 //!
 //! A token past half of its life that is still valid is handed out when no new one comes in time: after
 //! `hit_timeout`, or as soon as the server has failed once. From then on nobody waits for that token's successor,
 //! which is asked for in the background, until there is one or the token expires.
 
+mod source;
 mod tokens;
 
 #[cfg(test)]
@@ -16,7 +18,6 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use finial_identity::process::Clock;
 use finial_identity::spiffe_id::SpiffeId;
 use futures_util::FutureExt;
@@ -25,47 +26,29 @@ use futures_util::future::{Shared, WeakShared};
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
-use tonic::Code;
 
-use self::tokens::{Key, Token, Tokens};
-use super::counters::CacheCounters;
+use self::tokens::{Key, Tokens};
+use super::counters::{CacheCounters, TokenCounters};
 use crate::node::{Backoff, Jitter};
-use crate::upstream::{Upstream, UpstreamError};
 
+pub use self::source::{JwtError, JwtSource, Signed};
+pub use self::tokens::Token;
 pub use crate::upstream::SignedJwt;
 
-/// Signs JWT-SVIDs: the server, or what stands for it in tests.
-#[async_trait]
-pub trait JwtSource: Send + Sync + fmt::Debug {
-    /// One JWT-SVID for an entry.
-    async fn sign_jwt(&self, entry_id: &str, audiences: &[String]) -> Result<SignedJwt, UpstreamError>;
+/// The cache of JWT-SVIDs.
+pub type JwtCache = TokenCache<SignedJwt>;
+
+/// A cache of tokens. Cheap to clone.
+pub struct TokenCache<T: Signed> {
+    inner: Arc<Inner<T>>,
 }
 
-#[async_trait]
-impl JwtSource for Upstream {
-    async fn sign_jwt(&self, entry_id: &str, audiences: &[String]) -> Result<SignedJwt, UpstreamError> {
-        Self::sign_jwt(self, entry_id, audiences).await
+impl<T: Signed> Clone for TokenCache<T> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+        }
     }
-}
-
-/// Why there is no JWT-SVID.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum JwtError {
-    /// The entry is unknown to the server, or this agent is not authorized for it.
-    #[error("entry not found or not authorized: {0}")]
-    NotFound(String),
-    /// The server refuses such a request.
-    #[error("server refused: {0}")]
-    Refused(String),
-    /// The server could not be reached or did not answer in time.
-    #[error("server unavailable: {0}")]
-    Unavailable(String),
-}
-
-/// The cache of JWT-SVIDs. Cheap to clone.
-#[derive(Clone)]
-pub struct JwtCache {
-    inner: Arc<Inner>,
 }
 
 /// How much is cached, and how long a caller waits.
@@ -86,9 +69,20 @@ impl Default for JwtCacheSettings {
     }
 }
 
-impl JwtCache {
+impl<T: Signed> TokenCache<T> {
     /// An empty cache in front of `source`.
-    pub fn new(source: Arc<dyn JwtSource>, settings: JwtCacheSettings, clock: Clock, jitter: Jitter) -> Self {
+    pub fn new(source: Arc<T::Source>, settings: JwtCacheSettings, clock: Clock, jitter: Jitter) -> Self {
+        Self::counting(Arc::default(), source, settings, clock, jitter)
+    }
+
+    /// The same with counters that others share.
+    pub fn counting(
+        counters: Arc<CacheCounters>,
+        source: Arc<T::Source>,
+        settings: JwtCacheSettings,
+        clock: Clock,
+        jitter: Jitter,
+    ) -> Self {
         let (renewals, renewing) = mpsc::channel(MAX_RENEWALS);
         Self {
             inner: Arc::new(Inner {
@@ -96,7 +90,7 @@ impl JwtCache {
                 hit_timeout: settings.hit_timeout,
                 clock,
                 jitter,
-                counters: Arc::default(),
+                counters,
                 state: Mutex::new(State {
                     tokens: Tokens::new(settings.max_size),
                     requests: HashMap::new(),
@@ -120,23 +114,38 @@ impl JwtCache {
         spiffe_id: &SpiffeId,
         audiences: &[String],
         reuse: bool,
-    ) -> Result<SignedJwt, JwtError> {
+    ) -> Result<T, JwtError> {
+        let held = self.fetch_held(entry_id, spiffe_id, audiences, reuse).await?;
+        Ok(held.value.clone())
+    }
+
+    /// The same, with what the cache knows about the token.
+    ///
+    /// # Errors
+    /// As [`TokenCache::fetch`].
+    pub async fn fetch_held(
+        &self,
+        entry_id: &str,
+        spiffe_id: &SpiffeId,
+        audiences: &[String],
+        reuse: bool,
+    ) -> Result<Arc<Token<T>>, JwtError> {
         let inner = &self.inner;
         let key = Arc::new(Key::new(entry_id, spiffe_id, audiences));
         if !reuse {
-            inner.counters.jwt_misses.add(1);
+            inner.counted().misses.add(1);
             return inner.request(&key, audiences, None).await;
         }
         match inner.look_up(&key, audiences) {
             Found::Fresh(token) => {
-                inner.counters.jwt_hits.add(1);
-                Ok(token.jwt.clone())
+                inner.counted().hits.add(1);
+                Ok(token)
             }
             Found::Nothing(request) => {
-                inner.counters.jwt_misses.add(1);
+                inner.counted().misses.add(1);
                 request.answer.await
             }
-            Found::Aging(token, None) => inner.hand_out_aging(&token),
+            Found::Aging(token, None) => inner.hand_out_aging(token),
             Found::Aging(token, Some(request)) => inner.renewed_in_time(&key, &token, request).await,
         }
     }
@@ -158,15 +167,19 @@ impl JwtCache {
         let mut state = self.inner.locked();
         // What is being signed may be signed with them.
         state.requests.clear();
-        let is_forgotten = |_key: &Key, token: &Token| {
+        let is_forgotten = |_key: &Key, token: &Token<T>| {
             let key_id = token.key_id.as_ref();
             key_id.is_some_and(|id| key_ids.contains(id))
         };
         let forgotten = state.tokens.forget(is_forgotten);
-        self.inner.counters.jwt_tainted.add(forgotten);
-        self.inner.counters.jwt_svids.set(state.tokens.len());
+        self.inner.counted().tainted.add(forgotten);
+        self.inner.counted().held.set(state.tokens.len());
         if forgotten > 0 {
-            tracing::info!(forgotten, "JWT-SVIDs of tainted or revoked keys were dropped");
+            tracing::info!(
+                forgotten,
+                kind = T::NAME,
+                "tokens of tainted or revoked keys were dropped"
+            );
         }
     }
 
@@ -179,7 +192,7 @@ impl JwtCache {
         state
             .tokens
             .forget(|key, _token| entry_ids.contains(&key.entry_id));
-        self.inner.counters.jwt_svids.set(state.tokens.len());
+        self.inner.counted().held.set(state.tokens.len());
     }
 
     /// How many tokens are held.
@@ -192,65 +205,68 @@ impl JwtCache {
         self.len() == 0
     }
 
-    pub(super) fn counters(&self) -> &Arc<CacheCounters> {
+    pub(crate) fn counters(&self) -> &Arc<CacheCounters> {
         &self.inner.counters
     }
 }
 
-impl fmt::Debug for JwtCache {
+impl<T: Signed> fmt::Debug for TokenCache<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JwtCache").field("tokens", &self.len()).finish()
+        f.debug_struct("TokenCache")
+            .field("kind", &T::NAME)
+            .field("tokens", &self.len())
+            .finish()
     }
 }
 
-type Answer = Result<SignedJwt, JwtError>;
-type Running = Pin<Box<dyn Future<Output = Answer> + Send>>;
+type Answer<T> = Result<Arc<Token<T>>, JwtError>;
+type Running<T> = Pin<Box<dyn Future<Output = Answer<T>> + Send>>;
 
-struct Inner {
-    source: Arc<dyn JwtSource>,
+struct Inner<T: Signed> {
+    source: Arc<T::Source>,
     hit_timeout: Duration,
     clock: Clock,
     jitter: Jitter,
     counters: Arc<CacheCounters>,
-    state: Mutex<State>,
+    state: Mutex<State<T>>,
     /// Requests that go on although nobody waits for them.
-    renewals: mpsc::Sender<Shared<Running>>,
-    renewing: tokio::sync::Mutex<mpsc::Receiver<Shared<Running>>>,
+    renewals: mpsc::Sender<Shared<Running<T>>>,
+    renewing: tokio::sync::Mutex<mpsc::Receiver<Shared<Running<T>>>>,
 }
 
-struct State {
-    tokens: Tokens,
+struct State<T: Signed> {
+    tokens: Tokens<T>,
     /// Requests under way that those who come may join. Weak: one that nobody waits for any more is dropped.
-    requests: HashMap<Arc<Key>, Joinable>,
+    requests: HashMap<Arc<Key>, Joinable<T>>,
     requests_after_sweep: usize,
     next_request: u64,
 }
 
-struct Joinable {
+struct Joinable<T: Signed> {
     id: u64,
-    answer: WeakShared<Running>,
+    answer: WeakShared<Running<T>>,
     started: Instant,
     has_failed: watch::Receiver<bool>,
 }
 
 /// A request that one takes part in.
-struct Request {
-    answer: Shared<Running>,
+struct Request<T: Signed> {
+    answer: Shared<Running<T>>,
     started: Instant,
     /// Whether an attempt has failed already.
     has_failed: watch::Receiver<bool>,
 }
 
 /// What the cache has.
-enum Found {
-    Fresh(Arc<Token>),
+enum Found<T: Signed> {
+    Fresh(Arc<Token<T>>),
     /// Past half of its life; with the request that it is worth to wait for.
-    Aging(Arc<Token>, Option<Request>),
-    Nothing(Request),
+    Aging(Arc<Token<T>>, Option<Request<T>>),
+    Nothing(Request<T>),
 }
 
-impl Inner {
-    fn look_up(self: &Arc<Self>, key: &Arc<Key>, audiences: &[String]) -> Found {
+impl<T: Signed> Inner<T> {
+    fn look_up(self: &Arc<Self>, key: &Arc<Key>, audiences: &[String]) -> Found<T> {
         let now = self.clock.now();
         let mut state = self.locked();
         let used = state.tokens.used(key);
@@ -258,7 +274,7 @@ impl Inner {
             let (request, _is_new) = self.join(&mut state, key, audiences);
             return Found::Nothing(request);
         };
-        if token.is_fresh(now, self.jitter.draw()) {
+        if token.is_fresh(now) {
             return Found::Fresh(token);
         }
         if trouble.is_some_and(|until| Instant::now() < until) {
@@ -273,7 +289,7 @@ impl Inner {
     }
 
     /// Waits for the successor of a valid token, but not long.
-    async fn renewed_in_time(&self, key: &Key, token: &Arc<Token>, request: Request) -> Answer {
+    async fn renewed_in_time(&self, key: &Key, token: &Arc<Token<T>>, request: Request<T>) -> Answer<T> {
         let Request {
             answer,
             started,
@@ -289,9 +305,9 @@ impl Inner {
         let error = tokio::select! {
             biased;
             answer = answer => match answer {
-                Ok(jwt) => {
-                    self.counters.jwt_misses.add(1);
-                    return Ok(jwt);
+                Ok(renewed) => {
+                    self.counted().misses.add(1);
+                    return Ok(renewed);
                 }
                 Err(error) => error.to_string(),
             },
@@ -306,19 +322,25 @@ impl Inner {
         tracing::warn!(
             error,
             entry_id = key.entry_id,
-            "JWT-SVID could not be renewed; the cached one is still valid"
+            kind = T::NAME,
+            "token could not be renewed; the cached one is still valid"
         );
-        self.hand_out_aging(token)
+        self.hand_out_aging(Arc::clone(token))
     }
 
-    fn hand_out_aging(&self, token: &Token) -> Answer {
-        self.counters.jwt_stale_hits.add(1);
-        Ok(token.jwt.clone())
+    fn hand_out_aging(&self, token: Arc<Token<T>>) -> Answer<T> {
+        self.counted().stale_hits.add(1);
+        Ok(token)
     }
 
     /// The request for `key` that is under way, or a new one, and which of the two. It is driven by those who wait
     /// for it.
-    fn join(self: &Arc<Self>, state: &mut State, key: &Arc<Key>, audiences: &[String]) -> (Request, bool) {
+    fn join(
+        self: &Arc<Self>,
+        state: &mut State<T>,
+        key: &Arc<Key>,
+        audiences: &[String],
+    ) -> (Request<T>, bool) {
         if let Some(present) = state.requests.get(key)
             && let Some(answer) = present.answer.upgrade()
         {
@@ -334,7 +356,7 @@ impl Inner {
         let (failing, has_failed) = watch::channel(false);
         let inner = Arc::clone(self);
         let (wanted, audiences) = (Arc::clone(key), audiences.to_vec());
-        let running: Running = Box::pin(async move {
+        let running: Running<T> = Box::pin(async move {
             let answer = inner.request(&wanted, &audiences, Some(&failing)).await;
             inner.finish(id, &wanted, &answer);
             answer
@@ -363,16 +385,16 @@ impl Inner {
     }
 
     /// Keeps the answer, unless what was asked for was forgotten meanwhile.
-    fn finish(&self, id: u64, key: &Arc<Key>, answer: &Answer) {
+    fn finish(&self, id: u64, key: &Arc<Key>, answer: &Answer<T>) {
         let mut state = self.locked();
         if state.requests.get(key).is_none_or(|present| present.id != id) {
             return;
         }
         state.requests.remove(key);
         match answer {
-            Ok(jwt) if jwt.token.len() <= MAX_CACHED_TOKEN => {
-                state.tokens.keep(key, Arc::new(Token::new(jwt.clone())));
-                self.counters.jwt_svids.set(state.tokens.len());
+            Ok(token) if token.value.token().len() <= MAX_CACHED_TOKEN => {
+                state.tokens.keep(key, Arc::clone(token));
+                self.counted().held.set(state.tokens.len());
             }
             Ok(_huge) => {}
             // Those who come next do not wait.
@@ -388,17 +410,17 @@ impl Inner {
         key: &Key,
         audiences: &[String],
         failing: Option<&watch::Sender<bool>>,
-    ) -> Answer {
+    ) -> Answer<T> {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY, self.jitter.clone());
         let mut last = None;
         let attempts = async {
             loop {
-                match self.source.sign_jwt(&key.entry_id, audiences).await {
-                    Ok(jwt) if jwt.spiffe_id != key.spiffe_id => {
-                        let text = format!("token is for {}, not for {}", jwt.spiffe_id, key.spiffe_id);
+                match T::sign(&self.source, &key.entry_id, audiences).await {
+                    Ok(signed) if *signed.spiffe_id() != key.spiffe_id => {
+                        let text = format!("token is for {}, not for {}", signed.spiffe_id(), key.spiffe_id);
                         return Err(JwtError::Refused(text));
                     }
-                    Ok(jwt) => return Ok(jwt),
+                    Ok(signed) => return Ok(Arc::new(Token::new(signed, self.jitter.draw()))),
                     Err(error) if error.is_transient() => last = Some(JwtError::from(error)),
                     Err(error) => return Err(JwtError::from(error)),
                 }
@@ -415,27 +437,18 @@ impl Inner {
             }
         };
         if answer.is_err() {
-            self.counters.jwt_failed.add(1);
+            self.counted().failed.add(1);
         }
         answer
     }
 
-    fn locked(&self) -> MutexGuard<'_, State> {
+    fn counted(&self) -> &TokenCounters {
+        T::counters(&self.counters)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, State<T>> {
         // A token more or less after a panic does no harm.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl From<UpstreamError> for JwtError {
-    fn from(error: UpstreamError) -> Self {
-        match error {
-            UpstreamError::Other {
-                code: Code::NotFound,
-                message,
-            } => Self::NotFound(message),
-            error if error.is_refusal() => Self::Refused(error.to_string()),
-            error => Self::Unavailable(error.to_string()),
-        }
     }
 }
 

@@ -1,10 +1,13 @@
 //! The cache in paused time, in front of a server that can be told to fail or to fall silent.
 
 use super::*;
+use crate::upstream::UpstreamError;
+use async_trait::async_trait;
 use finial_identity::jwt::{parse_unverified, sign};
 use finial_identity::key::{KeyType, PrivateKey};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use time::macros::datetime;
+use tonic::Code;
 
 /// Signs after a while; can be told to fail.
 #[derive(Debug)]
@@ -274,10 +277,10 @@ async fn calls_are_counted_by_how_they_were_answered() {
     fetch(&cache, "web", &["a"]).await.unwrap();
     let counters = cache.counters();
     let counts = [
-        &counters.jwt_hits,
-        &counters.jwt_stale_hits,
-        &counters.jwt_misses,
-        &counters.jwt_svids,
+        &counters.jwt.hits,
+        &counters.jwt.stale_hits,
+        &counters.jwt.misses,
+        &counters.jwt.held,
     ];
     assert_eq!(counts.map(|count| count.value()), [2, 1, 1, 1]);
 }

@@ -1,15 +1,14 @@
-//! The JWT-SVIDs held, the least recently used of which goes first.
+//! The tokens held, the least recently used of which goes first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use finial_identity::jwt::parse_unverified;
 use finial_identity::spiffe_id::SpiffeId;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::SignedJwt;
+use super::Signed;
 use crate::node::remaining_at_renewal;
 
 /// What a token is for.
@@ -21,26 +20,30 @@ pub(super) struct Key {
     audiences: Vec<String>,
 }
 
-/// One JWT-SVID.
-pub(super) struct Token {
-    pub(super) jwt: SignedJwt,
+/// One token.
+pub struct Token<T> {
+    /// The token and what belongs to it.
+    pub value: T,
     /// `kid` of the authority that signed it.
-    pub(super) key_id: Option<String>,
+    pub key_id: Option<String>,
+    issued_at: OffsetDateTime,
+    expires_at: OffsetDateTime,
+    renew_at: OffsetDateTime,
     /// It must not be handed out any more.
     forgotten: AtomicBool,
 }
 
 /// Tokens by what they are for; a hard limit holds.
-pub(super) struct Tokens {
+pub(super) struct Tokens<T> {
     max_size: usize,
-    held: HashMap<Arc<Key>, Held>,
+    held: HashMap<Arc<Key>, Held<T>>,
     /// By last use.
     order: BTreeMap<u64, Arc<Key>>,
     uses: u64,
 }
 
-struct Held {
-    token: Arc<Token>,
+struct Held<T> {
+    token: Arc<Token<T>>,
     last_use: u64,
     /// The server did not renew it in time; not to be asked again before this.
     trouble: Option<Instant>,
@@ -63,38 +66,51 @@ impl Key {
     }
 }
 
-impl Token {
-    pub(super) fn new(jwt: SignedJwt) -> Self {
+impl<T: Signed> Token<T> {
+    /// `drawn` in `[0, 1)` spreads when it is renewed: when about half of its life is over.
+    pub(super) fn new(value: T, drawn: f64) -> Self {
+        let (issued_at, expires_at) = value.life();
         Self {
-            key_id: parse_unverified(&jwt.token).ok().map(|token| token.kid),
-            jwt,
+            key_id: value.key_id(),
+            value,
+            issued_at,
+            expires_at,
+            renew_at: expires_at - remaining_at_renewal(issued_at, expires_at, drawn),
             forgotten: AtomicBool::new(false),
         }
     }
 
-    /// Whether more than about half of its life remains; `drawn` in `[0, 1)` spreads it.
-    pub(super) fn is_fresh(&self, now: OffsetDateTime, drawn: f64) -> bool {
-        let SignedJwt {
-            issued_at,
-            expires_at,
-            ..
-        } = self.jwt;
-        expires_at - now > remaining_at_renewal(issued_at, expires_at, drawn)
+    /// When it is to be renewed.
+    pub fn renew_at(&self) -> OffsetDateTime {
+        self.renew_at
+    }
+
+    /// Whether it need not be renewed yet.
+    pub fn is_fresh(&self, now: OffsetDateTime) -> bool {
+        now < self.renew_at
     }
 
     /// Whether so little of its life remains that a new one is worth waiting for.
     pub(super) fn is_ending(&self, now: OffsetDateTime) -> bool {
-        let life = self.jwt.expires_at - self.jwt.issued_at;
-        self.jwt.expires_at - now < life / 8
+        let life = self.expires_at - self.issued_at;
+        self.expires_at - now < life / 8
     }
 
     /// Whether it may be handed out.
-    pub(super) fn is_valid(&self, now: OffsetDateTime) -> bool {
-        now < self.jwt.expires_at && !self.forgotten.load(Ordering::Relaxed)
+    pub fn is_valid(&self, now: OffsetDateTime) -> bool {
+        now < self.expires_at && !self.forgotten.load(Ordering::Relaxed)
     }
 }
 
-impl Tokens {
+impl<T> std::fmt::Debug for Token<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Token")
+            .field("expires_at", &self.expires_at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<T> Tokens<T> {
     pub(super) fn new(max_size: usize) -> Self {
         Self {
             max_size,
@@ -109,7 +125,7 @@ impl Tokens {
     }
 
     /// The token for `key`, which counts as used now, and since when there is trouble with it.
-    pub(super) fn used(&mut self, key: &Key) -> Option<(Arc<Token>, Option<Instant>)> {
+    pub(super) fn used(&mut self, key: &Key) -> Option<(Arc<Token<T>>, Option<Instant>)> {
         let held = self.held.get_mut(key)?;
         let known = self.order.remove(&held.last_use)?;
         self.uses += 1;
@@ -119,7 +135,7 @@ impl Tokens {
     }
 
     /// Keeps a token in the place of an earlier one.
-    pub(super) fn keep(&mut self, key: &Arc<Key>, token: Arc<Token>) {
+    pub(super) fn keep(&mut self, key: &Arc<Key>, token: Arc<Token<T>>) {
         self.uses += 1;
         let held = Held {
             token,
@@ -140,7 +156,7 @@ impl Tokens {
 
     /// Notes that `token`, or whichever is held, was not renewed in time, and that the server is not to be asked
     /// before `until`.
-    pub(super) fn note_trouble(&mut self, key: &Key, token: Option<&Arc<Token>>, until: Instant) {
+    pub(super) fn note_trouble(&mut self, key: &Key, token: Option<&Arc<Token<T>>>, until: Instant) {
         if let Some(held) = self.held.get_mut(key)
             && token.is_none_or(|token| Arc::ptr_eq(&held.token, token))
         {
@@ -149,7 +165,7 @@ impl Tokens {
     }
 
     /// Forgets tokens, also for those who hold them already. Returns how many.
-    pub(super) fn forget(&mut self, is_forgotten: impl Fn(&Key, &Token) -> bool) -> usize {
+    pub(super) fn forget(&mut self, is_forgotten: impl Fn(&Key, &Token<T>) -> bool) -> usize {
         let before = self.held.len();
         let order = &mut self.order;
         self.held.retain(|key, held| {

@@ -10,3 +10,4 @@ mod entry_batches;
 mod stopping;
 mod svids;
 mod watching;
+mod wit;

@@ -159,13 +159,21 @@ impl Keys {
         upserts: &mut Vec<DerivedEntry>,
         removals: &mut Vec<String>,
     ) {
-        for uuid in std::mem::take(&mut self.unsettled) {
+        let unsettled = std::mem::take(&mut self.unsettled);
+        // All that was counted goes before anything counts anew: an owner may have moved from one key to another.
+        for uuid in &unsettled {
+            let counted = self
+                .keys
+                .get_mut(uuid)
+                .map(|key| std::mem::take(&mut key.counted));
+            for (owner, was_masked) in counted.into_iter().flatten() {
+                self.count(&owner, was_masked, -1);
+            }
+        }
+        for uuid in unsettled {
             let Some(mut key) = self.keys.remove(&uuid) else {
                 continue;
             };
-            for (owner, was_masked) in std::mem::take(&mut key.counted) {
-                self.count(&owner, was_masked, -1);
-            }
             let winner = key
                 .candidates
                 .first()

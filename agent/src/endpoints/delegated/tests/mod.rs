@@ -5,12 +5,10 @@ mod refusals;
 mod streams;
 mod targets;
 
-use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
-use async_trait::async_trait;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_proto::spire::api::agent::delegatedidentity::v1 as pb;
@@ -25,55 +23,25 @@ use crate::endpoints::health::Probe;
 use crate::endpoints::limits::Admission;
 use crate::endpoints::listener::LocalSocket;
 use crate::endpoints::routes::LocalRoutes;
-use crate::endpoints::testing::{TRUST_DOMAIN, World};
-use crate::svids::{CachedEntry, Snapshot, SvidCache};
-use crate::workload::{AttestorError, ProcFs, Process, WorkloadAttestation, WorkloadAttestor};
+use crate::endpoints::testing::{FactsByPid, TRUST_DOMAIN, Workload, World};
+use crate::svids::CachedEntry;
+use crate::workload::{ProcFs, WorkloadAttestation};
 
 /// Far more than any answer of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// The fact about the delegate, which is this process.
 const DELEGATE: &str = "unix:uid:7";
 
-/// What holds for the processes; nothing can be told about others.
-#[derive(Clone, Debug, Default)]
-struct Facts {
-    by_pid: Arc<Mutex<HashMap<u32, Vec<&'static str>>>>,
-    /// Published while the next process is attested.
-    meanwhile: Arc<Mutex<Option<(SvidCache, Snapshot)>>>,
-}
-
-impl Facts {
-    fn set(&self, pid: u32, facts: &[&'static str]) {
-        self.by_pid.lock().unwrap().insert(pid, facts.to_vec());
-    }
-}
-
-#[async_trait]
-impl WorkloadAttestor for Facts {
-    fn name(&self) -> &'static str {
-        "facts"
-    }
-
-    async fn attest(&self, process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError> {
-        if let Some((cache, next)) = self.meanwhile.lock().unwrap().take() {
-            cache.publish(next);
-        }
-        let facts = self.by_pid.lock().unwrap().get(&process.pid()).cloned();
-        let facts = facts.ok_or(AttestorError::CutOff)?;
-        Ok(facts.into_iter().map(selector).collect())
-    }
-}
-
 /// An agent with an admin socket, whose delegate is `spiffe://example.org/delegate`.
 #[derive(Debug)]
 struct Stage {
     world: World,
-    facts: Facts,
+    facts: FactsByPid,
     path: PathBuf,
     _dir: tempfile::TempDir,
 }
 
-fn parts(world: &World, facts: &Facts) -> DelegatedIdentityParts {
+fn parts(world: &World, facts: &FactsByPid) -> DelegatedIdentityParts {
     DelegatedIdentityParts {
         attestation: WorkloadAttestation::new(vec![Arc::new(facts.clone())], Duration::from_secs(5)),
         svids: world.svids.clone(),
@@ -88,12 +56,12 @@ fn parts(world: &World, facts: &Facts) -> DelegatedIdentityParts {
 
 impl Stage {
     fn new() -> Self {
-        let (mut world, facts) = (World::new(), Facts::default());
+        let (mut world, facts) = (World::new(), FactsByPid::default());
         facts.set(std::process::id(), &[DELEGATE]);
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("private/admin.sock");
         let public = LocalSocket::public(&dir.path().join("public/api.sock")).unwrap();
-        let socket = LocalSocket::admin(&path, public.path()).unwrap();
+        let socket = LocalSocket::private(&path, public.path()).unwrap();
         let routes = LocalRoutes::new(Probe::new(None, world.node.subscribe()))
             .with(DelegatedIdentity::server(parts(&world, &facts)))
             .build()

@@ -101,7 +101,7 @@ async fn each_change_is_told_whole_and_nothing_else_is() {
 
 #[tokio::test(start_paused = true)]
 async fn an_svid_that_is_being_signed_is_waited_for_but_not_for_ever() {
-    let (world, facts) = (World::new(), Facts::default());
+    let (world, facts) = (World::new(), FactsByPid::default());
     let unissued = world.unissued("a");
     let shared = Arc::new(Shared::from(parts(&world, &facts)));
     let selectors = wire_selectors(&["unix:uid:1000"]);

@@ -1,35 +1,6 @@
 //! Targets that are given by their pids.
 
-use std::process::{Child, Command, Stdio};
-
 use super::*;
-
-/// A process that lives until it is killed.
-struct Workload(Child);
-
-impl Workload {
-    fn start() -> Self {
-        let mut command = Command::new("cat");
-        command.stdin(Stdio::piped()).stdout(Stdio::null());
-        Self(command.spawn().unwrap())
-    }
-
-    fn pid(&self) -> u32 {
-        self.0.id()
-    }
-
-    fn end(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-}
-
-impl Drop for Workload {
-    fn drop(&mut self) {
-        let _ended_already = self.0.kill();
-        let _reaped_already = self.0.wait();
-    }
-}
 
 #[tokio::test]
 async fn a_pid_gets_what_holds_for_its_process_until_that_ends() {

@@ -19,10 +19,10 @@ fn caller(process: Process) -> Caller {
 }
 
 /// A workload that lives until it is dropped.
-struct Workload(Child);
+pub(super) struct Workload(Child);
 
 impl Workload {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self(
             Command::new("cat")
                 .stdin(Stdio::piped())
@@ -37,8 +37,12 @@ impl Workload {
     }
 
     fn request(&self) -> Request<()> {
+        self.request_of(())
+    }
+
+    pub(super) fn request_of<M>(&self, message: M) -> Request<M> {
         let process = Process::open(i64::from(self.0.id()), &ProcFs::default()).unwrap();
-        let mut request = Request::new(());
+        let mut request = Request::new(message);
         request.extensions_mut().insert(caller(process));
         request
     }
@@ -172,13 +176,14 @@ async fn before_the_first_sync_the_answer_waits_an_interval_and_is_unavailable()
         Access::X509Svids,
         Access::X509Bundles,
         Access::JwtBundles,
+        Access::WitBundles,
         Access::Validation,
     ] {
         let request = workload.request();
         let mut session = Session::open(&sessions(&world), &request, access).await.unwrap();
         assert_eq!(code(session.view().await), Code::Unavailable, "{access:?}");
     }
-    assert_eq!(started.elapsed().as_secs(), 20);
+    assert_eq!(started.elapsed().as_secs(), 25);
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,17 +3,21 @@
 mod calls;
 mod jwt_profile;
 mod transport;
+mod wit_profile;
 mod x509_profile;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use finial_identity::process::Clock;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
 use tonic::{Code, Status, Streaming};
 
+use self::calls::Workload;
 use super::messages::{Content, Messages};
 use crate::endpoints::session::{Access, Session, Sessions};
 use crate::endpoints::testing::{Foreign, Served, TRUST_DOMAIN, World};
+use crate::svids::CachedEntry;
 
 /// Far more than any answer of these tests takes.
 const PATIENCE: Duration = Duration::from_secs(30);

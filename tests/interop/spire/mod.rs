@@ -1,6 +1,8 @@
 //! The original server, agent and commands, where `SPIRE_BIN_DIR` names a folder with `spire-server` and `spire-agent`.
 //! They are on no package registry, so these tests are skipped without the folder even where all peers are required.
 
+mod bench;
+
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -19,7 +21,7 @@ fn binaries() -> Option<PathBuf> {
     let dir = std::env::var_os("SPIRE_BIN_DIR").map(PathBuf::from);
     let found = dir.filter(|dir| dir.join("spire-server").is_file() && dir.join("spire-agent").is_file());
     if found.is_none() {
-        eprintln!("SKIPPED: SPIRE_BIN_DIR names no folder with spire-server and spire-agent");
+        finial_tests::skipped("SPIRE_BIN_DIR names no folder with spire-server and spire-agent");
     }
     found
 }

@@ -1,0 +1,367 @@
+//! The listeners of the Broker Endpoint: TLS with X509-SVIDs on both sides (SPIFFE Broker Endpoint §3.1, §5).
+//!
+//! The agent shows its own SVID, and verifies brokers against the bundles that it holds, each as they are at the
+//! handshake. A connection lasts no longer than the certificate that it was opened with.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use finial_identity::peer::{self, BundleSource, PeerError, PeerPolicy};
+use finial_identity::process::Stop;
+use finial_identity::process::unix_listener::SocketGuard;
+use finial_identity::x509::{X509Error, X509Svid};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{self, Stream};
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::task::{AbortHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either::Either;
+use tonic::service::Routes;
+
+use super::allowed::AllowedBrokers;
+use super::caller::{BrokerCaller, Transport, Trust};
+use super::gate::GateLayer;
+use super::{BrokerApi, Shared};
+use crate::config::{AllowedBroker, BrokerSettings};
+use crate::endpoints::calls::CallsLayer;
+use crate::endpoints::connection::{self, Connection};
+use crate::endpoints::limits::{AdminShare, Admission, LimitLayer, Who};
+use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
+use crate::endpoints::routes::{LocalRoutes, RoutesError};
+use crate::endpoints::session::Sessions;
+use crate::workload::ProcFs;
+
+/// How long a TLS handshake may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How many handshakes of one listener there are at a time; then the oldest makes room.
+const MOST_HANDSHAKES: usize = 64;
+/// How long to wait after the system refused to give a connection, as when no more files may be opened.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// Why the endpoint cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum BrokerError {
+    /// The Unix socket.
+    #[error("broker {0}")]
+    Socket(#[from] PrivateSocketError),
+    /// The TCP address.
+    #[error("broker: listen on {host}:{port}: {source}")]
+    Listen {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// What the endpoint stands on.
+#[derive(Debug)]
+pub struct BrokerParts {
+    /// Who the workloads are, and what they get.
+    pub sessions: Sessions,
+    /// What the agent shows.
+    pub svid: watch::Receiver<Option<Arc<X509Svid>>>,
+    /// The bundle of the agent's trust domain; those of others come with what workloads get.
+    pub own_bundle: Arc<dyn BundleSource>,
+    /// Where processes are looked up by their pids.
+    pub procfs: ProcFs,
+    /// How much brokers may take up, all together.
+    pub share: AdminShare,
+    /// When streams are to end.
+    pub stop: Stop,
+}
+
+/// Listeners that are open and not yet served.
+#[derive(Debug)]
+pub struct BrokerEndpoint {
+    brokers: Vec<AllowedBroker>,
+    listeners: Vec<Listener>,
+}
+
+#[derive(Debug)]
+enum Listener {
+    Unix(UnixListener, SocketGuard),
+    Tcp(TcpListener),
+}
+
+/// A connection before its handshake.
+type Socket = Either<UnixStream, TcpStream>;
+/// A connection of a broker.
+type Brokered = Connection<TlsStream<Socket>, BrokerCaller>;
+
+/// A task that serves one listener, under its name.
+pub type Serving = (
+    &'static str,
+    BoxFuture<'static, Result<(), tonic::transport::Error>>,
+);
+
+impl BrokerEndpoint {
+    /// Opens what is configured. The Unix socket stands apart from the `public` one, which must be open; it is for the
+    /// user and the group of the agent.
+    ///
+    /// # Errors
+    /// [`BrokerError`]; then nothing is left bound.
+    pub async fn bind(settings: &BrokerSettings, public: &Path) -> Result<Self, BrokerError> {
+        let mut listeners = Vec::new();
+        if let Some(path) = &settings.socket_path {
+            let (listener, guard) = LocalSocket::private(path, public)?.into_parts();
+            listeners.push(Listener::Unix(listener, guard));
+        }
+        if let Some(address) = &settings.bind_address {
+            let (host, port) = (address.host.as_str(), address.port);
+            let bound = TcpListener::bind((host, port)).await;
+            let listener = bound.map_err(|source| BrokerError::Listen {
+                host: host.to_owned(),
+                port,
+                source,
+            })?;
+            listeners.push(Listener::Tcp(listener));
+        }
+        Ok(Self {
+            brokers: settings.brokers.clone(),
+            listeners,
+        })
+    }
+
+    /// Where it listens on TCP, when it does.
+    pub fn tcp_addr(&self) -> Option<SocketAddr> {
+        self.listeners.iter().find_map(|listener| match listener {
+            Listener::Tcp(listener) => listener.local_addr().ok(),
+            Listener::Unix(..) => None,
+        })
+    }
+
+    /// A task for each listener.
+    ///
+    /// # Errors
+    /// When the schema that reflection shows cannot be read, which a build would have found.
+    pub fn into_tasks(self, parts: BrokerParts) -> Result<Vec<Serving>, RoutesError> {
+        let BrokerParts {
+            sessions,
+            svid,
+            own_bundle,
+            procfs,
+            share,
+            stop,
+        } = parts;
+        let brokers = AllowedBrokers::new(&self.brokers, share.processes);
+        let trust = Trust::new(own_bundle, sessions.svids().clone(), sessions.clock().clone());
+        let policy = PeerPolicy::OneOf(brokers.ids());
+        let verifier = peer::client_verifier(trust.bundles(), policy, trust.clock().clone(), true);
+        let tls = peer::server_config(svid, Some(verifier), trust.clock().clone());
+        let api = BrokerApi {
+            shared: Arc::new(Shared {
+                sessions,
+                brokers,
+                trust,
+                procfs,
+            }),
+        };
+        let host = Arc::new(Host {
+            api: api.clone(),
+            tls: Arc::new(tls),
+            admission: Admission::new(share.connections),
+        });
+        let routes = LocalRoutes::without_health().with(api).build()?;
+        let serving = self.listeners.into_iter().map(|listener| {
+            let name = listener.name();
+            let served = serve(listener, Arc::clone(&host), routes.clone(), stop.clone());
+            (name, Box::pin(served) as BoxFuture<'static, _>)
+        });
+        Ok(serving.collect())
+    }
+}
+
+impl Listener {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Unix(..) => "broker-unix",
+            Self::Tcp(_) => "broker-tcp",
+        }
+    }
+
+    fn transport(&self) -> Transport {
+        match self {
+            Self::Unix(..) => Transport::Unix,
+            Self::Tcp(_) => Transport::Tcp,
+        }
+    }
+
+    async fn accept(&self) -> io::Result<Socket> {
+        match self {
+            Self::Unix(listener, _guard) => Ok(Either::Left(listener.accept().await?.0)),
+            Self::Tcp(listener) => {
+                let (stream, _address) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok(Either::Right(stream))
+            }
+        }
+    }
+}
+
+/// What turns sockets into connections of brokers.
+#[derive(Debug)]
+struct Host {
+    api: BrokerApi,
+    tls: Arc<ServerConfig>,
+    admission: Admission,
+}
+
+/// Why a connection never came to its first call.
+#[derive(Debug, thiserror::Error)]
+enum HandshakeError {
+    #[error("TLS handshake took longer than {} s", HANDSHAKE_WITHIN.as_secs())]
+    Timeout,
+    #[error("TLS handshake: {0}")]
+    Tls(#[from] io::Error),
+    #[error("client certificate: {0}")]
+    Certificate(#[from] X509Error),
+    #[error("no broker of the configuration")]
+    Unlisted,
+    #[error("too many connections of this broker")]
+    TooMany,
+}
+
+impl Host {
+    async fn handshake(&self, socket: Socket, transport: Transport) -> Option<Brokered> {
+        match self.connect(socket, transport).await {
+            Ok(connection) => Some(connection),
+            Err(error) => {
+                if error.is_of_somebody_else() {
+                    tracing::warn!(%error, "a peer that is no broker is refused");
+                } else {
+                    tracing::debug!(%error, "connection of a broker refused");
+                }
+                None
+            }
+        }
+    }
+
+    async fn connect(&self, socket: Socket, transport: Transport) -> Result<Brokered, HandshakeError> {
+        let accept = TlsAcceptor::from(Arc::clone(&self.tls)).accept(socket);
+        let stream = tokio::time::timeout(HANDSHAKE_WITHIN, accept)
+            .await
+            .map_err(|_elapsed| HandshakeError::Timeout)??;
+        let presented = peer::Peer::from_tls(stream.get_ref().1.peer_certificates())?;
+        let broker = presented.ok_or(HandshakeError::Unlisted)?;
+        let Shared { brokers, trust, .. } = &*self.api.shared;
+        let place = brokers.place(&broker.spiffe_id).ok_or(HandshakeError::Unlisted)?;
+        let life = broker.chain.first().map(|leaf| trust.remaining(leaf));
+        let admitted = self
+            .admission
+            .admit(Who::Broker(place))
+            .ok_or(HandshakeError::TooMany)?;
+        let admitted = Arc::new(admitted);
+        let caller = BrokerCaller {
+            id: broker.spiffe_id,
+            place,
+            transport,
+            chain: broker.chain.into(),
+            admitted: Arc::clone(&admitted),
+        };
+        Ok(Connection::new(stream, admitted, caller).for_at_most(life.unwrap_or_default()))
+    }
+}
+
+impl HandshakeError {
+    /// Whether it is a known identity, and not one that may call.
+    fn is_of_somebody_else(&self) -> bool {
+        let Self::Tls(error) = self else {
+            return matches!(self, Self::Unlisted);
+        };
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        matches!(
+            inner.and_then(PeerError::within),
+            Some(PeerError::Unexpected { .. })
+        )
+    }
+}
+
+async fn serve(
+    listener: Listener,
+    host: Arc<Host>,
+    routes: Routes,
+    stop: Stop,
+) -> Result<(), tonic::transport::Error> {
+    let trust = host.api.shared.trust.clone();
+    let server = connection::server()
+        .layer(CallsLayer)
+        .layer(LimitLayer)
+        .layer(GateLayer { trust })
+        .add_routes(routes)
+        .serve_with_incoming_shutdown(connections(listener, host), stop.clone().stopped_owned());
+    connection::drained(server, &stop).await
+}
+
+/// The connections of a listener once their handshakes are done, without end and without errors.
+fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result<Brokered, io::Error>> {
+    let state = Accept {
+        listener,
+        host,
+        handshakes: JoinSet::new(),
+        ages: VecDeque::new(),
+        failing: false,
+    };
+    stream::unfold(state, |mut state| async move {
+        let connection = state.next().await;
+        Some((Ok(connection), state))
+    })
+}
+
+struct Accept {
+    listener: Listener,
+    host: Arc<Host>,
+    handshakes: JoinSet<Option<Brokered>>,
+    /// The handshakes in the order in which they began.
+    ages: VecDeque<AbortHandle>,
+    /// The last attempt failed and was logged.
+    failing: bool,
+}
+
+impl Accept {
+    async fn next(&mut self) -> Brokered {
+        loop {
+            let accepted = tokio::select! {
+                Some(done) = self.handshakes.join_next() => match done {
+                    Ok(Some(connection)) => return connection,
+                    Ok(None) | Err(_) => continue,
+                },
+                accepted = self.listener.accept() => accepted,
+            };
+            match accepted {
+                Ok(socket) => self.begin(socket),
+                Err(error) => {
+                    if !std::mem::replace(&mut self.failing, true) {
+                        let listener = self.listener.name();
+                        tracing::warn!(listener, %error, "connections cannot be accepted");
+                    }
+                    tokio::time::sleep(ACCEPT_RETRY).await;
+                }
+            }
+        }
+    }
+
+    fn begin(&mut self, socket: Socket) {
+        if std::mem::take(&mut self.failing) {
+            tracing::info!(listener = self.listener.name(), "connections are accepted again");
+        }
+        self.ages.retain(|handshake| !handshake.is_finished());
+        if self.ages.len() >= MOST_HANDSHAKES
+            && let Some(oldest) = self.ages.pop_front()
+        {
+            oldest.abort();
+        }
+        let (host, transport) = (Arc::clone(&self.host), self.listener.transport());
+        let handshake = async move { host.handshake(socket, transport).await };
+        self.ages.push_back(self.handshakes.spawn(handshake));
+    }
+}

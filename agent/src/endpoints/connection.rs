@@ -1,0 +1,166 @@
+//! What all gRPC connections of the agent have in common: their limits, and how they end.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use finial_identity::process::{AuthorityAdapter, Stop};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::time::Sleep;
+use tonic::transport::server::Connected;
+use tonic::transport::{Error, Server};
+
+use super::limits::{self, Admitted, Pace, Quiet};
+
+/// How long requests may take to end after the stop signal.
+const DRAIN: Duration = Duration::from_secs(3);
+/// Timers run no longer than this.
+const LONGEST_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// A connection, and what requests on it find among their extensions.
+#[derive(Debug)]
+pub(super) struct Connection<IO, I> {
+    io: AuthorityAdapter<IO>,
+    pace: Pace,
+    quiet: Quiet,
+    admitted: Arc<Admitted>,
+    info: I,
+    end: Option<Pin<Box<Sleep>>>,
+}
+
+impl<IO, I> Connection<IO, I> {
+    /// A connection that begins now.
+    pub(super) fn new(io: IO, admitted: Arc<Admitted>, info: I) -> Self {
+        Self {
+            io: AuthorityAdapter::new(io),
+            pace: Pace::default(),
+            quiet: Quiet::begin(),
+            admitted,
+            info,
+            end: None,
+        }
+    }
+
+    /// It is closed after so long, whatever happens on it.
+    pub(super) fn for_at_most(mut self, life: Duration) -> Self {
+        self.end = Some(Box::pin(tokio::time::sleep(life.min(LONGEST_LIFE))));
+        self
+    }
+
+    /// What requests find.
+    #[cfg(test)]
+    pub(super) fn info(&self) -> &I {
+        &self.info
+    }
+}
+
+/// A gRPC server within the limits.
+pub(super) fn server() -> Server {
+    Server::builder()
+        .max_concurrent_streams(limits::MAX_STREAMS_PER_CONNECTION)
+        .http2_max_header_list_size(limits::MAX_HEADER_BYTES)
+        .http2_max_pending_accept_reset_streams(Some(limits::MAX_PENDING_RESETS))
+        .initial_stream_window_size(limits::WINDOW_BYTES)
+        .initial_connection_window_size(limits::WINDOW_BYTES)
+        .max_frame_size(limits::FRAME_BYTES)
+}
+
+/// Runs a server that stops at `stop` by itself; requests have a moment to end.
+///
+/// # Errors
+/// What the server says.
+pub(super) async fn drained(
+    server: impl Future<Output = Result<(), Error>>,
+    stop: &Stop,
+) -> Result<(), Error> {
+    let overdue = async {
+        stop.stopped().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        outcome = server => outcome,
+        () = overdue => Ok(()),
+    }
+}
+
+impl<IO, I: Clone + Send + Sync + 'static> Connected for Connection<IO, I> {
+    type ConnectInfo = I;
+
+    fn connect_info(&self) -> I {
+        self.info.clone()
+    }
+}
+
+impl<IO: AsyncRead + Unpin, I: Unpin> AsyncRead for Connection<IO, I> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
+        if let Some(end) = &mut this.end
+            && end.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        let before = buf.filled().len();
+        let read = this.pace.poll_read(&mut this.io, &this.admitted, cx, buf);
+        if read.is_pending() {
+            return this.quiet.poll(cx, this.admitted.is_idle()).map(Err);
+        }
+        this.quiet.heard(buf.filled().len() - before);
+        read
+    }
+}
+
+impl<IO: AsyncWrite + Unpin, I: Unpin> AsyncWrite for Connection<IO, I> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.io.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt as _;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::endpoints::limits::Admission;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_with_an_end_is_closed_then_although_a_call_is_open() {
+        let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+        let _call = admitted.call("/a").unwrap();
+        let (near, _far) = tokio::io::duplex(64);
+        let life = Duration::from_secs(5);
+        let mut connection = Connection::new(near, admitted, ()).for_at_most(life);
+        let begun = Instant::now();
+        let error = connection.read_u8().await.unwrap_err();
+        assert_eq!(
+            (error.kind(), begun.elapsed().as_secs()),
+            (io::ErrorKind::TimedOut, 5)
+        );
+    }
+}

@@ -1,0 +1,85 @@
+{{/* Names and labels. */}}
+
+{{- define "finial.server.name" -}}
+{{- printf "%s-server" .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "finial.agent.name" -}}
+{{- printf "%s-agent" .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* The DaemonSet of one pool; takes a dict of root and pool. */}}
+{{- define "finial.agent.pool.name" -}}
+{{- if eq .pool "default" -}}
+{{- include "finial.agent.name" .root -}}
+{{- else -}}
+{{- printf "%s-%s" (include "finial.agent.name" .root) .pool -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finial.server.namespace" -}}
+{{- .Values.global.spire.namespaces.server.name -}}
+{{- end -}}
+
+{{- define "finial.system.namespace" -}}
+{{- .Values.global.spire.namespaces.system.name -}}
+{{- end -}}
+
+{{- define "finial.server.serviceAccount" -}}
+{{- (index .Values "spire-server").serviceAccount.name | default (include "finial.server.name" .) -}}
+{{- end -}}
+
+{{- define "finial.agent.serviceAccount" -}}
+{{- (index .Values "spire-agent").serviceAccount.name | default (include "finial.agent.name" .) -}}
+{{- end -}}
+
+{{- define "finial.class" -}}
+{{- (index .Values "spire-server").controllerManager.className | default (printf "%s-%s" .Release.Namespace .Release.Name) -}}
+{{- end -}}
+
+{{/* Cluster-wide objects carry the namespace of the release too, so that two releases of one name do not meet. */}}
+{{- define "finial.clusterwide" -}}
+{{- printf "%s-%s" .Release.Namespace .Release.Name -}}
+{{- end -}}
+
+{{- define "finial.labels" -}}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{ include "finial.selector" . }}
+{{- end -}}
+
+{{- define "finial.selector" -}}
+app.kubernetes.io/name: finial
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "finial.image" -}}
+{{- $image := .Values.image -}}
+{{- $registry := .Values.global.spire.image.registry | default $image.registry -}}
+{{- $name := ternary (printf "%s/%s" $registry $image.repository) $image.repository (ne $registry "") -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $name $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $name ($image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "finial.bundle.key" -}}
+{{- ternary "bundle.crt" "bundle.spiffe" (eq (index .Values "spire-server").bundlePublisher.k8sConfigMap.format "pem") -}}
+{{- end -}}
+
+{{/* Metadata of a custom resource from a values map; takes a dict of root, name and spec. */}}
+{{- define "finial.identity.metadata" -}}
+metadata:
+  name: {{ printf "%s-%s" (include "finial.clusterwide" .root) .name | quote }}
+  labels:
+    {{- include "finial.labels" .root | nindent 4 }}
+    {{- with .spec.labels }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
+  {{- with .spec.annotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end -}}

@@ -1,0 +1,122 @@
+//! Another value than the default, for each that is documented.
+
+use serde_json::{Value, json};
+
+use crate::engine::at;
+
+/// What to set instead of `default`. What is not named here follows from the default.
+pub fn alternative(path: &str, default: &Value) -> Value {
+    let name = path.rsplit('.').next().expect("a path has a last part");
+    match (path, name) {
+        ("global.spire.trustDomain", _) => json!("other.example.org"),
+        ("spire-server.replicaCount", _) => json!(0),
+        ("spire-server.persistence.type", _) => json!("emptyDir"),
+        ("spire-server.persistence.accessMode", _) => json!("ReadWriteOncePod"),
+        ("spire-server.service.type", _) => json!("LoadBalancer"),
+        ("spire-server.service.clusterIP", _) => json!("10.82.0.50"),
+        ("spire-server.caKeyType", _) => json!("ec-p384"),
+        ("spire-server.adminIDs" | "spire-agent.authorizedDelegates", _) => {
+            json!(["spiffe://example.org/operator"])
+        }
+        ("spire-server.nodeAttestor.k8sPSAT.serviceAccountAllowList", _) => json!(["nodes:agent"]),
+        ("spire-agent.kubeletAddress.mode", _) => json!("hostname"),
+        ("spire-agent.kubeletAuthorization", _) => json!("nodesProxy"),
+        ("spire-agent.hostNetwork", _) => json!(true),
+        ("spire-agent.runAsUser", _) => json!(1000),
+        ("spire-agent.rebootstrapMode", _) => json!("auto"),
+        ("spire-agent.trustBundleURL", _) => json!("https://bundle.example.org"),
+        ("spire-agent.workloadAttestors.k8s.verification.type", _) => json!("skip"),
+        ("spire-agent.workloadAttestors.k8s.verification.hostCert.basePath", _) => json!("/etc/kubelet"),
+        ("spire-agent.socketPath", _) => json!("/run/other/agent.sock"),
+        ("spire-agent.updateStrategy", _) => json!({"type": "OnDelete"}),
+        ("spire-agent.agents", _) => json!({"gpu": {"nodeSelector": {"gpu": "true"}}}),
+        ("spiffe-csi-driver.kubeletPath" | "spiffe-csi-driver.socketsPath", _) => json!("/var/data/kubelet"),
+        ("networkPolicy.serverFrom", _) => json!([{"ipBlock": {"cidr": "10.20.0.0/16"}}]),
+        ("image.digest", _) => json!(format!("sha256:{:064}", 1)),
+        ("image.pullPolicy", _) => json!("Always"),
+        (_, "clusterSPIFFEIDs") => json!({"a": {"spiffeIDTemplate": "spiffe://example.org/a"}}),
+        (_, "clusterStaticEntries") => json!({"a": {
+            "spiffeID": "spiffe://example.org/a",
+            "parentID": "spiffe://example.org/spire/agent/x509pop/a",
+            "selectors": ["unix:uid:1"],
+        }}),
+        (_, "clusterFederatedTrustDomains") => json!({"a": {
+            "trustDomain": "a.example",
+            "bundleEndpointURL": "https://a.example",
+            "bundleEndpointProfile": {"type": "https_web"},
+        }}),
+        (_, "format" | "trustBundleFormat") => json!("pem"),
+        (_, "logLevel") => json!("warn"),
+        (_, "logFormat") => json!("json"),
+        (_, "minAvailable") => json!(1),
+        (_, "imagePullSecrets") => json!([{"name": "mirror"}]),
+        (_, "audience" | "names" | "ignoreNamespaces" | "allowedNodeLabelKeys" | "allowedPodLabelKeys") => {
+            json!(["other"])
+        }
+        (_, "tolerations") => json!([{"key": "other", "operator": "Exists"}]),
+        (_, "affinity") => json!({"podAntiAffinity": {}}),
+        (_, "topologySpreadConstraints") => json!([{
+            "maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway", "labelSelector": {},
+        }]),
+        (_, "resources") => json!({"requests": {"cpu": "10m"}}),
+        (_, "livenessProbe" | "readinessProbe") => json!({"periodSeconds": 7}),
+        (_, "hostAliases") => json!([{"ip": "10.0.0.1", "hostnames": ["server"]}]),
+        (_, "extraEnv" | "extraEnvVars") => json!([{"name": "A", "value": "b"}]),
+        (_, "extraVolumes") => json!([{"name": "extra", "emptyDir": {}}]),
+        (_, "extraVolumeMounts") => json!([{"name": "extra", "mountPath": "/extra"}]),
+        (_, "extraContainers" | "initContainers") => json!([{"name": "extra", "image": "extra"}]),
+        (_, "storageClass") => json!("fast"),
+        (_, "size") => json!("2Gi"),
+        (_, other) if other.ends_with("TTL") || other.ends_with("For") || other.ends_with("Target") => {
+            json!("36h")
+        }
+        (_, "rebootstrapDelay" | "syncInterval" | "caTTL") => json!("36h"),
+        _ => by_form(default),
+    }
+}
+
+fn by_form(default: &Value) -> Value {
+    match default {
+        Value::Bool(on) => json!(!on),
+        Value::Number(number) => json!(number.as_f64().map_or(1, |number| number as i64 + 1)),
+        Value::String(_) => json!("other"),
+        Value::Object(_) => json!({"example.org/other": "yes"}),
+        other => panic!("no other value is known for {other}"),
+    }
+}
+
+/// What must change with it.
+pub fn together(path: &str) -> Value {
+    match path.strip_prefix("spire-server.keyManager.") {
+        Some(_) => at(
+            "spire-server.keyManager",
+            json!({"disk": {"enabled": false}, "memory": {"enabled": true}}),
+        ),
+        None => json!({}),
+    }
+}
+
+/// What must be set besides, so that the value has something to act on.
+pub fn context(path: &str) -> Value {
+    let monitors =
+        json!({"global": {"telemetry": {"prometheus": {"enabled": true, "podMonitor": {"enabled": true}}}}});
+    match path {
+        _ if path.starts_with("global.telemetry.prometheus.podMonitor.") && !path.ends_with("enabled") => {
+            monitors
+        }
+        "global.telemetry.prometheus.podMonitor.enabled" => {
+            json!({"global": {"telemetry": {"prometheus": {"enabled": true}}}})
+        }
+        "networkPolicy.metricsNamespaceLabels" => monitors,
+        "spire-agent.trustBundleFormat" => {
+            json!({"spire-agent": {"trustBundleURL": "https://bundle.example.org"}})
+        }
+        "spire-agent.workloadAttestors.unix.discoverWorkloadPath" => {
+            json!({"spire-agent": {"workloadAttestors": {"unix": {"enabled": true}}}})
+        }
+        _ if path.contains("verification.hostCert") => {
+            json!({"spire-agent": {"workloadAttestors": {"k8s": {"verification": {"type": "hostCert"}}}}})
+        }
+        _ => json!({}),
+    }
+}

@@ -1,0 +1,115 @@
+//! The configuration files in the ConfigMaps are what the program reads.
+
+use std::fs;
+
+use finial_tests::run;
+use serde_json::Value;
+
+use crate::engine::engine;
+use crate::sets::sets;
+
+/// Mistakes that this version of the program may report: parts of the product that the chart speaks of first. A line
+/// that is no longer reported must go.
+const NOT_YET: &[&str] = &[
+    "BundlePublisher \"k8s_configmap\" is not served by this version",
+    "NodeAttestor \"k8s_psat\" is not served by this version",
+    "WorkloadAttestor \"k8s\" is not served by this version",
+    "server.kubernetes: unknown key",
+    "agent.csi: unknown key",
+];
+
+#[test]
+fn the_program_accepts_every_rendered_configuration() {
+    let Some(engine) = engine() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let mut used = vec![false; NOT_YET.len()];
+    for (set, values) in sets(engine) {
+        let rendered = engine.render(&values).expect("renders");
+        for map in rendered.of_kind("ConfigMap") {
+            for (file, text) in map["data"].as_object().expect("a ConfigMap has files") {
+                let program = file.trim_end_matches(".yaml");
+                let path = folder.path().join(file);
+                fs::write(&path, text.as_str().expect("a file is text")).expect("write it");
+                let output = run([program, "validate", "-config", &path.to_string_lossy()]);
+                for line in mistakes(&output.stderr) {
+                    let known = NOT_YET.iter().position(|known| line.contains(known));
+                    used[known.unwrap_or_else(|| panic!("{set}: {file}: {line}"))] = true;
+                }
+            }
+        }
+    }
+    let gone: Vec<_> = NOT_YET.iter().zip(used).filter(|(_, used)| !used).collect();
+    assert!(gone.is_empty(), "is served by now: {gone:?}");
+}
+
+/// Names of sockets and folders that stand in the pod and in its configuration.
+#[test]
+fn pods_mount_what_their_configuration_names() {
+    let Some(engine) = engine() else { return };
+    for (set, values) in sets(engine) {
+        let rendered = engine.render(&values).expect("renders");
+        for (kind, program) in [("StatefulSet", "server"), ("DaemonSet", "agent")] {
+            for object in rendered.of_kind(kind) {
+                let name = object["metadata"]["name"].as_str().expect("a name");
+                let file = format!("{program}.yaml");
+                let text = rendered.named("ConfigMap", name)["data"][&file]
+                    .as_str()
+                    .expect("a file");
+                let config = engine.yaml(text);
+                let containers = &object["spec"]["template"]["spec"]["containers"];
+                let mounts: Vec<_> = containers[0]["volumeMounts"]
+                    .as_array()
+                    .expect("mounts")
+                    .iter()
+                    .map(|mount| mount["mountPath"].as_str().expect("a path"))
+                    .collect();
+                let block = &config[program];
+                for path in absolute_paths(&config) {
+                    // Of the pod itself: its own shared memory, and folders of other containers.
+                    let elsewhere = path.starts_with("/dev/shm/") || block["csi"]["kubelet_path"] == *path;
+                    let probe = ["/live", "/ready"].contains(&path);
+                    let mounted = mounts.iter().any(|mount| path.starts_with(mount));
+                    assert!(
+                        mounted || elsewhere || probe,
+                        "{set}: {name} has no {path}: {mounts:?}"
+                    );
+                }
+                assert!(
+                    containers[0]["args"]
+                        .to_string()
+                        .contains(&format!("/etc/finial/{program}/{file}"))
+                );
+                let ports = containers[0]["ports"].as_array().expect("ports");
+                let health = ports
+                    .iter()
+                    .find(|port| port["name"] == "health")
+                    .expect("a port of health");
+                assert_eq!(
+                    health["containerPort"].to_string(),
+                    config["health_checks"]["bind_port"].as_str().expect("a port")
+                );
+            }
+        }
+    }
+}
+
+/// Lines that name a mistake, once each, without the number of the line.
+fn mistakes(stderr: &str) -> Vec<String> {
+    stderr
+        .lines()
+        .filter(|line| !line.starts_with("Error: "))
+        .map(|line| match (line.find(" (line "), line.find("): ")) {
+            (Some(from), Some(to)) if from < to => format!("{}{}", &line[..from], &line[to + 1..]),
+            _ => line.to_owned(),
+        })
+        .collect()
+}
+
+fn absolute_paths(value: &Value) -> Vec<&str> {
+    match value {
+        Value::String(text) if text.starts_with('/') => vec![text],
+        Value::Array(list) => list.iter().flat_map(absolute_paths).collect(),
+        Value::Object(object) => object.values().flat_map(absolute_paths).collect(),
+        _ => Vec::new(),
+    }
+}

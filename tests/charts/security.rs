@@ -1,0 +1,317 @@
+//! Pod Security of each pod against the level of its namespace, the agents' few privileges, and rights at the API.
+
+use serde_json::{Value, json};
+
+use crate::engine::{Rendered, engine, merge};
+use crate::sets::{VERSIONS, required, sets};
+
+/// Each pod, or template of pods, with its namespace.
+fn pods(rendered: &Rendered) -> Vec<(String, Value, Value)> {
+    let of_objects = ["StatefulSet", "DaemonSet", "Deployment", "Job"]
+        .into_iter()
+        .flat_map(|kind| rendered.of_kind(kind))
+        .map(|object| (object, &object["spec"]["template"]["spec"]));
+    let bare = rendered.of_kind("Pod").map(|pod| (pod, &pod["spec"]));
+    of_objects
+        .chain(bare)
+        .map(|(object, spec)| {
+            let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
+            (name, object["metadata"]["namespace"].clone(), spec.clone())
+        })
+        .collect()
+}
+
+fn containers(pod: &Value) -> impl Iterator<Item = &Value> {
+    ["initContainers", "containers", "ephemeralContainers"]
+        .into_iter()
+        .filter_map(|list| pod[list].as_array())
+        .flatten()
+}
+
+/// What Pod Security level `restricted` (v1.33) has against a pod of Linux; empty when it is admitted.
+fn restricted(pod: &Value) -> Vec<String> {
+    let mut against = Vec::new();
+    let mut demand = |holds: bool, rule: String| {
+        if !holds {
+            against.push(rule);
+        }
+    };
+    for host in ["hostPID", "hostIPC", "hostNetwork"] {
+        demand(pod[host].is_null() || pod[host] == false, host.to_owned());
+    }
+    let allowed = [
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    ];
+    for volume in pod["volumes"].as_array().into_iter().flatten() {
+        let kinds = volume.as_object().expect("a volume is an object").keys();
+        for kind in kinds.filter(|key| *key != "name") {
+            demand(allowed.contains(&kind.as_str()), format!("volume of type {kind}"));
+        }
+    }
+    let of_pod = &pod["securityContext"];
+    demand(of_pod["sysctls"].is_null(), "sysctls".to_owned());
+    for container in containers(pod) {
+        let name = &container["name"];
+        let own = &container["securityContext"];
+        let effective = |key: &str| {
+            if own[key].is_null() {
+                &of_pod[key]
+            } else {
+                &own[key]
+            }
+        };
+        demand(effective("runAsNonRoot") == true, format!("{name}: runAsNonRoot"));
+        demand(effective("runAsUser") != 0, format!("{name}: runAsUser"));
+        let profile = &effective("seccompProfile")["type"];
+        demand(
+            profile == "RuntimeDefault" || profile == "Localhost",
+            format!("{name}: seccompProfile"),
+        );
+        demand(
+            own["allowPrivilegeEscalation"] == false,
+            format!("{name}: allowPrivilegeEscalation"),
+        );
+        demand(own["privileged"] != true, format!("{name}: privileged"));
+        demand(own["procMount"].is_null(), format!("{name}: procMount"));
+        let dropped = own["capabilities"]["drop"].as_array();
+        demand(
+            dropped.is_some_and(|dropped| dropped.contains(&json!("ALL"))),
+            format!("{name}: capabilities.drop"),
+        );
+        let added = own["capabilities"]["add"].as_array();
+        let only_ports = added.is_none_or(|added| added.iter().all(|one| one == "NET_BIND_SERVICE"));
+        demand(only_ports, format!("{name}: capabilities.add"));
+        for port in container["ports"].as_array().into_iter().flatten() {
+            demand(port["hostPort"].is_null(), format!("{name}: hostPort"));
+        }
+    }
+    against
+}
+
+#[test]
+fn every_pod_is_admitted_by_its_namespace_and_all_but_the_agents_are_restricted() {
+    let Some(engine) = engine() else { return };
+    for (set, values) in sets(engine) {
+        for version in VERSIONS {
+            let rendered = engine.render_for(version, &values).expect("renders");
+            for (name, namespace, pod) in pods(&rendered) {
+                let agents = name.starts_with("\"DaemonSet\"");
+                let level = rendered
+                    .of_kind("Namespace")
+                    .find(|object| object["metadata"]["name"] == namespace)
+                    .map(|object| &object["metadata"]["labels"]["pod-security.kubernetes.io/enforce"]);
+                if let Some(level) = level {
+                    assert_eq!(
+                        level,
+                        if agents { "privileged" } else { "restricted" },
+                        "{set}: {name}"
+                    );
+                }
+                assert_eq!(
+                    restricted(&pod).is_empty(),
+                    !agents,
+                    "{set}: {name}: {:?}",
+                    restricted(&pod)
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn every_container_has_a_read_only_root_and_no_shell_as_its_command() {
+    let Some(engine) = engine() else { return };
+    for (set, values) in sets(engine) {
+        let rendered = engine.render(&values).expect("renders");
+        for (name, _, pod) in pods(&rendered) {
+            for container in containers(&pod) {
+                assert_eq!(
+                    container["securityContext"]["readOnlyRootFilesystem"], true,
+                    "{set}: {name}"
+                );
+                assert!(
+                    container["command"].is_null(),
+                    "{set}: {name}: the image's own entry point runs"
+                );
+            }
+        }
+    }
+}
+
+/// The table of privileges in docs/kubernetes.md, in other words.
+#[test]
+fn agents_have_the_privileges_that_are_documented_and_no_other() {
+    let Some(engine) = engine() else { return };
+    let rendered = engine.render(&required()).expect("renders");
+    let pod = &rendered.named("DaemonSet", "finial-agent")["spec"]["template"]["spec"];
+    assert_eq!(pod["hostPID"], true);
+    assert!(pod["hostNetwork"].is_null() && pod["hostIPC"].is_null());
+    let by_name = |name: &str| {
+        let found = containers(pod).find(|container| container["name"] == name);
+        found.unwrap_or_else(|| panic!("no container {name}")).clone()
+    };
+    let agent = by_name("agent");
+    assert_eq!(agent["securityContext"]["capabilities"], json!({"drop": ["ALL"]}));
+    assert_eq!(agent["securityContext"]["allowPrivilegeEscalation"], false);
+    assert!(agent["securityContext"]["privileged"].is_null());
+    let csi = by_name("csi");
+    assert_eq!(csi["securityContext"]["privileged"], true);
+    // The privileged container has no token to call anybody with, nor the agent's keys.
+    let mounted = |container: &Value| -> Vec<String> {
+        let mounts = container["volumeMounts"].as_array().expect("mounts");
+        mounts
+            .iter()
+            .map(|mount| mount["name"].as_str().expect("a name").to_owned())
+            .collect()
+    };
+    assert_eq!(
+        mounted(&csi),
+        [
+            "config",
+            "csi-sockets",
+            "kubelet-plugin",
+            "kubelet-registry",
+            "kubelet-pods"
+        ]
+    );
+    assert_eq!(pod["automountServiceAccountToken"], false);
+    // The agent sees nothing of the node but its folders of sockets.
+    let volumes = pod["volumes"].as_array().expect("volumes");
+    let on_node: Vec<_> = volumes
+        .iter()
+        .filter(|volume| volume.get("hostPath").is_some())
+        .filter(|volume| mounted(&agent).iter().any(|name| volume["name"] == **name))
+        .map(|volume| volume["hostPath"]["path"].as_str().expect("a path"))
+        .collect();
+    assert_eq!(on_node, ["/run/finial/agent-sockets", "/run/finial/csi"]);
+}
+
+#[test]
+fn capabilities_are_added_for_the_files_of_programs_alone() {
+    let Some(engine) = engine() else { return };
+    let added = |unix: Value| {
+        let mut values = required();
+        merge(
+            &mut values,
+            &json!({"spire-agent": {"workloadAttestors": {"unix": unix}}}),
+        );
+        let rendered = engine.render(&values).expect("renders");
+        let pod = &rendered.named("DaemonSet", "finial-agent")["spec"]["template"]["spec"];
+        pod["containers"][0]["securityContext"]["capabilities"]["add"].clone()
+    };
+    assert_eq!(added(json!({"enabled": true})), Value::Null);
+    assert_eq!(added(json!({"discoverWorkloadPath": true})), Value::Null);
+    assert_eq!(
+        added(json!({"enabled": true, "discoverWorkloadPath": true})),
+        json!(["SYS_PTRACE", "DAC_READ_SEARCH"])
+    );
+}
+
+#[test]
+fn no_right_is_given_by_a_star_or_for_secrets() {
+    let Some(engine) = engine() else { return };
+    for (set, values) in sets(engine) {
+        for version in VERSIONS {
+            let rendered = engine.render_for(version, &values).expect("renders");
+            for role in ["ClusterRole", "Role"]
+                .into_iter()
+                .flat_map(|kind| rendered.of_kind(kind))
+            {
+                for rule in role["rules"].as_array().expect("rules") {
+                    let text = rule.to_string();
+                    assert!(!text.contains('*'), "{set}: {rule}");
+                    for forbidden in [
+                        "secrets",
+                        "escalate",
+                        "bind\"",
+                        "impersonate",
+                        "pods/exec",
+                        "delete",
+                    ] {
+                        assert!(!text.contains(forbidden), "{set}: {rule}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn the_server_writes_only_reviews_statuses_events_the_bundle_and_its_own_definitions() {
+    let Some(engine) = engine() else { return };
+    let rendered = engine.render(&required()).expect("renders");
+    let writes: Vec<(String, String, bool)> = ["ClusterRole", "Role"]
+        .into_iter()
+        .flat_map(|kind| rendered.of_kind(kind))
+        .filter(|role| {
+            role["metadata"]["name"]
+                .as_str()
+                .is_some_and(|name| name.contains("server"))
+        })
+        .flat_map(|role| role["rules"].as_array().expect("rules"))
+        .filter(|rule| {
+            let verbs = rule["verbs"].as_array().expect("verbs");
+            verbs
+                .iter()
+                .any(|verb| !["get", "list", "watch"].iter().any(|reads| verb == reads))
+        })
+        .map(|rule| {
+            (
+                rule["apiGroups"].to_string(),
+                rule["resources"].to_string(),
+                rule["resourceNames"].is_array(),
+            )
+        })
+        .collect();
+    let expected = [
+        (r#"["authentication.k8s.io"]"#, r#"["tokenreviews"]"#, false),
+        (
+            r#"["spire.spiffe.io"]"#,
+            r#"["clusterspiffeids/status","clusterstaticentries/status","clusterfederatedtrustdomains/status"]"#,
+            false,
+        ),
+        (r#"[""]"#, r#"["events"]"#, false),
+        (
+            r#"["apiextensions.k8s.io"]"#,
+            r#"["customresourcedefinitions"]"#,
+            true,
+        ),
+        (r#"[""]"#, r#"["configmaps"]"#, true),
+    ];
+    let expected =
+        expected.map(|(groups, resources, named)| (groups.to_owned(), resources.to_owned(), named));
+    assert_eq!(writes, expected);
+}
+
+#[test]
+fn the_check_of_the_restricted_level_refuses_what_is_not() {
+    let good = json!({
+        "securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+        "containers": [{"name": "a", "securityContext": {
+            "allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]},
+        }}],
+        "volumes": [{"name": "v", "emptyDir": {}}],
+    });
+    assert_eq!(restricted(&good), Vec::<String>::new());
+    for bad in [
+        json!({"hostPID": true}),
+        json!({"hostNetwork": true}),
+        json!({"securityContext": {"runAsNonRoot": false}}),
+        json!({"securityContext": {"runAsUser": 0}}),
+        json!({"securityContext": {"seccompProfile": {"type": "Unconfined"}}}),
+        json!({"volumes": [{"name": "v", "hostPath": {"path": "/"}}]}),
+        json!({"initContainers": [{"name": "b"}]}),
+        json!({"containers": [{"name": "a", "securityContext": {"privileged": true}}]}),
+    ] {
+        let mut pod = good.clone();
+        merge(&mut pod, &bad);
+        assert!(!restricted(&pod).is_empty(), "{bad}");
+    }
+}

@@ -1,0 +1,137 @@
+#!/usr/bin/env python3
+"""Makes a container image without a builder or a registry: an archive as `docker save` writes it, with one layer.
+
+    image.py OUT.tar NAME:TAG --file SOURCE:/path ... --program SOURCE:/path ... [--link TARGET:/path] [--busybox FILE]
+             [--entrypoint WORD]... [--env K=V]... [--user UID[:GID]] [--label K=V]...
+
+--program brings the shared libraries of the program along. --busybox adds it and a link for each of its commands.
+Equal content gives equal bytes, so an image has one digest however often it is made.
+"""
+
+import argparse
+import hashlib
+import io
+import json
+import pathlib
+import platform
+import posixpath
+import subprocess
+import tarfile
+
+ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+FOLDERS = {"tmp": 0o1777, "etc": 0o755, "proc": 0o755, "sys": 0o755, "dev": 0o755, "run": 0o755}
+
+
+def main():
+    arguments = parse()
+    layer = Layer()
+    for folder, mode in FOLDERS.items():
+        layer.folder(folder, mode)
+    layer.bytes("etc/passwd", b"root:x:0:0:root:/:/bin/sh\nnonroot:x:1000:1000:nonroot:/:/bin/sh\n")
+    layer.bytes("etc/group", b"root:x:0:\nnonroot:x:1000:\n")
+    if arguments.busybox:
+        layer.busybox(arguments.busybox)
+    for source, target in map(split, arguments.file):
+        layer.file(source, target)
+    for source, target in map(split, arguments.program):
+        layer.program(source, target)
+    for source, target in map(split, arguments.link):
+        layer.link(source, target)
+    save(arguments, layer.finish())
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out")
+    parser.add_argument("name")
+    parser.add_argument("--busybox")
+    parser.add_argument("--user", default="")
+    for option in ("file", "program", "link", "entrypoint", "env", "label"):
+        parser.add_argument(f"--{option}", action="append", default=[])
+    return parser.parse_args()
+
+
+def split(pair):
+    source, target = pair.rsplit(":", 1)
+    return source, target
+
+
+class Layer:
+    """One layer, with each parent folder of a file in it."""
+
+    def __init__(self):
+        self.buffer = io.BytesIO()
+        self.tar = tarfile.open(fileobj=self.buffer, mode="w", format=tarfile.GNU_FORMAT)
+        self.seen = set()
+
+    def add(self, path, kind, mode, content=b"", target=""):
+        path = posixpath.normpath(path).strip("/")
+        if path in self.seen:
+            return
+        parent = posixpath.dirname(path)
+        if parent and parent not in self.seen:
+            self.folder(parent, 0o755)
+        self.seen.add(path)
+        entry = tarfile.TarInfo(path)
+        entry.type, entry.mode, entry.size, entry.linkname = kind, mode, len(content), target
+        self.tar.addfile(entry, io.BytesIO(content))
+
+    def folder(self, path, mode):
+        self.add(path, tarfile.DIRTYPE, mode)
+
+    def bytes(self, path, content, mode=0o644):
+        self.add(path, tarfile.REGTYPE, mode, content)
+
+    def link(self, target, path):
+        self.add(path, tarfile.SYMTYPE, 0o777, target=target)
+
+    def file(self, source, path):
+        source = pathlib.Path(source)
+        self.bytes(path, source.read_bytes(), source.stat().st_mode & 0o777)
+
+    def program(self, source, path):
+        self.bytes(path, pathlib.Path(source).read_bytes(), 0o755)
+        listed = subprocess.run(["ldd", source], capture_output=True, text=True)
+        for line in listed.stdout.splitlines():
+            # "libc.so.6 => /lib/…/libc.so.6 (0x…)", or the loader alone by its path
+            library = next((word for word in line.split() if word.startswith("/")), None)
+            if library:
+                self.bytes(library, pathlib.Path(library).read_bytes(), 0o755)
+
+    def busybox(self, source):
+        self.bytes("bin/busybox", pathlib.Path(source).read_bytes(), 0o755)
+        commands = subprocess.run([source, "--list"], capture_output=True, text=True, check=True)
+        for command in commands.stdout.split():
+            self.link("busybox", f"bin/{command}")
+
+    def finish(self):
+        self.tar.close()
+        return self.buffer.getvalue()
+
+
+def save(arguments, layer):
+    config = {
+        "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
+        "os": "linux",
+        "config": {
+            "Entrypoint": arguments.entrypoint,
+            "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin", *arguments.env],
+            "User": arguments.user,
+            "WorkingDir": "/",
+            "Labels": dict(label.split("=", 1) for label in arguments.label),
+        },
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(layer).hexdigest()]},
+        "history": [{"created_by": "image.py"}],
+    }
+    config = json.dumps(config, sort_keys=True).encode()
+    digest = hashlib.sha256(config).hexdigest()
+    manifest = [{"Config": f"{digest}.json", "RepoTags": [arguments.name], "Layers": ["layer.tar"]}]
+    with tarfile.open(arguments.out, "w", format=tarfile.GNU_FORMAT) as archive:
+        for name, content in (("layer.tar", layer), (f"{digest}.json", config), ("manifest.json", json.dumps(manifest).encode())):
+            entry = tarfile.TarInfo(name)
+            entry.size, entry.mode = len(content), 0o644
+            archive.addfile(entry, io.BytesIO(content))
+    print(f"sha256:{digest}")
+
+
+main()

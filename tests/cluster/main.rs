@@ -1,0 +1,9 @@
+//! A whole Kubernetes (etcd, apiserver, kubelet, containerd, CNI) in namespaces of its own, started for these tests by
+//! the scripts beside this file.
+//!
+//! `FINIAL_TEST_CLUSTER` names the folder that `tests/cluster/build` made. All tests share one cluster, because each
+//! start costs about ten seconds of CPU; each works in a namespace (of Kubernetes) that it alone uses.
+
+mod cluster;
+mod helm;
+mod smoke;
