@@ -90,7 +90,7 @@ fn fact(step: &Step) -> Option<Fact> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn step_by_step_is_the_same_as_at_once(steps in proptest::collection::vec(step(), 1..60)) {
         let mut deriver = Deriver::new(settings());

@@ -53,6 +53,14 @@ pub(super) enum Outcome {
     Passed,
 }
 
+/// A rule that selects a pod.
+struct Selecting {
+    name: Arc<str>,
+    rule: Arc<Rule>,
+    rank: Arc<Rank>,
+    origin: Arc<str>,
+}
+
 /// What the last pass made of a pod.
 #[derive(Debug, Default)]
 pub(super) struct PodState {
@@ -164,29 +172,35 @@ impl Deriver {
             return (outcomes, candidates);
         }
         let labels = pod.metadata.labels.as_ref().unwrap_or(&no_labels);
-        let mut selecting: Vec<(Arc<str>, Arc<Rule>, Arc<Rank>, Arc<str>)> = self
+        let mut selecting: Vec<Selecting> = self
             .rules
             .iter()
-            .filter_map(|(rule_name, state)| {
+            .filter_map(|(name, state)| {
                 let rule = state.rule.as_ref().ok()?;
-                (rule.namespaces.matches(&namespace) && rule.pods.matches(labels)).then(|| {
-                    (
-                        rule_name.clone(),
-                        rule.clone(),
-                        state.rank.clone(),
-                        state.origin.clone(),
-                    )
+                (rule.namespaces.matches(&namespace) && rule.pods.matches(labels)).then(|| Selecting {
+                    name: name.clone(),
+                    rule: rule.clone(),
+                    rank: state.rank.clone(),
+                    origin: state.origin.clone(),
                 })
             })
             .collect();
         if selecting.is_empty() {
             return (outcomes, candidates);
         }
-        selecting.sort_by(|one, other| (one.1.is_fallback, &one.2).cmp(&(other.1.is_fallback, &other.2)));
+        selecting.sort_by(|one, other| {
+            (one.rule.is_fallback, &one.rank).cmp(&(other.rule.is_fallback, &other.rank))
+        });
         let node = self.node_of(pod);
         let mut forms = None;
         let mut is_covered = false;
-        for (rule_name, rule, rank, origin) in selecting {
+        for Selecting {
+            name: rule_name,
+            rule,
+            rank,
+            origin,
+        } in selecting
+        {
             if rule.is_fallback && is_covered {
                 outcomes.push((rule_name, Outcome::Passed));
                 continue;

@@ -650,6 +650,29 @@ fn a_pass_tells_only_what_changed() {
 }
 
 #[test]
+fn an_object_that_comes_to_declare_what_an_older_one_does_is_masked_from_then_on() {
+    // Often, because the order in which keys are settled is not fixed.
+    for n in 0..32 {
+        let mut deriver = Deriver::new(settings());
+        deriver.apply(fixed("older", 9, &json!({})));
+        deriver.apply(fixed(
+            "younger",
+            1,
+            &json!({"selectors": [format!("unix:uid:{n}")]}),
+        ));
+        deriver.pass(&|_| false);
+        assert!(deriver.derivation().statics["younger"].is_set);
+        deriver.apply(fixed("younger", 1, &json!({})));
+        deriver.apply(fixed("older", 9, &json!({"hint": "h"})));
+        deriver.pass(&|_| false);
+        assert!(deriver.derivation().statics["younger"].is_masked);
+        deriver.apply(fixed("younger", 1, &json!({"selectors": ["unix:uid:1000"]})));
+        deriver.pass(&|_| false);
+        assert!(deriver.derivation().statics["younger"].is_set);
+    }
+}
+
+#[test]
 fn a_change_in_the_store_masks_and_unmasks() {
     let mut deriver = Deriver::new(settings());
     for fact in [

@@ -60,9 +60,9 @@ pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
     };
     let (nodes, end) = parser.list(0)?;
     match end {
-        End::Source => Ok(nodes),
-        End::End => Err(parser.fail("unexpected {{end}}")),
-        End::Else(_) => Err(parser.fail("unexpected {{else}}")),
+        Closed::BySource => Ok(nodes),
+        Closed::ByEnd => Err(parser.fail("unexpected {{end}}")),
+        Closed::ByElse(_) => Err(parser.fail("unexpected {{else}}")),
     }
 }
 
@@ -75,11 +75,11 @@ struct Parser {
 }
 
 /// What ended a list of nodes.
-enum End {
-    Source,
-    End,
+enum Closed {
+    BySource,
+    ByEnd,
     /// With what follows the word.
-    Else(Vec<Token>),
+    ByElse(Vec<Token>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -97,7 +97,7 @@ impl Parser {
         }
     }
 
-    fn list(&mut self, depth: usize) -> Result<(Vec<Node>, End), TemplateError> {
+    fn list(&mut self, depth: usize) -> Result<(Vec<Node>, Closed), TemplateError> {
         if depth > MAX_DEPTH {
             return Err(self.fail(format!("blocks are nested deeper than {MAX_DEPTH}")));
         }
@@ -121,8 +121,8 @@ impl Parser {
                 "if" => nodes.push(self.block(Block::If, &tokens[1..], depth)?),
                 "with" => nodes.push(self.block(Block::With, &tokens[1..], depth)?),
                 "range" => nodes.push(self.block(Block::Range, &tokens[1..], depth)?),
-                "end" if tokens.len() == 1 => return Ok((nodes, End::End)),
-                "else" => return Ok((nodes, End::Else(tokens[1..].to_vec()))),
+                "end" if tokens.len() == 1 => return Ok((nodes, Closed::ByEnd)),
+                "else" => return Ok((nodes, Closed::ByElse(tokens[1..].to_vec()))),
                 "break" | "continue" if tokens.len() == 1 => {
                     if self.loops == 0 {
                         return Err(self.fail(format!("{{{{{word}}}}} outside {{{{range}}}}")));
@@ -139,7 +139,7 @@ impl Parser {
                 _ => nodes.push(Node::Action(self.whole(&tokens, depth, 1)?)),
             }
         }
-        Ok((nodes, End::Source))
+        Ok((nodes, Closed::BySource))
     }
 
     fn block(&mut self, block: Block, tokens: &[Token], depth: usize) -> Result<Node, TemplateError> {
@@ -154,16 +154,16 @@ impl Parser {
             self.loops -= 1;
         }
         let otherwise = match end {
-            End::End => Vec::new(),
-            End::Source => return Err(self.fail("unexpected end of the template: {{end}} is missing")),
-            End::Else(tokens) if tokens.is_empty() => match self.list(depth + 1)? {
-                (nodes, End::End) => nodes,
-                (_, End::Else(_)) => return Err(self.fail("expected {{end}}, found {{else}}")),
-                (_, End::Source) => {
+            Closed::ByEnd => Vec::new(),
+            Closed::BySource => return Err(self.fail("unexpected end of the template: {{end}} is missing")),
+            Closed::ByElse(tokens) if tokens.is_empty() => match self.list(depth + 1)? {
+                (nodes, Closed::ByEnd) => nodes,
+                (_, Closed::ByElse(_)) => return Err(self.fail("expected {{end}}, found {{else}}")),
+                (_, Closed::BySource) => {
                     return Err(self.fail("unexpected end of the template: {{end}} is missing"));
                 }
             },
-            End::Else(tokens) => {
+            Closed::ByElse(tokens) => {
                 // `{{else if}}` shares the `{{end}}` of its block.
                 let inner = match tokens.first().map(|token| &token.kind) {
                     Some(Kind::Word(word)) if word == "if" && block == Block::If => Block::If,

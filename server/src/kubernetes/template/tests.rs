@@ -295,6 +295,7 @@ fn loops_output_and_depth_are_bounded() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
     fn a_template_of_literals_renders_as_itself(text in "[^{]{0,200}") {
         prop_assert_eq!(render(&text), Ok(text));

@@ -30,6 +30,9 @@ const ASK_AGAIN: Duration = Duration::from_secs(5);
 /// The answer to a question about one object.
 pub(super) type Answer<K> = Pin<Box<dyn Future<Output = kube::Result<Option<K>>> + Send>>;
 
+/// A question about one object.
+pub(super) type Question<K> = dyn Fn(&NamespacedName) -> Answer<K> + Send + Sync;
+
 /// What is watched, and what becomes of it.
 pub(super) struct Watched<K> {
     pub(super) kind: Kind,
@@ -39,7 +42,7 @@ pub(super) struct Watched<K> {
     /// What an object tells, or that it is gone.
     pub(super) news: fn(&NamespacedName, Option<Arc<K>>) -> News,
     /// Asks for one object.
-    pub(super) ask: Box<dyn Fn(&NamespacedName) -> Answer<K> + Send + Sync>,
+    pub(super) ask: Box<Question<K>>,
 }
 
 /// Follows a watch until `stop`.

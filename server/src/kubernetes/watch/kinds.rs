@@ -101,7 +101,9 @@ async fn endpoints(client: Client, news: mpsc::Sender<News>, stop: Stop) -> Resu
         )
         .await
     } else {
-        tracing::info!("API server has no EndpointSlices: Endpoints are watched");
+        tracing::info!(
+            "API server is older than 1.21: Endpoints are watched in place of EndpointSlices, and the rules in CEL of the definitions are checked by this server alone"
+        );
         follow(
             namespaced(&client, Kind::Endpoints, |_| {}, old_endpoints),
             news,
