@@ -60,9 +60,9 @@ pub(super) fn parse(source: &str) -> Result<Vec<Node>, TemplateError> {
     };
     let (nodes, end) = parser.list(0)?;
     match end {
-        Closed::BySource => Ok(nodes),
-        Closed::ByEnd => Err(parser.fail("unexpected {{end}}")),
-        Closed::ByElse(_) => Err(parser.fail("unexpected {{else}}")),
+        Closed::Source => Ok(nodes),
+        Closed::Block => Err(parser.fail("unexpected {{end}}")),
+        Closed::Else(_) => Err(parser.fail("unexpected {{else}}")),
     }
 }
 
@@ -76,10 +76,10 @@ struct Parser {
 
 /// What ended a list of nodes.
 enum Closed {
-    BySource,
-    ByEnd,
+    Source,
+    Block,
     /// With what follows the word.
-    ByElse(Vec<Token>),
+    Else(Vec<Token>),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -121,8 +121,8 @@ impl Parser {
                 "if" => nodes.push(self.block(Block::If, &tokens[1..], depth)?),
                 "with" => nodes.push(self.block(Block::With, &tokens[1..], depth)?),
                 "range" => nodes.push(self.block(Block::Range, &tokens[1..], depth)?),
-                "end" if tokens.len() == 1 => return Ok((nodes, Closed::ByEnd)),
-                "else" => return Ok((nodes, Closed::ByElse(tokens[1..].to_vec()))),
+                "end" if tokens.len() == 1 => return Ok((nodes, Closed::Block)),
+                "else" => return Ok((nodes, Closed::Else(tokens[1..].to_vec()))),
                 "break" | "continue" if tokens.len() == 1 => {
                     if self.loops == 0 {
                         return Err(self.fail(format!("{{{{{word}}}}} outside {{{{range}}}}")));
@@ -139,7 +139,7 @@ impl Parser {
                 _ => nodes.push(Node::Action(self.whole(&tokens, depth, 1)?)),
             }
         }
-        Ok((nodes, Closed::BySource))
+        Ok((nodes, Closed::Source))
     }
 
     fn block(&mut self, block: Block, tokens: &[Token], depth: usize) -> Result<Node, TemplateError> {
@@ -154,16 +154,16 @@ impl Parser {
             self.loops -= 1;
         }
         let otherwise = match end {
-            Closed::ByEnd => Vec::new(),
-            Closed::BySource => return Err(self.fail("unexpected end of the template: {{end}} is missing")),
-            Closed::ByElse(tokens) if tokens.is_empty() => match self.list(depth + 1)? {
-                (nodes, Closed::ByEnd) => nodes,
-                (_, Closed::ByElse(_)) => return Err(self.fail("expected {{end}}, found {{else}}")),
-                (_, Closed::BySource) => {
+            Closed::Block => Vec::new(),
+            Closed::Source => return Err(self.fail("unexpected end of the template: {{end}} is missing")),
+            Closed::Else(tokens) if tokens.is_empty() => match self.list(depth + 1)? {
+                (nodes, Closed::Block) => nodes,
+                (_, Closed::Else(_)) => return Err(self.fail("expected {{end}}, found {{else}}")),
+                (_, Closed::Source) => {
                     return Err(self.fail("unexpected end of the template: {{end}} is missing"));
                 }
             },
-            Closed::ByElse(tokens) => {
+            Closed::Else(tokens) => {
                 // `{{else if}}` shares the `{{end}}` of its block.
                 let inner = match tokens.first().map(|token| &token.kind) {
                     Some(Kind::Word(word)) if word == "if" && block == Block::If => Block::If,
