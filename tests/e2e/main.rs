@@ -17,6 +17,7 @@ mod kill;
 mod kubernetes;
 mod latency;
 mod life;
+mod log_selectors;
 mod openssl;
 mod raw_http2;
 mod rotation;

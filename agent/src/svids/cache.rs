@@ -232,6 +232,12 @@ impl SvidCache {
         self.shared.jwt.fetch(entry_id, spiffe_id, audiences, reuse).await
     }
 
+    /// Whether [`SvidCache::jwt`] needs no new signature for this entry.
+    pub fn holds_jwt(&self, entry: &CachedEntry, audiences: &[String]) -> bool {
+        let jwt = &self.shared.jwt;
+        !entry.jwt_svid_include_jti && jwt.holds(&entry.entry_id, &entry.spiffe_id, audiences)
+    }
+
     /// The cache of JWT-SVIDs.
     pub fn jwt_cache(&self) -> &JwtCache {
         &self.shared.jwt

@@ -113,7 +113,7 @@ impl Api for DelegatedIdentity {
     ) -> Result<Response<Self::SubscribeToX509SVIDsStream>, Status> {
         let delegate = Delegate::open(Arc::clone(&self.shared), &request).await?;
         let pb::SubscribeToX509sviDsRequest { selectors, pid } = request.into_inner();
-        let target = Target::of(&self.shared, &selectors, pid).await?;
+        let target = Target::of(&self.shared, delegate.admitted(), &selectors, pid).await?;
         Updates::begin(delegate, X509Svids::new(&self.shared, target)).await
     }
 
@@ -122,7 +122,7 @@ impl Api for DelegatedIdentity {
         request: Request<pb::SubscribeToX509BundlesRequest>,
     ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
         let delegate = Delegate::open(Arc::clone(&self.shared), &request).await?;
-        Updates::begin(delegate, X509Bundles).await
+        Updates::begin(delegate, X509Bundles::new(&self.shared)).await
     }
 
     async fn fetch_jwtsvi_ds(
@@ -137,7 +137,7 @@ impl Api for DelegatedIdentity {
         request: Request<pb::SubscribeToJwtBundlesRequest>,
     ) -> Result<Response<Self::SubscribeToJWTBundlesStream>, Status> {
         let delegate = Delegate::open(Arc::clone(&self.shared), &request).await?;
-        Updates::begin(delegate, JwtBundles).await
+        Updates::begin(delegate, JwtBundles::new(&self.shared)).await
     }
 }
 

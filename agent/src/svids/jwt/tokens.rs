@@ -124,6 +124,11 @@ impl<T> Tokens<T> {
         self.held.len()
     }
 
+    /// The token for `key`, if there is one.
+    pub(super) fn peek(&self, key: &Key) -> Option<&Arc<Token>> {
+        self.held.get(key).map(|held| &held.token)
+    }
+
     /// The token for `key`, which counts as used now, and since when there is trouble with it.
     pub(super) fn used(&mut self, key: &Key) -> Option<(Arc<Token<T>>, Option<Instant>)> {
         let held = self.held.get_mut(key)?;

@@ -105,7 +105,11 @@ async fn an_svid_that_is_being_signed_is_waited_for_but_not_for_ever() {
     let unissued = world.unissued("a");
     let shared = Arc::new(Shared::from(parts(&world, &facts)));
     let selectors = wire_selectors(&["unix:uid:1000"]);
-    let mut content = X509Svids::new(&shared, Target::of(&shared, &selectors, 0).await.unwrap());
+    let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+    let mut content = X509Svids::new(
+        &shared,
+        Target::of(&shared, &admitted, &selectors, 0).await.unwrap(),
+    );
     world.publish_entries(vec![unissued.clone()]);
     let snapshot = world.svids.snapshot();
     let Look::Wait(Some(until)) = content.look(&snapshot, true) else {
@@ -122,6 +126,30 @@ async fn an_svid_that_is_being_signed_is_waited_for_but_not_for_ever() {
         panic!("what there is is given");
     };
     assert_eq!(paths(&message), ["/b"]);
+}
+
+#[tokio::test]
+async fn what_concerns_others_does_not_wake_a_stream() {
+    use futures_util::FutureExt as _;
+    let (world, facts) = (World::new(), FactsByPid::default());
+    let shared = Arc::new(Shared::from(parts(&world, &facts)));
+    let selectors = wire_selectors(&["unix:uid:1000"]);
+    let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+    let mut content = X509Svids::new(
+        &shared,
+        Target::of(&shared, &admitted, &selectors, 0).await.unwrap(),
+    );
+    let of_another = CachedEntry {
+        selectors: vec![Selector::parse("unix:uid:7").unwrap()],
+        ..world.entry("b")
+    };
+    world.publish_entries(vec![of_another.clone()]);
+    assert!(content.news().now_or_never().is_none());
+    world.publish_entries(vec![of_another.clone(), world.entry("a")]);
+    assert!(content.news().now_or_never().is_some());
+    world.publish_entries(vec![of_another, world.entry("a")]);
+    content.mark_seen();
+    assert!(content.news().now_or_never().is_none());
 }
 
 #[tokio::test]
