@@ -353,4 +353,4 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
 #[cfg(test)]
 mod history_tests;
 #[cfg(test)]
-pub(super) mod tests;
+pub(crate) mod tests;
