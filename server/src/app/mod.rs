@@ -53,6 +53,7 @@ use crate::endpoints::health::HealthService;
 use crate::endpoints::limits::{LimitSettings, Limits};
 use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::uds::UdsEndpoint;
+use crate::kubernetes::{self, KubernetesError};
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
 use crate::telemetry::LogControl;
@@ -81,6 +82,9 @@ pub enum BuildError {
     /// What is registered cannot be read.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
+    /// Objects in Kubernetes cannot declare entries.
+    #[error("{0}")]
+    Kubernetes(#[from] KubernetesError),
     /// The private socket cannot be opened.
     #[error("{0}")]
     Socket(#[from] ListenError),
@@ -135,6 +139,8 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
 
     let mut tasks = TaskSet::with_deadline(STOP_DEADLINE);
     let stop = tasks.stop_signal();
+    kubernetes::start(config.kubernetes(), &registry, &clock, &mut tasks).await?;
+    kubernetes::publish_bundles(config.configmap_publishers(), &registry, &mut tasks).await?;
     let services = Arc::new(Services {
         trust_domain: trust_domain.clone(),
         store: Arc::clone(&store),

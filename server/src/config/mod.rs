@@ -2,7 +2,9 @@
 //! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
 
 mod authority;
+mod bundle_publisher;
 mod experimental;
+mod kubernetes;
 mod plugins;
 mod read;
 
@@ -17,7 +19,9 @@ use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use crate::telemetry::LogSettings;
 
 pub use authority::{AuthorityConfig, CaSubject, WitConfig};
+pub use bundle_publisher::{BundleFormat, ConfigMapPublisher};
 pub use finial_identity::settings::{ConfigError, HealthChecks};
+pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, PARENT_ID_TEMPLATE};
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";
@@ -69,6 +73,8 @@ pub struct Config {
     telemetry: Telemetry,
     database: PathBuf,
     keys: Keys,
+    kubernetes: Vec<KubernetesCluster>,
+    configmap_publishers: Vec<ConfigMapPublisher>,
     warnings: Vec<String>,
 }
 
@@ -146,6 +152,8 @@ impl Config {
             telemetry: Telemetry::default(),
             database: data_dir.join("datastore.sqlite3"),
             keys: Keys::Disk(data_dir.join("keys.json")),
+            kubernetes: Vec::new(),
+            configmap_publishers: Vec::new(),
             warnings: Vec::new(),
             trust_domain,
         }
@@ -248,6 +256,16 @@ impl Config {
     /// The `KeyManager`.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// `kubernetes.clusters`: where objects declare entries.
+    pub fn kubernetes(&self) -> &[KubernetesCluster] {
+        &self.kubernetes
+    }
+
+    /// `BundlePublisher "k8s_configmap"`: where the bundle is published.
+    pub fn configmap_publishers(&self) -> &[ConfigMapPublisher] {
+        &self.configmap_publishers
     }
 
     /// What is accepted but deserves a word in the log.
