@@ -103,7 +103,12 @@ mod tests {
 
     #[test]
     fn what_is_no_escape_stays() {
-        for (text, name) in [("\\04", "\\04"), ("\\08x", "\\08x"), ("\\777", "\\777"), ("a\\", "a\\")] {
+        for (text, name) in [
+            ("\\04", "\\04"),
+            ("\\08x", "\\08x"),
+            ("\\777", "\\777"),
+            ("a\\", "a\\"),
+        ] {
             assert_eq!(unescape(text.as_bytes()), Path::new(name));
         }
     }

@@ -47,10 +47,7 @@ impl Registrar {
 
 #[tonic::async_trait]
 impl Registration for Registrar {
-    async fn get_info(
-        &self,
-        _request: Request<pb::InfoRequest>,
-    ) -> Result<Response<pb::PluginInfo>, Status> {
+    async fn get_info(&self, _request: Request<pb::InfoRequest>) -> Result<Response<pb::PluginInfo>, Status> {
         Ok(Response::new(self.info.clone()))
     }
 

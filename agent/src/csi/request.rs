@@ -57,9 +57,11 @@ pub(super) fn pod(request: &NodePublishVolumeRequest) -> Result<PodRecord, Refus
         name: context(request, "pod.name").to_owned(),
         service_account: context(request, "serviceAccount.name").to_owned(),
     };
-    record
-        .checked()
-        .map_err(|error| Refused(format!("volume context does not tell the pod (podInfoOnMount): {error}")))
+    record.checked().map_err(|error| {
+        Refused(format!(
+            "volume context does not tell the pod (podInfoOnMount): {error}"
+        ))
+    })
 }
 
 fn check_place(volume_id: &str, target_path: &str) -> Result<(), Refused> {

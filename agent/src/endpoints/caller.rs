@@ -98,6 +98,15 @@ impl Peer {
         }
     }
 
+    /// A peer in a pid namespace that cannot be seen.
+    #[cfg(test)]
+    pub(crate) fn hidden() -> Self {
+        Self {
+            process: Err(Arc::new(ProcessError::NotVisible(0))),
+            pod: None,
+        }
+    }
+
     /// The process that connected.
     ///
     /// # Errors

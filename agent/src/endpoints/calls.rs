@@ -136,7 +136,12 @@ fn methods() -> HashMap<String, Method> {
 
 /// The services of servers, and of the CSI driver, which is another process.
 fn is_of_others(service: &str) -> bool {
-    let packages = ["spire.api.server.", "finial.server.", "csi.", "pluginregistration."];
+    let packages = [
+        "spire.api.server.",
+        "finial.server.",
+        "csi.",
+        "pluginregistration.",
+    ];
     packages.iter().any(|package| service.starts_with(package))
 }
 

@@ -30,8 +30,8 @@ use tracing::Instrument;
 
 pub use self::container::ContainerError;
 pub use self::docker::DockerAttestor;
-pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::pods::{Pod, PodFacts, Workload};
+pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
 pub use self::systemd::SystemdAttestor;
 pub use self::unix::UnixAttestor;
@@ -194,7 +194,10 @@ impl WorkloadAttestation {
             let mut facts = pod.selectors()?;
             if let Some(source) = &self.pod_facts {
                 let more = tokio::time::timeout(self.deadline, source.by_uid(&pod.record().uid));
-                facts.extend(more.await.unwrap_or(Err(AttestorError::TimedOut(self.deadline)))?);
+                facts.extend(
+                    more.await
+                        .unwrap_or(Err(AttestorError::TimedOut(self.deadline)))?,
+                );
             }
             Ok(facts)
         };
@@ -435,7 +438,10 @@ mod tests {
         assert_eq!(more.len(), 5);
         for fake in [Fake::Fails, Fake::Hangs] {
             let error = with(fake).attest_workload(&workload).await.unwrap_err();
-            assert!(matches!(error, AttestError::Attestor { attestor: "k8s", .. }), "{error}");
+            assert!(
+                matches!(error, AttestError::Attestor { attestor: "k8s", .. }),
+                "{error}"
+            );
         }
     }
 

@@ -17,6 +17,7 @@ use finial_identity::process::{Clock, Stop, TaskError, TaskSet, limits};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::traces::TraceExporter;
 use finial_identity::x509::Certificate;
+use finial_proto::finial::server::registry::v1::registry_server::RegistryServer;
 use finial_proto::finial::server::sync::v1::sync_server::SyncServer;
 use finial_proto::grpc::health::v1::health_server::HealthServer;
 use finial_proto::spire::api::server::agent::v1::agent_server::AgentServer;
@@ -37,6 +38,7 @@ use crate::api::debug::DebugService;
 use crate::api::entry::EntryService;
 use crate::api::local_authority::LocalAuthorityService;
 use crate::api::logger::LoggerService;
+use crate::api::registry::RegistryService;
 use crate::api::svid::SvidService;
 use crate::api::sync::SyncService;
 use crate::api::{ApiSettings, Services};
@@ -51,6 +53,7 @@ use crate::endpoints::health::HealthService;
 use crate::endpoints::limits::{LimitSettings, Limits};
 use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::uds::UdsEndpoint;
+use crate::kubernetes::{self, KubernetesError};
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
 use crate::telemetry::LogControl;
@@ -79,6 +82,9 @@ pub enum BuildError {
     /// What is registered cannot be read.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
+    /// Objects in Kubernetes cannot declare entries.
+    #[error("{0}")]
+    Kubernetes(#[from] KubernetesError),
     /// The private socket cannot be opened.
     #[error("{0}")]
     Socket(#[from] ListenError),
@@ -133,6 +139,8 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
 
     let mut tasks = TaskSet::with_deadline(STOP_DEADLINE);
     let stop = tasks.stop_signal();
+    kubernetes::start(config.kubernetes(), &registry, &clock, &mut tasks).await?;
+    kubernetes::publish_bundles(config.configmap_publishers(), &registry, &mut tasks).await?;
     let services = Arc::new(Services {
         trust_domain: trust_domain.clone(),
         store: Arc::clone(&store),
@@ -292,6 +300,7 @@ fn private_routes(services: &Arc<Services>) -> Routes {
     routes
         .add_service(LoggerServer::new(LoggerService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(DebugServer::new(DebugService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(RegistryServer::new(RegistryService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(HealthServer::new(HealthService::new(of())).max_decoding_message_size(MAX_MESSAGE));
     routes.routes()
 }

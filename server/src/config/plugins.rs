@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use finial_identity::settings::Section;
 
 use super::Keys;
+use super::bundle_publisher::{self, ConfigMapPublisher};
 
 /// What the plugins come to.
 #[derive(Debug)]
@@ -15,6 +16,8 @@ pub struct Plugins {
     pub keys: Keys,
     /// `CredentialComposer "uniqueid"`.
     pub unique_id: bool,
+    /// `BundlePublisher "k8s_configmap"`.
+    pub configmap_publishers: Vec<ConfigMapPublisher>,
 }
 
 /// Reads the block; `None` when something was reported.
@@ -50,7 +53,15 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
             not_served(&section, "CredentialComposer", &name);
         }
     }
-    for kind in ["UpstreamAuthority", "Notifier", "BundlePublisher"] {
+    let mut configmap_publishers = Vec::new();
+    for (name, section) in enabled(&plugins, "BundlePublisher") {
+        if name == "k8s_configmap" {
+            configmap_publishers = finish_plugin(section, bundle_publisher::read).unwrap_or_default();
+        } else {
+            not_served(&section, "BundlePublisher", &name);
+        }
+    }
+    for kind in ["UpstreamAuthority", "Notifier"] {
         for (name, section) in enabled(&plugins, kind) {
             not_served(&section, kind, &name);
         }
@@ -60,6 +71,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
         database: database?,
         keys: keys?,
         unique_id,
+        configmap_publishers,
     })
 }
 

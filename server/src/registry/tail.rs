@@ -1,7 +1,7 @@
 //! Following the store: every change in the order of revisions, each once.
 //!
 //! A history that does not continue ours (a restored backup, a stale replica) is held back: memory
-//! stays as it is and refuses to refuse, until [`Registry::release`] or a restart.
+//! stays as it is and refuses to refuse, until [`Registry::release`], which an operator asks for, or a restart.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -40,6 +40,9 @@ pub enum RegistryError {
     /// The store's history is not the one that memory follows.
     #[error("registry holds back the store's content: {0}")]
     Held(Arc<str>),
+    /// Rules that may concern the agent are not known yet.
+    #[error("rules of {0} are not known yet")]
+    Unsettled(Arc<str>),
 }
 
 /// Whether memory follows the store.
@@ -103,7 +106,7 @@ impl Registry {
                     is_failing = true;
                 }
                 // What is held back stays so until it is released, which catches up itself.
-                Err(RegistryError::Held(_)) => is_failing = false,
+                Err(RegistryError::Held(_) | RegistryError::Unsettled(_)) => is_failing = false,
             }
         }
     }
@@ -127,13 +130,6 @@ impl Registry {
         reloading(self.follow()).await?;
         *succeeded = attempt;
         Ok(())
-    }
-
-    /// Waits until the change with this revision is applied.
-    pub async fn wait_for(&self, revision: Revision) {
-        let mut applied = self.applied.subscribe();
-        // Fails only when the registry is gone, which lives as long as this borrow.
-        let _ = applied.wait_for(|applied| applied.n >= revision.n).await;
     }
 
     /// The revision of the last change that was applied.
@@ -244,7 +240,7 @@ impl Registry {
     }
 
     fn hold(&self, reason: String) -> RegistryError {
-        tracing::error!(%reason, "registry holds back the store's content until the server restarts");
+        tracing::error!(%reason, "registry holds back the store's content until it is released or the server restarts");
         let reason: Arc<str> = reason.into();
         self.tail.following.send_replace(Following::Held(reason.clone()));
         RegistryError::Held(reason)
@@ -268,7 +264,7 @@ pub(super) async fn reloading<T>(
 ) -> Result<T, RegistryError> {
     let code = |error: &RegistryError| match error {
         RegistryError::Store(_) => Code::Unavailable,
-        RegistryError::Held(_) => Code::FailedPrecondition,
+        RegistryError::Held(_) | RegistryError::Unsettled(_) => Code::FailedPrecondition,
     };
     metrics().start("entry_cache_reload").around(work, code).await
 }

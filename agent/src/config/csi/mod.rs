@@ -155,9 +155,7 @@ fn read_folder(csi: &Section<'_>, key: &str) -> Option<PathBuf> {
 fn read_health(health: Section<'_>) -> Option<SocketAddr> {
     let address = health.parse("bind_address", |text| match text {
         DEFAULT_HEALTH_ADDRESS => Ok(IpAddr::from([127, 0, 0, 1])),
-        text => text
-            .parse::<IpAddr>()
-            .map_err(|_error| "must be an IP address"),
+        text => text.parse::<IpAddr>().map_err(|_error| "must be an IP address"),
     });
     let port = health.u16("port");
     if port.is_none() {

@@ -326,10 +326,7 @@ mod tests {
         };
         for path in [&root, &pods] {
             permit(path, 0o1777);
-            assert!(matches!(
-                SocketTree::open(&root),
-                Err(TreeError::Writable { .. })
-            ));
+            assert!(matches!(SocketTree::open(&root), Err(TreeError::Writable { .. })));
             permit(path, 0o755);
         }
         if rustix::process::geteuid().is_root() {

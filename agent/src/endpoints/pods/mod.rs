@@ -24,8 +24,8 @@ use self::watch::FolderWatch;
 use super::limits::Admission;
 use super::listener::LocalSocket;
 use crate::config::{CsiSettings, PodRecord, RecordError, SocketTree, TreeError};
-use crate::workload::pods::Pod;
 use crate::workload::ProcFs;
+use crate::workload::pods::Pod;
 
 /// How often the folders are looked at although nothing was told of them.
 const RESCAN: Duration = Duration::from_secs(30);
@@ -208,7 +208,8 @@ impl Pods {
             }
             stays
         });
-        self.failing.retain(|uid, _error| uid.is_empty() || standing.contains(uid));
+        self.failing
+            .retain(|uid, _error| uid.is_empty() || standing.contains(uid));
         for uid in uids.iter().take(MAX_PODS) {
             if self.open.contains_key(uid) {
                 continue;

@@ -12,12 +12,12 @@ use tonic::{Code, Request, Status};
 
 use super::refusals::Refused;
 use super::view::{Selectors, View};
-use super::{Access, Sessions, Shared};
+use super::{Access, SessionParts, Sessions, Shared};
 use crate::endpoints::caller::{StrangerError, UnknownCaller};
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
-use crate::svids::{Snapshot, Subscription};
+use crate::svids::{CachedEntry, Snapshot, Subscription};
 use crate::telemetry::metrics;
 use crate::workload::{Process, Workload};
 
@@ -88,7 +88,15 @@ impl Session {
         metadata: &MetadataMap,
         access: Access,
     ) -> Result<Self, Status> {
-        Self::of(sessions, Workload::Process(process), admitted, metadata, access, true).await
+        Self::of(
+            sessions,
+            Workload::Process(process),
+            admitted,
+            metadata,
+            access,
+            true,
+        )
+        .await
     }
 
     async fn of(
@@ -155,6 +163,20 @@ impl Session {
     /// From now on the caller's SVIDs are issued and renewed for as long as the session lives.
     pub fn want_svids(&mut self) {
         self.subscription.want();
+    }
+
+    /// Waits for the caller's turns to have JWT-SVIDs signed, one for each entry that has none cached.
+    pub async fn signing_turns(&self, entries: &[Arc<CachedEntry>], audience: &[String]) {
+        for entry in entries {
+            if !self.shared.parts.svids.holds_jwt(entry, audience) {
+                self.signing_turn().await;
+            }
+        }
+    }
+
+    /// Waits for the caller's turn to have one token signed.
+    pub async fn signing_turn(&self) {
+        self.admitted.signature().await;
     }
 
     /// How long ago the process was attested.
@@ -233,7 +255,20 @@ impl Session {
             selectors: Some(Arc::clone(&self.selectors)),
             ..describe(&self.shared, &self.workload, self.access, status.message())
         };
-        self.shared.parts.refusals.note(refused, status)
+        let SessionParts { policy, refusals, .. } = &self.shared.parts;
+        if let Some(selectors) = policy.logged_selectors.among(&self.selectors)
+            && !refusals.is_repeated(&refused)
+        {
+            let method = self.access.method();
+            tracing::warn!(
+                pid = refused.pid,
+                method,
+                registered = false,
+                selectors,
+                "no identity issued"
+            );
+        }
+        refusals.note(refused, status)
     }
 
     fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
@@ -263,7 +298,7 @@ impl Session {
             return Verdict::Wait(Some(now + EXPIRY_LOOK));
         }
         if self.access == Access::Secrets {
-            // What an earlier run saved is served at once, and without it the bundle may be an old one.
+            // What a caller has is not known before the entries are synced, and without it the bundle may be an old one.
             return if synced || !view.is_empty() {
                 Verdict::Ready(view)
             } else {
@@ -406,6 +441,12 @@ async fn attest(
         let refused = describe(shared, workload, access, &error.to_string());
         shared.parts.refusals.note(refused, attestation_failed())
     })?;
+    if tracing::enabled!(tracing::Level::DEBUG)
+        && workload.pid() != shared.parts.own_pid
+        && let Some(selectors) = shared.parts.policy.logged_selectors.among(&facts)
+    {
+        tracing::debug!(pid = workload.pid(), selectors, "workload was attested");
+    }
     Ok(shared.views.share(facts))
 }
 
