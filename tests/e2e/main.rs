@@ -7,6 +7,7 @@ mod bench;
 mod bench_compare;
 mod broker;
 mod cli;
+mod csi;
 mod delegated;
 mod dev;
 mod freeze;

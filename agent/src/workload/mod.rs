@@ -418,7 +418,7 @@ mod tests {
     impl PodFacts for FakeFacts {
         async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
             match &self.0 {
-                Fake::Knows(value) => Ok(vec![Selector::new("k8s", format!("pod-label:{value}:{uid}"))?]),
+                Fake::Knows(value) => Ok(vec![Selector::new("k8s", &format!("pod-label:{value}:{uid}"))?]),
                 Fake::Fails => Err(AttestorError::CutOff),
                 Fake::Hangs => std::future::pending().await,
             }

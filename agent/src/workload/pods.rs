@@ -125,7 +125,7 @@ impl Pod {
             ("pod-uid", &record.uid),
         ]
         .into_iter()
-        .map(|(name, value)| Ok(Selector::new(KIND, format!("{name}:{value}"))?))
+        .map(|(name, value)| Ok(Selector::new(KIND, &format!("{name}:{value}"))?))
         .collect()
     }
 }
