@@ -15,7 +15,6 @@ const NOT_YET: &[&str] = &[
     "NodeAttestor \"k8s_psat\" is not served by this version",
     "WorkloadAttestor \"k8s\" is not served by this version",
     "server.kubernetes: unknown key",
-    "agent.csi: unknown key",
 ];
 
 #[test]

@@ -43,6 +43,8 @@ enum CallError {
     Folder(#[from] FolderError),
     #[error("target path does not exist: {0:?}")]
     Missing(String),
+    #[error("call was cut off")]
+    CutOff,
 }
 
 impl Driver {
@@ -71,7 +73,7 @@ impl Driver {
         });
         match done.await {
             Ok(outcome) => outcome,
-            Err(_cut_off) => Err(CallError::Refused(Refused("call was cut off".to_owned()))),
+            Err(_cut_off) => Err(CallError::CutOff),
         }
     }
 }
@@ -81,23 +83,24 @@ impl Shared {
         request::check_publish(request)?;
         let pods = self.settings.kubelet_pods();
         let place = Place::parse(&pods, &request.target_path)?;
-        let source = if self.settings.per_pod {
-            let pod = request::pod(request)?;
-            if pod.uid != place.pod_uid {
-                return Err(Refused(format!(
-                    "target path is another pod's: volume context tells {}, the path {}",
-                    pod.uid, place.pod_uid
-                ))
-                .into());
-            }
-            let target = place.open(&pods)?;
-            target.ok_or_else(|| CallError::Missing(request.target_path.clone()))?;
-            self.folders.prepare(&pod)?
+        let pod = if self.settings.per_pod {
+            Some(request::pod(request)?)
         } else {
-            self.folders.shared()?
+            None
         };
+        if let Some(pod) = pod.as_ref().filter(|pod| pod.uid != place.pod_uid) {
+            return Err(Refused(format!(
+                "target path is another pod's: volume context tells {}, the path {}",
+                pod.uid, place.pod_uid
+            ))
+            .into());
+        }
         let target = place.open(&pods)?;
         let target = target.ok_or_else(|| CallError::Missing(request.target_path.clone()))?;
+        let source = match &pod {
+            Some(pod) => self.folders.prepare(pod)?,
+            None => self.folders.shared()?,
+        };
         Ok(target.mount(source)?)
     }
 
@@ -257,6 +260,7 @@ impl From<CallError> for Status {
                 Self::invalid_argument(text)
             }
             CallError::Missing(_) => Self::not_found(text),
+            CallError::CutOff => Self::unavailable(text),
             CallError::Target(_) | CallError::Folder(_) => Self::internal(text),
         }
     }

@@ -1,6 +1,7 @@
 //! Entry points of the fuzzer into the agent's workload attestors that read what others wrote.
 
-use finial_agent::config::CgroupPatterns;
+use finial_agent::config::{CgroupPatterns, PodRecord};
+use finial_agent::csi::mountinfo;
 use finial_agent::workload::container::{
     ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, parse_cgroup_mounts, parse_cgroups,
 };
@@ -10,7 +11,12 @@ use finial_agent::workload::docker::Container;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets of this part.
-pub const TARGETS: &[Target] = &[("container", run_container), ("docker_answer", run_docker_answer)];
+pub const TARGETS: &[Target] = &[
+    ("container", run_container),
+    ("docker_answer", run_docker_answer),
+    ("mountinfo", run_mountinfo),
+    ("pod_record", run_pod_record),
+];
 
 /// `/proc/<pid>/cgroup`, `/proc/<pid>/mountinfo` and patterns of the operator's, separated by NUL bytes.
 fn run_container(data: &[u8]) {
@@ -70,4 +76,34 @@ fn run_docker_answer(data: &[u8]) {
             assert!(["label", "env", "image_id", "image_config_digest"].contains(&name));
         }
     }
+}
+
+/// `/proc/self/mountinfo` as the CSI driver reads it.
+fn run_mountinfo(data: &[u8]) {
+    let Ok(mounts) = mountinfo::parse(data) else {
+        return;
+    };
+    let lines = data.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+    assert_eq!(mounts.len(), lines.count());
+    for mount in &mounts {
+        assert!(mountinfo::count_at(&mounts, &mount.point) > 0);
+        assert!(mount.point.as_os_str().len() <= data.len());
+    }
+}
+
+/// `pod.json`, which the driver writes and the agent reads.
+fn run_pod_record(data: &[u8]) {
+    let Ok(record) = PodRecord::parse(data) else {
+        return;
+    };
+    for name in [
+        &record.uid,
+        &record.namespace,
+        &record.name,
+        &record.service_account,
+    ] {
+        assert!(!name.is_empty() && !name.contains(['/', ':', ' ', '\0']));
+    }
+    let again = record.to_json().expect("a record is JSON");
+    assert_eq!(PodRecord::parse(&again).expect("its own text"), record);
 }

@@ -10,15 +10,13 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
-use super::refusals::Refused;
+use super::refusals::{Refused, refuse_unknown};
 use super::view::{Selectors, View};
 use super::{Access, SessionParts, Sessions, Shared};
-use crate::endpoints::caller::{StrangerError, UnknownCaller};
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
 use crate::svids::{CachedEntry, Snapshot, Subscription};
-use crate::telemetry::metrics;
 use crate::workload::{Process, Workload};
 
 /// How long a change takes at most from the server to here, when it is pushed.
@@ -412,19 +410,6 @@ async fn ended(workload: &Workload, shared: &Shared) -> Status {
         how = workload.ended() => Status::unavailable(how),
         () = shared.parts.stop.stopped() => ending(&shared.parts.node),
     }
-}
-
-/// The answer to a caller that is not known. One of another pod's has found a way to a socket that is not its own.
-fn refuse_unknown(error: &UnknownCaller) -> Status {
-    if let UnknownCaller::Stranger(stranger) = error
-        && matches!(**stranger, StrangerError::Mismatch(_))
-    {
-        tracing::warn!(%error, "caller on the socket of a pod is refused");
-        metrics().count("workload_api_pod_mismatch", &[], 1);
-        return denied();
-    }
-    tracing::warn!(%error, "caller of the workload API cannot be identified");
-    attestation_failed()
 }
 
 /// What holds for the workload now.

@@ -9,6 +9,9 @@ use time::OffsetDateTime;
 use tonic::Status;
 
 use super::view::Selectors;
+use super::{attestation_failed, denied};
+use crate::endpoints::caller::{StrangerError, UnknownCaller};
+use crate::telemetry::metrics;
 
 /// The trailer that carries the code.
 const TRAILER: &str = "finial-reference";
@@ -87,13 +90,26 @@ impl Refusals {
     }
 }
 
+/// The answer to a caller that is not known. One of another pod's has found a way to a socket that is not its own.
+pub(super) fn refuse_unknown(error: &UnknownCaller) -> Status {
+    if let UnknownCaller::Stranger(stranger) = error
+        && matches!(**stranger, StrangerError::Mismatch(_))
+    {
+        tracing::warn!(%error, "caller on the socket of a pod is refused");
+        metrics().count("workload_api_pod_mismatch", &[], 1);
+        return denied();
+    }
+    tracing::warn!(%error, "caller of the workload API cannot be identified");
+    attestation_failed()
+}
+
 #[cfg(test)]
 mod tests {
     use time::macros::datetime;
     use tonic::Code;
 
     use super::*;
-    use crate::endpoints::session::{Access, denied};
+    use crate::endpoints::session::Access;
 
     fn refused(pid: u32) -> Refused {
         Refused {
