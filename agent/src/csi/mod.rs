@@ -207,3 +207,6 @@ impl From<FolderError> for DriverError {
         Self::Folders(error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests;
