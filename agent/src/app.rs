@@ -33,16 +33,16 @@ use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, Refusals, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::node::{
-    Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, RotationStrategy,
-    X509PopAttestor,
+    Jitter, JoinTokenAttestor, K8sPsatAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState,
+    RotationStrategy, X509PopAttestor,
 };
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
 use crate::telemetry::LogControl;
 use crate::workload::{
-    DEFAULT_DEADLINE, DockerAttestor, ProcFs, SystemdAttestor, UnixAttestor, WorkloadAttestation,
-    WorkloadAttestor,
+    DEFAULT_DEADLINE, DockerAttestor, K8sAttestor, ProcFs, SystemdAttestor, UnixAttestor,
+    WorkloadAttestation, WorkloadAttestor,
 };
 
 /// What the agent tells the server about itself.
@@ -358,9 +358,10 @@ fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, Bu
         rotation: RotationStrategy::new(config.availability_target()),
         agent_version: VERSION.to_owned(),
     };
-    let attestor = match config.x509pop() {
-        Some(settings) => Some(Arc::new(X509PopAttestor::new(settings.clone())) as Arc<dyn NodeAttestor>),
-        None => join_token_attestor(essentials)?,
+    let attestor: Option<Arc<dyn NodeAttestor>> = match (config.x509pop(), config.k8s_psat()) {
+        (Some(settings), _) => Some(Arc::new(X509PopAttestor::new(settings.clone()))),
+        (_, Some(settings)) => Some(Arc::new(K8sPsatAttestor::new(settings.clone()))),
+        (None, None) => join_token_attestor(essentials)?,
     };
     Ok(Node::open(
         settings,
@@ -396,6 +397,9 @@ fn attestation(config: &Config, clock: &Clock) -> WorkloadAttestation {
     }
     if let Some(settings) = &configured.docker {
         attestors.push(Arc::new(DockerAttestor::new(settings.clone())));
+    }
+    if let Some(settings) = &configured.k8s {
+        attestors.push(Arc::new(K8sAttestor::new(settings.clone())));
     }
     if configured.systemd {
         attestors.push(Arc::new(SystemdAttestor::new()));

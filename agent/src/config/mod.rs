@@ -8,6 +8,7 @@ mod broker;
 mod cgroup_patterns;
 mod explain;
 mod features;
+mod k8s;
 mod limits;
 mod node_attestor;
 mod plugins;
@@ -37,8 +38,9 @@ pub use self::broker::{
 };
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
 pub use self::features::Features;
+pub use self::k8s::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 pub use self::limits::RateLimits;
-pub use self::node_attestor::X509PopSettings;
+pub use self::node_attestor::{K8sPsatSettings, X509PopSettings};
 pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
 
@@ -196,6 +198,7 @@ pub struct Config {
     rate_limits: RateLimits,
     features: Features,
     x509pop: Option<X509PopSettings>,
+    k8s_psat: Option<K8sPsatSettings>,
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
@@ -240,6 +243,7 @@ impl Config {
         let config = Self::parse(&text, path, flags)?;
         Ok(Self {
             telemetry: config.telemetry.with_variables(env),
+            workload_attestors: config.workload_attestors.with_variables(env),
             ..config
         })
     }
@@ -276,6 +280,7 @@ impl Config {
             rate_limits: RateLimits::default(),
             features: Features::default(),
             x509pop: None,
+            k8s_psat: None,
             workload_attestors: WorkloadAttestors {
                 unix: Some(UnixSettings::default()),
                 ..WorkloadAttestors::default()
@@ -367,6 +372,11 @@ impl Config {
     /// `NodeAttestor "x509pop"`, when it is the one.
     pub fn x509pop(&self) -> Option<&X509PopSettings> {
         self.x509pop.as_ref()
+    }
+
+    /// `NodeAttestor "k8s_psat"`, when it is the one.
+    pub fn k8s_psat(&self) -> Option<&K8sPsatSettings> {
+        self.k8s_psat.as_ref()
     }
 
     /// The `WorkloadAttestor` blocks.

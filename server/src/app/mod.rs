@@ -42,6 +42,7 @@ use crate::api::sync::SyncService;
 use crate::api::{ApiSettings, Services};
 use crate::attestation::Attestors;
 use crate::attestation::join_token::JoinTokenAttestor;
+use crate::attestation::k8s_psat::K8sPsatAttestor;
 use crate::authority::{AuthorityError, AuthorityManager};
 use crate::config::{Config, Keys, PruneAgents};
 use crate::endpoints::audit::Audit;
@@ -79,6 +80,14 @@ pub enum BuildError {
     /// What is registered cannot be read.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
+    /// A Kubernetes cluster cannot be asked about its agents.
+    #[error("NodeAttestor \"k8s_psat\": cluster {cluster:?}: {why}")]
+    ApiServer {
+        /// Its name.
+        cluster: String,
+        /// What is wrong with how it is to be reached.
+        why: String,
+    },
     /// The private socket cannot be opened.
     #[error("{0}")]
     Socket(#[from] ListenError),
@@ -138,7 +147,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         store: Arc::clone(&store),
         registry: Arc::clone(&registry),
         authority: Arc::clone(&authority),
-        attestors: attestors(&config, &store, &clock),
+        attestors: attestors(&config, &store, &clock).await?,
         clock: clock.clone(),
         log,
         started_at: clock.now(),
@@ -272,12 +281,28 @@ impl Bound {
 }
 
 /// Join tokens need no block in the configuration, as in SPIRE.
-fn attestors(config: &Config, store: &Arc<dyn Store>, clock: &Clock) -> Attestors {
-    Attestors::default().with(Arc::new(JoinTokenAttestor::new(
+async fn attestors(config: &Config, store: &Arc<dyn Store>, clock: &Clock) -> Result<Attestors, BuildError> {
+    let attestors = Attestors::default().with(Arc::new(JoinTokenAttestor::new(
         config.trust_domain().clone(),
         Arc::clone(store),
         clock.clone(),
-    )))
+    )));
+    if config.k8s_psat().is_empty() {
+        return Ok(attestors);
+    }
+    let mut clusters = Vec::new();
+    for settings in config.k8s_psat() {
+        let client = api_server::client(settings.kube_config_file.as_deref()).await;
+        let client = client.map_err(|why| BuildError::ApiServer {
+            cluster: settings.name.clone(),
+            why,
+        })?;
+        clusters.push((settings.clone(), client));
+    }
+    Ok(attestors.with(Arc::new(K8sPsatAttestor::new(
+        config.trust_domain().clone(),
+        clusters,
+    ))))
 }
 
 /// Services of the TLS listener.
@@ -407,6 +432,7 @@ const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
 const PRUNE_AGENTS_EACH: u32 = 12;
 const PRUNE_TOKENS_AFTER: time::Duration = time::Duration::days(1);
 
+mod api_server;
 mod http;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -3,6 +3,7 @@
 
 mod authority;
 mod experimental;
+mod k8s_psat;
 mod plugins;
 mod read;
 
@@ -22,6 +23,7 @@ use crate::telemetry::LogSettings;
 
 pub use authority::{AuthorityConfig, CaSubject, WitConfig};
 pub use finial_identity::settings::HealthChecks;
+pub use k8s_psat::K8sPsatCluster;
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";
@@ -73,6 +75,7 @@ pub struct Config {
     telemetry: Telemetry,
     database: PathBuf,
     keys: Keys,
+    k8s_psat: Vec<K8sPsatCluster>,
     warnings: Vec<String>,
 }
 
@@ -178,6 +181,7 @@ impl Config {
             telemetry: Telemetry::default(),
             database: data_dir.join("datastore.sqlite3"),
             keys: Keys::Disk(data_dir.join("keys.json")),
+            k8s_psat: Vec::new(),
             warnings: Vec::new(),
             trust_domain,
         }
@@ -280,6 +284,11 @@ impl Config {
     /// The `KeyManager`.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// `NodeAttestor "k8s_psat"`: whose agents prove themselves by service account tokens; none when it is off.
+    pub fn k8s_psat(&self) -> &[K8sPsatCluster] {
+        &self.k8s_psat
     }
 
     /// What is accepted but deserves a word in the log.

@@ -131,6 +131,7 @@ impl Server {
             telemetry,
             database: plugins.database,
             keys: plugins.keys,
+            k8s_psat: plugins.k8s_psat,
             warnings,
         }
     }
