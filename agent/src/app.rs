@@ -30,7 +30,7 @@ use crate::endpoints::limits::{AdminShare, Admission, trim_after_crowds};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
-use crate::endpoints::session::{CallerPolicy, Refusals, SessionParts, Sessions, SyncMode};
+use crate::endpoints::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::node::{
     Jitter, JoinTokenAttestor, K8sPsatAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState,
@@ -177,7 +177,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         refusals: Refusals::default(),
         attestation: attestation(&config, &clock),
         svids,
-        sync: SyncMode::new(move || counters.snapshots() > 0 && counters.polls() == 0),
+        sync: SyncMode::new(move || counters.is_pushed()),
         node: state.clone(),
         clock,
         stop: stop.clone(),
@@ -186,6 +186,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
             allow_unauthenticated_verifiers: config.allow_unauthenticated_verifiers(),
             allowed_foreign_jwt_claims: config.allowed_foreign_jwt_claims().to_vec(),
             sync_interval: config.sync_interval(),
+            logged_selectors: LoggedSelectors::new(config.log_selectors().to_vec()),
         },
     };
     let sessions = Sessions::new(parts.clone());
@@ -314,6 +315,7 @@ fn admin_routes(
         svids: parts.svids.clone(),
         node: parts.node.clone(),
         stop: parts.stop.clone(),
+        clock: parts.clock.clone(),
         procfs: ProcFs::default(),
         authorized_delegates: settings.authorized_delegates.clone(),
         max_processes: share.processes,

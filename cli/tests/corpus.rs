@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 
 #[path = "../../tests/fuzz/targets/agent.rs"]
 mod agent;
+#[path = "../../tests/fuzz/targets/sds.rs"]
+mod sds;
 #[path = "../../tests/fuzz/targets/server.rs"]
 mod server;
 #[path = "../../tests/fuzz/targets/workload.rs"]
@@ -45,6 +47,7 @@ fn files_cut_short_or_with_a_bit_flipped_pass_too() {
 fn targets() -> impl Iterator<Item = &'static agent::Target> {
     agent::TARGETS
         .iter()
+        .chain(sds::TARGETS)
         .chain(server::TARGETS)
         .chain(workload::TARGETS)
 }

@@ -231,6 +231,13 @@ pub mod finial {
     }
     /// `finial.server`
     pub mod server {
+        /// What the server holds in memory of its store.
+        pub mod registry {
+            /// `finial.server.registry.v1`
+            pub mod v1 {
+                package!("finial.server.registry.v1");
+            }
+        }
         /// Push to agents.
         pub mod sync {
             /// `finial.server.sync.v1`

@@ -18,6 +18,8 @@ const ELSEWHERE: &[&str] = &[
     "container",
     "docker_answer",
     "helper_config",
+    "sds_delta",
+    "sds_state_of_the_world",
     "server_config",
     "workload_files",
 ];

@@ -253,3 +253,30 @@ fn the_workload_side_prints_what_scripts_read() {
         minted.trim(),
     ]);
 }
+
+#[test]
+fn agents_are_shown_with_their_expiry_in_local_time_and_an_empty_line_after_each() {
+    let stack = Stack::start(StackOptions::default());
+    let id = stack.agent_id();
+    let socket = stack.server_socket().display().to_string();
+    for args in [&["list"][..], &["show", "-spiffeID", &id]] {
+        let output = Command::new(finial())
+            .args(["server", "agent"])
+            .args(args)
+            .args(["-socketPath", &socket])
+            // Two hours ahead of UTC, without any file of time zones.
+            .env("TZ", "XYZ-2")
+            .output()
+            .expect("the command starts");
+        let printed = String::from_utf8_lossy(&output.stdout);
+        let expiry = printed
+            .lines()
+            .find(|line| line.starts_with("Expiration time   : "));
+        assert!(
+            expiry.is_some_and(|line| line.ends_with(" +0200 XYZ")),
+            "{printed}"
+        );
+        let after = printed.split_once("Can re-attest").expect("the last lines").1;
+        assert!(after.contains("\n\n"), "{printed:?}");
+    }
+}

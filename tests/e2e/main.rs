@@ -16,6 +16,7 @@ mod hostile;
 mod kill;
 mod latency;
 mod life;
+mod log_selectors;
 mod openssl;
 mod raw_http2;
 mod rotation;

@@ -6,12 +6,15 @@
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use finial_tests::{Entry, Output, Peer, Program, Stack, StackOptions, absent, finial, wait_until};
 
 const IMAGE: &str = "localhost/finial-test:1";
 const READY: Duration = Duration::from_secs(30);
+/// Each Podman of this process has a cgroup of its own.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
 
 /// Runs a command where cgroup v2 beside v1 is out of sight: crun refuses a mixture of both that has controllers
 /// in v2.
@@ -80,6 +83,48 @@ fn processes_in_containers_get_identities_by_what_the_engine_knows() {
     assert_eq!(podman.fetch(&stack, &web).expect("the engine is back").len(), 4);
 }
 
+/// Root is the user here: where containers run and whose socket it is makes an engine a user's own.
+#[test]
+fn a_users_own_podman_is_believed_only_where_the_operator_trusts_that_user() {
+    let Some(podman) = Podman::find_below("user.slice/user-0.slice/") else {
+        return;
+    };
+    podman.make_image();
+    let _service = podman.serve();
+    let template = format!(
+        "podman_socket_path_template = \"unix://{}\"",
+        podman.socket("%d").display()
+    );
+    for (trusted, expected) in [
+        ("", &["/user"][..]),
+        ("rootless_podman { trusted_uids = [\"64001\"] }", &["/user"]),
+        (
+            "rootless_podman { trusted_uids = [\"0\"] }",
+            &["/label", "/own", "/user"],
+        ),
+    ] {
+        let mut stack = stack_with(&format!("{template}\n{trusted}"));
+        for (path, selector) in [
+            ("/user", "unix:uid:0"),
+            ("/label", "docker:label:tier:web"),
+            ("/own", "docker:podman_user:0"),
+        ] {
+            stack.create_entry(&Entry {
+                path,
+                selectors: vec![selector.to_owned()],
+                extra: Vec::new(),
+            });
+        }
+        stack.wait_identity("/user");
+        let web = podman.run(&stack, &["--label", "tier=web"]);
+        let ids = podman.fetch(&stack, &web).expect("the user's identity at least");
+        assert_eq!(ids, expected, "{trusted}");
+        if expected.len() == 1 {
+            stack.agent().wait_for_line("rootless_podman.trusted_uids", READY);
+        }
+    }
+}
+
 /// A process of the host in a cgroup that is named like the container's, elsewhere.
 fn a_name_is_not_enough(stack: &Stack, container: &str) {
     let impostor = Cgroup::make(&format!("finial-test-{}-impostor", std::process::id()), container);
@@ -100,10 +145,17 @@ struct Podman {
     program: PathBuf,
     dir: tempfile::TempDir,
     parent: String,
+    /// Cgroups above it that were not there before, the innermost first.
+    made_above: Vec<PathBuf>,
 }
 
 impl Podman {
     fn find() -> Option<Self> {
+        Self::find_below("")
+    }
+
+    /// A Podman whose containers' cgroups are below another one, named with a slash at its end.
+    fn find_below(cgroup: &str) -> Option<Self> {
         let peer = Peer::find("FINIAL_TEST_PODMAN", "podman", &["--version"])?;
         if !rustix::process::geteuid().is_root() {
             absent("podman: this test runs containers as root");
@@ -112,7 +164,16 @@ impl Podman {
         let podman = Podman {
             program: peer.command().get_program().into(),
             dir: tempfile::TempDir::with_prefix("finial-podman-").expect("a temporary directory"),
-            parent: format!("finial-test-{}", std::process::id()),
+            parent: format!(
+                "{cgroup}finial-test-{}-{}",
+                std::process::id(),
+                COUNT.fetch_add(1, Ordering::Relaxed)
+            ),
+            made_above: hierarchies()
+                .iter()
+                .flat_map(|hierarchy| Path::new(cgroup).ancestors().map(|path| hierarchy.join(path)))
+                .filter(|path| !path.exists())
+                .collect(),
         };
         // Its own locks, and no limit above what this process may have.
         let conf = "[engine]\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"file\"\nlock_type = \"file\"\n\
@@ -123,6 +184,11 @@ impl Podman {
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// The socket of the service, as that of the user with this id.
+    fn socket(&self, uid: &str) -> PathBuf {
+        self.path(&format!("podman-{uid}.sock"))
     }
 
     fn command(&self, args: &[&str]) -> Command {
@@ -196,7 +262,7 @@ impl Podman {
 
     /// The service that answers for this Podman.
     fn serve(&self) -> Program {
-        let socket = self.path("podman.sock");
+        let socket = self.socket("0");
         let _from_before = std::fs::remove_file(&socket);
         let address = format!("unix://{}", socket.display());
         let service = Program::start(
@@ -211,13 +277,10 @@ impl Podman {
 
     /// A server, and an agent that asks this Podman.
     fn stack(&self) -> Stack {
-        Stack::start(StackOptions {
-            agent_plugins: format!(
-                "WorkloadAttestor \"docker\" {{ plugin_data {{ podman_socket_path = \"unix://{}\" }} }}",
-                self.path("podman.sock").display()
-            ),
-            ..StackOptions::default()
-        })
+        stack_with(&format!(
+            "podman_socket_path = \"unix://{}\"",
+            self.socket("0").display()
+        ))
     }
 
     /// Starts a container that waits and has the agent's socket; gives its id.
@@ -268,7 +331,11 @@ impl Drop for Podman {
             left.retain(|hierarchy| {
                 let parent = hierarchy.join(&self.parent);
                 let _removed = std::fs::remove_dir(parent.join("conmon"));
-                parent.exists() && std::fs::remove_dir(parent).is_err()
+                let is_left = parent.exists() && std::fs::remove_dir(&parent).is_err();
+                for path in &self.made_above {
+                    let _removed = std::fs::remove_dir(path);
+                }
+                is_left
             });
             left.is_empty()
         };
@@ -277,6 +344,14 @@ impl Drop for Podman {
             wait_until("the cgroups of the containers to be empty", READY, is_clean);
         }
     }
+}
+
+/// A server, and an agent whose attestor `docker` has these settings.
+fn stack_with(docker: &str) -> Stack {
+    Stack::start(StackOptions {
+        agent_plugins: format!("WorkloadAttestor \"docker\" {{ plugin_data {{ {docker} }} }}"),
+        ..StackOptions::default()
+    })
 }
 
 /// A control group of the host, with a name that says it is a container's.

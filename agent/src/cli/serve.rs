@@ -1,20 +1,18 @@
 //! `run` and `validate`.
 
-use std::future::Future;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{ArgMatches, Command};
 use finial_identity::command::Console;
 use finial_identity::command::flags::{switch, text, tristate, value};
-use finial_identity::process::Clock;
 use finial_identity::process::umask::{UMASK_FLOOR, raise_umask_floor};
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use finial_identity::process::{Clock, signals};
 use zeroize::Zeroizing;
 
 use crate::app;
 use crate::config::{Config, DEFAULT_CONFIG_PATH, Flags, JoinToken};
-use crate::telemetry::{LogControl, collector};
+use crate::telemetry::collector;
 
 /// `run`
 pub fn run_command() -> Command {
@@ -94,7 +92,7 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
     for warning in config.warnings() {
         tracing::warn!(configuration = %warning, "configuration has a part that deserves attention");
     }
-    let stopped = signals(log.clone())?;
+    let stopped = signals::told_to_end(log.clone()).context("listen for signals")?;
     let mut bound = app::build(config, clock, log).await.context("start the agent")?;
     if let Some((_traces, exporter, channel)) = collector {
         bound.export_traces(exporter, channel);
@@ -146,35 +144,6 @@ fn flags(matches: &ArgMatches) -> anyhow::Result<Flags> {
         rebootstrap_delay: text("rebootstrapDelay"),
         expand_env: tristate(matches, "expandEnv").unwrap_or_default(),
     })
-}
-
-/// Completes with the first SIGINT or SIGTERM. Until then SIGUSR2 opens the log file anew, and
-/// SIGUSR1, which has plugins read their files again in SPIRE, is taken without effect.
-fn signals(log: LogControl) -> anyhow::Result<impl Future<Output = ()>> {
-    let listen = |kind| signal(kind).context("listen for signals");
-    let mut interrupt = listen(SignalKind::interrupt())?;
-    let mut terminate = listen(SignalKind::terminate())?;
-    let mut reload = listen(SignalKind::user_defined1())?;
-    let mut reopen = listen(SignalKind::user_defined2())?;
-    Ok(async move {
-        loop {
-            tokio::select! {
-                () = received(&mut interrupt) => return,
-                () = received(&mut terminate) => return,
-                () = received(&mut reload) => tracing::info!("no plugin reads its data from a file"),
-                () = received(&mut reopen) => match log.reopen() {
-                    Ok(_has_file) => tracing::info!("log file reopened"),
-                    Err(error) => tracing::error!(%error, "log file cannot be reopened"),
-                },
-            }
-        }
-    })
-}
-
-async fn received(signal: &mut Signal) {
-    if signal.recv().await.is_none() {
-        std::future::pending::<()>().await;
-    }
 }
 
 #[cfg(test)]

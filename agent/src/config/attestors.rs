@@ -7,6 +7,7 @@ use finial_identity::settings::Section;
 use super::cgroup_patterns::CgroupPatterns;
 use super::k8s::{self, K8sSettings};
 use super::plugins::{enabled, finish_plugin, not_served};
+use super::rootless::{self, TrustedUsers};
 
 /// The socket of Docker's daemon.
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
@@ -49,6 +50,8 @@ pub struct DockerSettings {
     pub podman_socket: PathBuf,
     /// `podman_socket_path_template`
     pub podman_user_socket: UserSocket,
+    /// `rootless_podman.trusted_uids`: whose own Podman is believed.
+    pub trusted_users: TrustedUsers,
     /// `container_id_cgroup_matchers`; none when containers are recognised without.
     pub patterns: CgroupPatterns,
     /// `verbose_container_locator_logs`: log the control groups of each process at debug level.
@@ -71,6 +74,7 @@ impl Default for DockerSettings {
             podman_socket: path(PODMAN_SOCKET),
             podman_user_socket: user_socket(PODMAN_SOCKET_TEMPLATE)
                 .expect("the default has a place for the id"),
+            trusted_users: TrustedUsers::default(),
             patterns: CgroupPatterns::default(),
             verbose: false,
         }
@@ -169,6 +173,7 @@ fn read_docker(data: Option<Section<'_>>, warnings: &mut Vec<String>) -> DockerS
         podman_user_socket: data
             .parse("podman_socket_path_template", user_socket)
             .unwrap_or(defaults.podman_user_socket),
+        trusted_users: rootless::read(&data, data.has("podman_socket_path_template"), warnings),
         patterns: read_patterns(&data, warnings),
         verbose: data.bool("verbose_container_locator_logs").unwrap_or_default(),
     };
@@ -315,6 +320,7 @@ mod tests {
         let settings = docker(
             "docker_socket_path = \"unix:///d\" docker_version = \"v1.41\" podman_socket_path = \"unix:///p\"\n\
              podman_socket_path_template = \"unix:///a%%/%d/b%%\" verbose_container_locator_logs = true\n\
+             rootless_podman { trusted_uids = [\"1000\", \"1001\"] }\n\
              use_new_container_locator = false container_id_cgroup_matchers = [\"/docker/<id>\"]",
         )
         .unwrap();
@@ -323,6 +329,7 @@ mod tests {
             api_version: Some("1.41".to_owned()),
             podman_socket: "/p".into(),
             podman_user_socket: UserSocket::new("/a%/", "/b%"),
+            trusted_users: TrustedUsers::of([1000, 1001]),
             patterns: CgroupPatterns::new(vec!["/docker/<id>".to_owned()]).unwrap(),
             verbose: true,
         };
@@ -373,9 +380,51 @@ mod tests {
                 "use_new_container_locator = false container_id_cgroup_matchers = [\"/docker/*\"]",
             ),
             ("docker_sock", "docker_sock = \"a\""),
+            ("trusted_uids", "rootless_podman { trusted_uids = [\"root\"] }"),
+            ("trusted_uids", "rootless_podman { trusted_uids = [\"-1\"] }"),
+            ("trusted_user", "rootless_podman { trusted_user = 1 }"),
         ] {
             let error = docker(data).unwrap_err();
             assert!(error.contains(key), "{key} in {error}");
+        }
+    }
+
+    #[test]
+    fn users_own_engines_are_believed_only_where_the_operator_says_so() {
+        let warned = |data: &str| {
+            let config = parse(&format!(
+                "WorkloadAttestor \"docker\" {{ plugin_data {{ {data} }} }}"
+            ));
+            config.unwrap().warnings().join("\n")
+        };
+        for (data, of_1000, of_7, warning) in [
+            ("", false, false, ""),
+            (
+                "podman_socket_path_template = \"unix:///run/user/%d/p\"",
+                false,
+                false,
+                "has no effect",
+            ),
+            ("rootless_podman {}", false, false, ""),
+            ("rootless_podman { trusted_uids = [\"1000\"] }", true, false, ""),
+            (
+                "rootless_podman { trusted_uids = [\"*\"] }",
+                true,
+                true,
+                "any docker: selector",
+            ),
+        ] {
+            let trusted = docker(data).unwrap().trusted_users;
+            assert_eq!(
+                (trusted.contains(1000), trusted.contains(7)),
+                (of_1000, of_7),
+                "{data}"
+            );
+            let warnings = warned(data);
+            assert!(
+                warnings.contains(warning) && warnings.is_empty() == warning.is_empty(),
+                "{data}: {warnings}"
+            );
         }
     }
 

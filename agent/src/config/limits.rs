@@ -20,23 +20,29 @@ pub struct RateLimits {
 }
 
 impl RateLimits {
-    /// The key and the limit of the method with this path, if it has one.
+    /// The name and the limit of the method with this path, if it has one. The name is what SPIRE's agents label metrics with.
     pub fn of(&self, path: &str) -> Option<(&'static str, u32)> {
-        let (key, limit) = match path {
-            "/SpiffeWorkloadAPI/FetchX509SVID" => ("fetch_x509_svid", self.fetch_x509_svid),
-            "/SpiffeWorkloadAPI/FetchJWTSVID" => ("fetch_jwt_svid", self.fetch_jwt_svid),
-            "/SpiffeWorkloadAPI/FetchX509Bundles" => ("fetch_x509_bundles", self.fetch_x509_bundles),
-            "/SpiffeWorkloadAPI/FetchJWTBundles" => ("fetch_jwt_bundles", self.fetch_jwt_bundles),
+        let (name, limit) = match path {
+            "/SpiffeWorkloadAPI/FetchX509SVID" => ("_SpiffeWorkloadAPI_FetchX509SVID", self.fetch_x509_svid),
+            "/SpiffeWorkloadAPI/FetchJWTSVID" => ("_SpiffeWorkloadAPI_FetchJWTSVID", self.fetch_jwt_svid),
+            "/SpiffeWorkloadAPI/FetchX509Bundles" => {
+                ("_SpiffeWorkloadAPI_FetchX509Bundles", self.fetch_x509_bundles)
+            }
+            "/SpiffeWorkloadAPI/FetchJWTBundles" => {
+                ("_SpiffeWorkloadAPI_FetchJWTBundles", self.fetch_jwt_bundles)
+            }
             "/envoy.service.secret.v3.SecretDiscoveryService/StreamSecrets"
-            | "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets" => {
-                ("stream_secrets", self.stream_secrets)
-            }
-            "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets" => {
-                ("fetch_secrets", self.fetch_secrets)
-            }
+            | "/envoy.service.secret.v3.SecretDiscoveryService/DeltaSecrets" => (
+                "_envoy_service_secret_v3_SecretDiscoveryService_StreamSecrets",
+                self.stream_secrets,
+            ),
+            "/envoy.service.secret.v3.SecretDiscoveryService/FetchSecrets" => (
+                "_envoy_service_secret_v3_SecretDiscoveryService_FetchSecrets",
+                self.fetch_secrets,
+            ),
             _ => return None,
         };
-        (limit > 0).then_some((key, limit))
+        (limit > 0).then_some((name, limit))
     }
 }
 

@@ -13,6 +13,7 @@ mod limits;
 mod node_attestor;
 mod plugins;
 mod read;
+mod rootless;
 mod sds;
 mod unserved;
 
@@ -23,10 +24,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
-use finial_identity::process::private_file::{self, FileError};
-use finial_identity::settings::{
-    Document, Format, MAX_TEXT, ParseError, SettingsError, Telemetry, expand_env,
-};
+use finial_identity::settings::{Document, Telemetry};
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
@@ -41,10 +39,11 @@ pub use self::features::Features;
 pub use self::k8s::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 pub use self::limits::RateLimits;
 pub use self::node_attestor::{K8sPsatSettings, X509PopSettings};
+pub use self::rootless::TrustedUsers;
 pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
 
-pub use finial_identity::settings::HealthChecks;
+pub use finial_identity::settings::{ConfigError, HealthChecks};
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/agent/agent.conf";
@@ -184,6 +183,7 @@ pub struct Essentials {
 pub struct Config {
     essentials: Essentials,
     log: LogSettings,
+    log_selectors: Vec<String>,
     workload_key_type: KeyType,
     availability_target: Option<Duration>,
     rebootstrap: Rebootstrap,
@@ -208,25 +208,6 @@ pub struct Config {
     warnings: Vec<String>,
 }
 
-/// Why there is no configuration.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("failed to read configuration: {0}")]
-    File(#[from] FileError),
-    /// It is not HCL, JSON or YAML.
-    #[error("failed to parse configuration: {}: {source}", path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: ParseError,
-    },
-    /// What it says is wrong.
-    #[error("{0}")]
-    Settings(#[from] SettingsError),
-}
-
 impl Config {
     /// Reads the file that the flags name and applies the flags. `env` looks variables up.
     ///
@@ -234,12 +215,7 @@ impl Config {
     /// All mistakes at once.
     pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG_PATH));
-        let text = private_file::read_text(path, MAX_TEXT)?;
-        let text = if flags.expand_env {
-            expand_env(&text, env)
-        } else {
-            text
-        };
+        let text = Document::read_text(path, flags.expand_env.then_some(env))?;
         let config = Self::parse(&text, path, flags)?;
         Ok(Self {
             telemetry: config.telemetry.with_variables(env),
@@ -253,11 +229,7 @@ impl Config {
     /// # Errors
     /// All mistakes at once.
     pub fn parse(text: &str, path: &Path, flags: &Flags) -> Result<Self, ConfigError> {
-        let document =
-            Document::parse(text, Format::from_path(path)).map_err(|source| ConfigError::Parse {
-                path: path.to_owned(),
-                source,
-            })?;
+        let document = Document::parse_file(text, path)?;
         Ok(read::read(&document, flags)?)
     }
 
@@ -266,6 +238,7 @@ impl Config {
         Self {
             essentials,
             log: LogSettings::default(),
+            log_selectors: Vec::new(),
             workload_key_type: KeyType::EcP256,
             availability_target: None,
             rebootstrap: Rebootstrap::default(),
@@ -302,6 +275,11 @@ impl Config {
     /// How and where to log.
     pub fn log(&self) -> &LogSettings {
         &self.log
+    }
+
+    /// `log_selectors`: beginnings of selectors that may stand in the log.
+    pub fn log_selectors(&self) -> &[String] {
+        &self.log_selectors
     }
 
     /// `workload_x509_svid_key_type`

@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
-use finial_identity::settings::{Document, HealthChecks, Problems, Section, SettingsError, Telemetry};
+use finial_identity::settings::{
+    Document, HealthChecks, LogFlags, Problems, Section, SettingsError, Telemetry, read_log,
+};
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
@@ -17,7 +19,7 @@ use super::{
     features, limits, sds,
 };
 use super::{bootstrap, broker, explain};
-use crate::telemetry::{LogFormat, LogLevel, LogSettings};
+use crate::telemetry::LogSettings;
 
 /// Reads everything; what is wrong is reported together.
 pub(super) fn read(document: &Document, flags: &Flags) -> Result<Config, SettingsError> {
@@ -54,6 +56,7 @@ struct Agent {
     socket_path: PathBuf,
     join_token: Option<JoinToken>,
     log: LogSettings,
+    log_selectors: Vec<String>,
     workload_key_type: KeyType,
     availability_target: Option<Duration>,
     x509_svid_cache_max_size: usize,
@@ -103,7 +106,8 @@ impl Agent {
                 .unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned())
                 .into(),
             join_token: read_join_token(&agent, flags),
-            log: read_log(&agent, flags, problems),
+            log: read_log(&agent, log_flags(flags), problems),
+            log_selectors: agent.strings("log_selectors"),
             workload_key_type: read_key_type(&agent),
             availability_target: read_availability_target(&agent),
             x509_svid_cache_max_size: cache_size("x509_svid_cache_max_size"),
@@ -150,6 +154,7 @@ impl Agent {
                 join_token: self.join_token,
             },
             log: self.log,
+            log_selectors: self.log_selectors,
             workload_key_type: self.workload_key_type,
             availability_target: self.availability_target,
             rebootstrap: self.rebootstrap,
@@ -256,29 +261,12 @@ fn read_availability_target(agent: &Section<'_>) -> Option<Duration> {
     Some(target)
 }
 
-fn read_log(agent: &Section<'_>, flags: &Flags, problems: &Problems) -> LogSettings {
-    let defaults = LogSettings::default();
-    let file = agent.string("log_file");
-    let level = agent.parse("log_level", str::parse::<LogLevel>);
-    let format = agent.parse("log_format", str::parse::<LogFormat>);
-    let source_location = agent.bool("log_source_location");
-    let flag_level = given(&flags.log_level).and_then(|text| {
-        let parsed = text.parse::<LogLevel>();
-        parsed
-            .map_err(|error| problems.add("-logLevel", None, error.to_string()))
-            .ok()
-    });
-    let flag_format = given(&flags.log_format).and_then(|text| {
-        let parsed = text.parse::<LogFormat>();
-        parsed
-            .map_err(|error| problems.add("-logFormat", None, error.to_string()))
-            .ok()
-    });
-    LogSettings {
-        file: given(&flags.log_file).or(file).map(PathBuf::from),
-        level: flag_level.or(level).unwrap_or(defaults.level),
-        format: flag_format.or(format).unwrap_or(defaults.format),
-        source_location: flags.log_source_location.or(source_location).unwrap_or_default(),
+fn log_flags(flags: &Flags) -> LogFlags<'_> {
+    LogFlags {
+        file: flags.log_file.as_deref(),
+        level: flags.log_level.as_deref(),
+        format: flags.log_format.as_deref(),
+        source_location: flags.log_source_location,
     }
 }
 

@@ -61,6 +61,7 @@ fn a_minimal_file_gives_spires_defaults() {
     assert_eq!(config.workload_attestors().unix, Some(UnixSettings::default()));
     assert!(config.admin().is_none());
     assert!(config.health_checks().is_none() && config.allowed_foreign_jwt_claims().is_empty());
+    assert_eq!(config.log_selectors(), [""; 0]);
     assert_eq!(config.warnings(), [""; 0]);
 }
 
@@ -70,6 +71,7 @@ fn every_served_key_has_its_effect() {
         agent {
             trust_domain = "spiffe://example.org" server_address = "a" server_port = 1
             data_dir = "/d" socket_path = "/s/api" insecure_bootstrap = true join_token = "secret-token"
+            log_selectors = ["unix", "k8s:ns"]
             log_file = "/l" log_level = "DEBUG" log_format = "json" log_source_location = true
             workload_x509_svid_key_type = "rsa-2048" availability_target = "24h" x509_svid_cache_max_size = 5 jwt_svid_cache_max_size = 6
             admin_socket_path = "/p/a" authorized_delegates = ["spiffe://example.org/delegate"]
@@ -99,6 +101,7 @@ fn every_served_key_has_its_effect() {
     assert_eq!(config.log().file.as_deref(), Some(Path::new("/l")));
     assert_eq!(config.log().level, crate::telemetry::LogLevel::Debug);
     assert_eq!(config.log().format, crate::telemetry::LogFormat::Json);
+    assert_eq!(config.log_selectors(), ["unix", "k8s:ns"]);
     assert_eq!(config.workload_key_type(), KeyType::Rsa2048);
     let day = Duration::from_secs(24 * 3600);
     assert_eq!(config.availability_target(), Some(day));
@@ -404,7 +407,6 @@ fn secret_discovery_is_on_by_default_and_its_names_can_be_chosen() {
 #[test]
 fn harmless_keys_are_accepted_with_a_warning() {
     for (key, text) in [
-        ("log_selectors", "log_selectors = [\"unix\"]"),
         ("profiling", "profiling_enabled = true"),
         (
             "rebootstrap_delay",

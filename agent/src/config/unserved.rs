@@ -5,11 +5,6 @@ use finial_identity::settings::Section;
 
 /// The keys of the `agent` block.
 pub(super) fn agent(agent: &Section<'_>, warnings: &mut Vec<String>) {
-    if !agent.strings("log_selectors").is_empty() {
-        warnings.push(
-            "agent.log_selectors: selectors are not logged by this version; the key has no effect".to_owned(),
-        );
-    }
     let mut profiling = agent.bool("profiling_enabled").unwrap_or_default();
     for key in ["profiling_port", "profiling_freq", "profiling_names"] {
         profiling |= agent.ignore(key);

@@ -81,7 +81,9 @@ impl LocalRoutes {
                 .fold(builder, |builder, name| builder.with_service_name(*name))
         };
         let (v1, v1alpha) = (reflection().build_v1()?, reflection().build_v1alpha()?);
-        self.routes.add_service(v1).add_service(v1alpha);
+        self.routes
+            .add_service(v1.max_decoding_message_size(MAX_REQUEST_BYTES))
+            .add_service(v1alpha.max_decoding_message_size(MAX_REQUEST_BYTES));
         Ok(self.routes.routes())
     }
 }

@@ -24,7 +24,7 @@ use super::limits::Admission;
 use super::listener::LocalSocket;
 use super::routes::LocalRoutes;
 use super::sds::Sds;
-use super::session::{CallerPolicy, Refusals, SessionParts, Sessions, SyncMode};
+use super::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};
 use super::workload_api::WorkloadApi;
 use crate::config::SdsSettings;
 use crate::node::{Jitter, NodeState};
@@ -252,6 +252,7 @@ impl World {
                 allow_unauthenticated_verifiers: false,
                 allowed_foreign_jwt_claims: vec!["team".to_owned()],
                 sync_interval: Duration::from_millis(50),
+                logged_selectors: LoggedSelectors::default(),
             },
             sds: SdsSettings::default(),
             own_pid: 0,

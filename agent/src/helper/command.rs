@@ -233,7 +233,7 @@ mod tests {
 
     const DAEMON: &str = r#"
         trap 'echo hup >> "$1"' HUP
-        trap 'echo int >> "$1"; exit 0' INT
+        trap 'echo term >> "$1"; exit 0' TERM
         echo up >> "$1"
         while test -d "${1%/*}"; do sleep 0.01; done
     "#;
@@ -246,7 +246,7 @@ mod tests {
         running.told("up ").await;
         running.renew();
         running.told("up hup ").await;
-        assert_eq!(running.stop(Signal::INT).await, "up hup int ");
+        assert_eq!(running.stop(Signal::TERM).await, "up hup term ");
     }
 
     #[tokio::test]
@@ -282,7 +282,7 @@ mod tests {
         running.renew();
         running.told("up ").await;
         running.renew();
-        assert_eq!(running.stop(Signal::INT).await, "up int ");
+        assert_eq!(running.stop(Signal::TERM).await, "up term ");
     }
 
     #[tokio::test]

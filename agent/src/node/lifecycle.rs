@@ -371,7 +371,11 @@ impl Node {
 
     pub(super) fn withdraw_svid(&mut self) {
         self.shared().svid.send_replace(None);
-        self.shared().note(|facts| facts.has_svid = false);
+        self.shared().note(|facts| {
+            facts.has_svid = false;
+            // There is no way back to bootstrapping: what follows is an attestation, whatever comes before it.
+            facts.attesting = true;
+        });
     }
 
     pub(super) fn svid(&self) -> Option<Arc<X509Svid>> {

@@ -9,7 +9,7 @@ pub enum NodeState {
     Bootstrapping,
     /// Proves to the server which node it runs on.
     Attesting,
-    /// Has a valid SVID that the server accepts.
+    /// Has a valid SVID, obtained or saved by an earlier run, and knows of nothing that is wrong.
     Serving,
     /// Something is wrong, and here is what; valid SVIDs are served until they expire.
     Degraded(String),
@@ -18,7 +18,7 @@ pub enum NodeState {
 }
 
 impl NodeState {
-    /// Whether the agent has an identity that the server accepts.
+    /// Whether the agent has a valid identity and nothing is wrong.
     pub fn is_serving(&self) -> bool {
         matches!(self, Self::Serving)
     }

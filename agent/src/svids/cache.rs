@@ -1,7 +1,7 @@
 //! What the agent holds for its workloads: one immutable snapshot on a `watch`, one writer.
 //!
-//! Streams of workloads hold a [`Subscription`], which marks the entries that it matches as wanted, read
-//! [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and SVIDs that did not change
+//! Streams of workloads hold a [`Subscription`], which marks the entries that it matches as wanted once it is told to
+//! ([`Subscription::want`]), read [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and SVIDs that did not change
 //! are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
 
 use std::collections::{BTreeMap, HashSet};
@@ -12,7 +12,7 @@ use bytes::Bytes;
 use finial_identity::bundle::Bundle;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
-use finial_identity::x509::X509Svid;
+use finial_identity::x509::{Certificate, X509Svid};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -143,10 +143,14 @@ impl IssuedSvid {
     /// Until when it is handed out: until shortly before it expires, for the way to the workload takes time too.
     /// Snapshots drop it then; whoever holds an older snapshot compares.
     pub fn usable_until(&self) -> OffsetDateTime {
-        let leaf = self.svid.leaf();
-        let life = leaf.not_after() - leaf.not_before();
-        leaf.not_after() - LAST_MOMENT.min(life / 20)
+        usable_until(self.svid.leaf())
     }
+}
+
+/// Until when an SVID with this leaf is handed out.
+pub(super) fn usable_until(leaf: &Certificate) -> OffsetDateTime {
+    let life = leaf.not_after() - leaf.not_before();
+    leaf.not_after() - LAST_MOMENT.min(life / 20)
 }
 
 impl fmt::Debug for IssuedSvid {
@@ -230,6 +234,12 @@ impl SvidCache {
             .entry(entry_id)
             .is_some_and(|entry| entry.jwt_svid_include_jti);
         self.shared.jwt.fetch(entry_id, spiffe_id, audiences, reuse).await
+    }
+
+    /// Whether [`SvidCache::jwt`] needs no new signature for this entry.
+    pub fn holds_jwt(&self, entry: &CachedEntry, audiences: &[String]) -> bool {
+        let jwt = &self.shared.jwt;
+        !entry.jwt_svid_include_jti && jwt.holds(&entry.entry_id, &entry.spiffe_id, audiences)
     }
 
     /// The cache of JWT-SVIDs.

@@ -5,7 +5,7 @@
 //! next stream starts without a cursor.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use finial_identity::wire::DigestSum;
@@ -39,6 +39,7 @@ pub struct SyncCounters {
     snapshots: AtomicU64,
     deltas: AtomicU64,
     polls: AtomicU64,
+    is_pushed: AtomicBool,
 }
 
 /// The side of syncing that reads.
@@ -96,6 +97,11 @@ impl SyncCounters {
     /// Polls that succeeded.
     pub fn polls(&self) -> u64 {
         self.polls.load(Ordering::Relaxed)
+    }
+
+    /// Whether the server, as last connected to, says by itself what changes.
+    pub fn is_pushed(&self) -> bool {
+        self.is_pushed.load(Ordering::Relaxed)
     }
 }
 
@@ -163,9 +169,13 @@ impl Feed {
         match opened {
             Ok(stream) => {
                 self.node.report(Report::Reachable);
+                self.counters.is_pushed.store(true, Ordering::Relaxed);
                 self.follow(stream).await
             }
-            Err(UpstreamError::Unimplemented(_)) => self.poll().await,
+            Err(UpstreamError::Unimplemented(_)) => {
+                self.counters.is_pushed.store(false, Ordering::Relaxed);
+                self.poll().await
+            }
             Err(error) => End::Failed(error),
         }
     }

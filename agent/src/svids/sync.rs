@@ -14,7 +14,7 @@ use futures_util::stream::FuturesUnordered;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc};
 
-use super::cache::{IssuedSvid, SvidCache};
+use super::cache::{IssuedSvid, SvidCache, usable_until};
 use super::feed::{Feed, FeedSettings, SyncCounters, Update};
 use super::keys::{KeyPool, Order, SvidRequest};
 use super::model::{Forget, Model};
@@ -162,7 +162,17 @@ struct Writer {
 
 struct BatchOutcome {
     wanted: Vec<SvidRequest>,
-    answer: Result<Vec<(Arc<PrivateKey>, SignOutcome)>, UpstreamError>,
+    answer: Result<Vec<(Arc<PrivateKey>, SignOutcome)>, BatchError>,
+}
+
+/// Why nothing of a batch was signed.
+#[derive(Debug, thiserror::Error)]
+enum BatchError {
+    /// Keys or requests could not be made here; the server was not asked.
+    #[error("certificate requests could not be made: {0}")]
+    Orders(String),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
 }
 
 impl Writer {
@@ -336,12 +346,14 @@ impl Writer {
         }
     }
 
-    fn batch_failed(&mut self, error: &UpstreamError) {
-        if matches!(error, UpstreamError::Superseded) {
-            return;
-        }
-        if let Some(reason) = error.denial() {
-            self.node.report(Report::Denied(reason));
+    fn batch_failed(&mut self, error: &BatchError) {
+        if let BatchError::Upstream(error) = error {
+            if matches!(error, UpstreamError::Superseded) {
+                return;
+            }
+            if let Some(reason) = error.denial() {
+                self.node.report(Report::Denied(reason));
+            }
         }
         self.batch_limit = (self.batch_limit / 2).max(1);
         if self.hold.failures() == 0 {
@@ -379,14 +391,14 @@ async fn sign_batch(upstream: Upstream, keys: Arc<KeyPool>, wanted: Vec<SvidRequ
         match made {
             Ok(orders) => orders,
             Err(error) => {
-                let answer = Err(UpstreamError::Malformed(format!("certificate requests: {error}")));
+                let answer = Err(BatchError::Orders(error.to_string()));
                 return BatchOutcome { wanted, answer };
             }
         }
     };
     let answer = match orders {
-        Ok(orders) => send_orders(&upstream, orders).await,
-        Err(error) => Err(UpstreamError::Malformed(format!("certificate requests: {error}"))),
+        Ok(orders) => send_orders(&upstream, orders).await.map_err(BatchError::from),
+        Err(error) => Err(BatchError::Orders(error.to_string())),
     };
     BatchOutcome { wanted, answer }
 }
@@ -424,8 +436,8 @@ fn usable_svid(
             wanted.spiffe_id
         ));
     }
-    if svid.leaf().not_after() <= now {
-        return Err(format!("SVID has expired at {}", svid.leaf().not_after()));
+    if usable_until(svid.leaf()) <= now {
+        return Err(format!("SVID expires at {}", svid.leaf().not_after()));
     }
     Ok(svid)
 }

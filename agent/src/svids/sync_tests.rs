@@ -98,7 +98,7 @@ async fn a_digest_that_differs_brings_a_snapshot_and_is_counted() {
 #[tokio::test]
 async fn a_server_that_cannot_push_is_polled() {
     let dir = tempfile::tempdir().unwrap();
-    let server = TestServer::start();
+    let mut server = TestServer::start();
     server.state().push = false;
     server.state().page = 2;
     let foreign = Authority::new("foreign.org");
@@ -139,6 +139,14 @@ async fn a_server_that_cannot_push_is_polled() {
     assert_eq!(server.calls("fetch").last().unwrap(), "fetch 1");
     assert_eq!(serial(&agent, "e0").unwrap(), before);
     assert_eq!(server.calls("watch").len(), 1);
+    assert!(!agent.counters.is_pushed());
+    // Another server at the same place, which can push.
+    server.stop();
+    server.state().push = true;
+    server.resume();
+    server.put(entry("e9", 9));
+    agent.issued("e9").await;
+    assert!(agent.counters.is_pushed());
 }
 
 #[tokio::test]

@@ -78,7 +78,7 @@ impl Target {
     /// A channel that connects when it is first used and again whenever its connection ends.
     ///
     /// # Errors
-    /// [`UpstreamError::Other`] when host and port do not make an authority.
+    /// [`UpstreamError::Unavailable`] when host and port do not make an authority.
     pub(super) fn channel(&self, tls: Arc<ClientConfig>) -> Result<Channel, UpstreamError> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.authority()))
             .map_err(|error| {

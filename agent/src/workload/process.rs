@@ -4,6 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use time::OffsetDateTime;
 use tokio::io::Interest;
@@ -147,8 +148,9 @@ impl Process {
             tv_sec: 0,
             tv_nsec: 0,
         };
-        // A descriptor that cannot be asked proves nothing: the process counts as gone.
-        matches!(poll(&mut fds, Some(&now)), Ok(0))
+        // A descriptor that cannot be asked proves nothing: the process counts as gone. A signal to this program is no
+        // such answer: poll(2) ends early by one even when it need not wait.
+        matches!(retry_on_intr(|| poll(&mut fds, Some(&now))), Ok(0))
     }
 
     /// Completes when the process has ended.

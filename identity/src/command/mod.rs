@@ -11,4 +11,4 @@ mod time_text;
 pub mod workload_api;
 
 pub use console::{Console, wants_json};
-pub use time_text::utc;
+pub use time_text::{local, utc};

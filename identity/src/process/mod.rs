@@ -14,6 +14,7 @@ mod log_line;
 mod log_sink;
 pub mod memory;
 pub mod private_file;
+pub mod signals;
 pub mod sys;
 pub mod tasks;
 pub mod umask;

@@ -1,6 +1,7 @@
 //! Calls to the operating system for which no safe wrapper exists. The one file with `unsafe`.
-#![allow(unsafe_code)] // Reason: SO_PEERPIDFD, malloc_trim and mallinfo2 are wrapped by no crate that is in use here.
+#![allow(unsafe_code)] // Reason: SO_PEERPIDFD, malloc_trim, mallinfo2 and localtime_r are wrapped by no crate in use here.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
@@ -66,6 +67,27 @@ pub fn allocated_bytes() -> Option<u64> {
     None
 }
 
+/// The local time zone at a moment: its offset from UTC in seconds, to the east, and its abbreviation. As the C library
+/// has them of `TZ` or `/etc/localtime`; `None` when it cannot tell.
+pub fn local_zone(unix_seconds: i64) -> Option<(i32, String)> {
+    #[allow(clippy::useless_conversion, reason = "time_t is narrower on some targets")]
+    let time = libc::time_t::try_from(unix_seconds).ok()?;
+    // SAFETY: numbers that are 0 and a pointer that is null are valid values of all members.
+    let mut local: libc::tm = unsafe { std::mem::zeroed() };
+    // SAFETY: both pointers are to live locals. The environment, which it may read, is changed by nobody: that is unsafe
+    // in this edition, and this is the only file with unsafe code.
+    let done = unsafe { libc::localtime_r(&raw const time, &raw mut local) };
+    if done.is_null() || local.tm_zone.is_null() {
+        return None;
+    }
+    // SAFETY: it is not null, and the C library keeps the text, which ends in NUL, for as long as the program lives.
+    let zone = unsafe { CStr::from_ptr(local.tm_zone) };
+    Some((
+        i32::try_from(local.tm_gmtoff).ok()?,
+        zone.to_str().ok()?.to_owned(),
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -88,6 +110,13 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let answer = peer_pidfd(listener.as_fd());
         assert!(matches!(&answer, Err(_) | Ok(None)), "{answer:?}");
+    }
+
+    #[test]
+    fn the_local_zone_has_a_name_and_is_less_than_a_day_off() {
+        let (offset, name) = local_zone(1_769_853_600).unwrap();
+        assert!(offset.abs() < 24 * 3600 && !name.is_empty(), "{offset} {name}");
+        assert_eq!(local_zone(i64::MAX), None, "no such year");
     }
 
     #[test]

@@ -24,9 +24,11 @@
 //! ```
 
 mod duration;
+mod file;
 mod hcl1;
 mod health_checks;
 mod json;
+mod log;
 mod position;
 mod problems;
 mod reader;
@@ -36,7 +38,9 @@ mod tree;
 mod yaml;
 
 pub use duration::{DurationError, parse_duration};
+pub use file::{ConfigError, Variables};
 pub use health_checks::HealthChecks;
+pub use log::{LogFlags, read_log};
 pub use position::Position;
 pub use problems::{Problem, Problems, SettingsError};
 pub use reader::{Document, Format, expand_env};

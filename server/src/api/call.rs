@@ -230,6 +230,7 @@ pub mod field {
     pub const PUBLIC_KEY: &str = "public_key";
     pub const MODE: &str = "mode";
     pub const AGENT_VERSION: &str = "agent_version";
+    pub const HELD: &str = "held";
 }
 
 impl Call {

@@ -15,6 +15,7 @@ pub mod entry_sync;
 mod entry_write;
 pub mod local_authority;
 pub mod logger;
+pub mod registry;
 pub mod standing;
 pub mod status;
 pub mod streaming;
@@ -181,9 +182,9 @@ impl Services {
 
     /// Why callers had better ask another server, although this one lives.
     pub fn unready(&self) -> Option<String> {
-        self.registry
-            .held()
-            .map(|reason| format!("store's content is held back until a restart: {reason}"))
+        self.registry.held().map(|reason| {
+            format!("store's content is held back until it is released or the server restarts: {reason}")
+        })
     }
 
     /// When the active X.509 authority expires, in Unix seconds.

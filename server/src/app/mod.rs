@@ -17,6 +17,7 @@ use finial_identity::process::{Clock, Stop, TaskError, TaskSet, limits};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::traces::TraceExporter;
 use finial_identity::x509::Certificate;
+use finial_proto::finial::server::registry::v1::registry_server::RegistryServer;
 use finial_proto::finial::server::sync::v1::sync_server::SyncServer;
 use finial_proto::grpc::health::v1::health_server::HealthServer;
 use finial_proto::spire::api::server::agent::v1::agent_server::AgentServer;
@@ -37,6 +38,7 @@ use crate::api::debug::DebugService;
 use crate::api::entry::EntryService;
 use crate::api::local_authority::LocalAuthorityService;
 use crate::api::logger::LoggerService;
+use crate::api::registry::RegistryService;
 use crate::api::svid::SvidService;
 use crate::api::sync::SyncService;
 use crate::api::{ApiSettings, Services};
@@ -317,6 +319,7 @@ fn private_routes(services: &Arc<Services>) -> Routes {
     routes
         .add_service(LoggerServer::new(LoggerService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(DebugServer::new(DebugService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(RegistryServer::new(RegistryService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(HealthServer::new(HealthService::new(of())).max_decoding_message_size(MAX_MESSAGE));
     routes.routes()
 }

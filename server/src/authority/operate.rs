@@ -148,11 +148,6 @@ impl AuthorityManager {
         Ok(shown(&working, kind, authority_id))
     }
 
-    /// The answer to tainting or revoking a root of an upstream authority: there is none.
-    pub fn no_upstream_authority() -> AuthorityError {
-        AuthorityError::FailedPrecondition("upstream authority is not configured")
-    }
-
     fn enabled(&self, kind: AuthorityKind) -> Result<(), AuthorityError> {
         match kind {
             AuthorityKind::Jwt if self.config.disable_jwt_svids => Err(AuthorityError::JwtDisabled),

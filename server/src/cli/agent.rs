@@ -5,7 +5,7 @@ use clap::{ArgMatches, Command};
 use finial_identity::command::flags::{
     self, is_set, list, match_behavior, required, selectors, spiffe_id, switch, text, tristate, value, values,
 };
-use finial_identity::command::{Console, dial, utc, wants_json};
+use finial_identity::command::{Console, dial, local, wants_json};
 use finial_identity::process::Clock;
 use finial_identity::settings::parse_duration;
 use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
@@ -214,7 +214,7 @@ async fn show(
         return console.message("spire.api.types.Agent", &agent);
     }
     console.line("Found an attested agent given its SPIFFE ID\n")?;
-    console.raw(&block(&agent))?;
+    console.line(block(&agent))?;
     for selector in &agent.selectors {
         console.line(format!(
             "{:<18}: {}:{}",
@@ -294,7 +294,7 @@ fn block(agent: &types::Agent) -> String {
     let mut line = |label: &str, value: &str| text.push_str(&format!("{label:<18}: {value}\n"));
     line("SPIFFE ID", &id_text(agent.id.as_ref()));
     line("Attestation type", &agent.attestation_type);
-    line("Expiration time", &utc(agent.x509svid_expires_at));
+    line("Expiration time", &local(agent.x509svid_expires_at));
     if agent.banned {
         line("Banned", "true");
     } else {

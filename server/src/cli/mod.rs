@@ -12,6 +12,7 @@ mod entry_text;
 mod health;
 mod logger;
 mod mint;
+mod registry;
 mod serve;
 mod token;
 
@@ -46,6 +47,7 @@ pub fn command() -> Command {
         .subcommand(mint::jwt())
         .subcommand(authority::command())
         .subcommand(logger::command())
+        .subcommand(registry::command())
 }
 
 /// Runs the command that `matches` of [`command`] names.
@@ -66,6 +68,7 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
         ["x509", "mint"] => mint::run_x509(matches, console).await,
         ["jwt", "mint"] => mint::run_jwt(matches, console).await,
         ["localauthority", kind, name] => authority::run(kind, name, matches, console).await,
+        ["registry", "release"] => registry::release(matches, console).await,
         ["logger", name] => logger::run(name, matches, console).await,
         _ => anyhow::bail!("no such command: {}", path.join(" ")),
     }

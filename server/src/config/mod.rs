@@ -12,17 +12,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
-use finial_identity::process::private_file::{self, FileError};
-use finial_identity::settings::{
-    Document, Format, MAX_TEXT, ParseError, SettingsError, Telemetry, expand_env,
-};
+use finial_identity::settings::{Document, Telemetry};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
-use thiserror::Error;
 
 use crate::telemetry::LogSettings;
 
 pub use authority::{AuthorityConfig, CaSubject, WitConfig};
-pub use finial_identity::settings::HealthChecks;
+pub use finial_identity::settings::{ConfigError, HealthChecks};
 pub use k8s_psat::K8sPsatCluster;
 
 /// Where the configuration stands unless `-config` says otherwise.
@@ -108,25 +104,6 @@ pub enum Keys {
     Disk(PathBuf),
 }
 
-/// Why there is no configuration.
-#[derive(Debug, Error)]
-pub enum ConfigError {
-    /// The file cannot be read.
-    #[error("failed to read configuration: {0}")]
-    File(#[from] FileError),
-    /// It is not HCL, JSON or YAML.
-    #[error("failed to parse configuration: {path}: {source}", path = path.display())]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: ParseError,
-    },
-    /// What it says is wrong.
-    #[error("{0}")]
-    Settings(#[from] SettingsError),
-}
-
 impl Config {
     /// Reads the file that the flags name and applies the flags. `env` looks variables up.
     ///
@@ -134,12 +111,7 @@ impl Config {
     /// All mistakes at once.
     pub fn load(flags: &Flags, env: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG_PATH));
-        let text = private_file::read_text(path, MAX_TEXT)?;
-        let text = if flags.expand_env {
-            expand_env(&text, env)
-        } else {
-            text
-        };
+        let text = Document::read_text(path, flags.expand_env.then_some(env))?;
         let config = Self::parse(&text, path, flags)?;
         Ok(Self {
             telemetry: config.telemetry.with_variables(env),
@@ -152,11 +124,7 @@ impl Config {
     /// # Errors
     /// All mistakes at once.
     pub fn parse(text: &str, path: &Path, flags: &Flags) -> Result<Self, ConfigError> {
-        let document =
-            Document::parse(text, Format::from_path(path)).map_err(|source| ConfigError::Parse {
-                path: path.to_owned(),
-                source,
-            })?;
+        let document = Document::parse_file(text, path)?;
         Ok(read::read(&document, flags)?)
     }
 

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
-use finial_identity::settings::{Document, HealthChecks, Problems, Section, SettingsError, Telemetry};
+use finial_identity::settings::{
+    Document, HealthChecks, LogFlags, Problems, Section, SettingsError, Telemetry, read_log,
+};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
 use super::experimental;
@@ -13,7 +15,7 @@ use super::plugins::{self, Plugins};
 use super::{
     AuthorityConfig, CaSubject, Config, DEFAULT_SOCKET_PATH, Flags, PruneAgents, RateLimits, default_key_type,
 };
-use crate::telemetry::{Level, LogFormat, LogSettings};
+use crate::telemetry::LogSettings;
 
 /// Reads everything; what is wrong is reported together.
 pub fn read(document: &Document, flags: &Flags) -> Result<Config, SettingsError> {
@@ -77,7 +79,7 @@ impl Server {
             .or(socket_path)
             .unwrap_or_else(|| DEFAULT_SOCKET_PATH.to_owned());
         let admin_ids = server.parse_each("admin_ids", SpiffeId::parse);
-        let log = read_log(&server, flags, problems);
+        let log = read_log(&server, log_flags(flags), problems);
         let limits = read_limits(&server);
         let prune_agents = read_prune(&server);
         let audit_log = server.bool("audit_log_enabled").unwrap_or_default();
@@ -168,27 +170,12 @@ fn read_bind(server: &Section<'_>, flags: &Flags, problems: &Problems) -> Option
     address.map(|address| SocketAddr::new(address, port))
 }
 
-fn read_log(server: &Section<'_>, flags: &Flags, problems: &Problems) -> LogSettings {
-    let defaults = LogSettings::default();
-    let file = server.string("log_file");
-    let level = server.parse("log_level", str::parse::<Level>);
-    let format = server.parse("log_format", str::parse::<LogFormat>);
-    let source_location = server.bool("log_source_location");
-    let flag_level = given(&flags.log_level).and_then(|text| {
-        text.parse::<Level>()
-            .map_err(|error| problems.add("-logLevel", None, error.to_string()))
-            .ok()
-    });
-    let flag_format = given(&flags.log_format).and_then(|text| {
-        text.parse::<LogFormat>()
-            .map_err(|error| problems.add("-logFormat", None, error.to_string()))
-            .ok()
-    });
-    LogSettings {
-        file: given(&flags.log_file).or(file).map(PathBuf::from),
-        level: flag_level.or(level).unwrap_or(defaults.level),
-        format: flag_format.or(format).unwrap_or(defaults.format),
-        source_location: flags.log_source_location.or(source_location).unwrap_or_default(),
+fn log_flags(flags: &Flags) -> LogFlags<'_> {
+    LogFlags {
+        file: flags.log_file.as_deref(),
+        level: flags.log_level.as_deref(),
+        format: flags.log_format.as_deref(),
+        source_location: flags.log_source_location,
     }
 }
 
@@ -234,7 +221,12 @@ fn refuse_unserved(server: &Section<'_>, warnings: &mut Vec<String>) {
         );
     }
     // Callers are judged by memory that the store keeps current, never by a record known to be old.
-    server.duration("max_attested_node_info_staleness");
+    if server.duration("max_attested_node_info_staleness").is_some() {
+        warnings.push(
+            "server.max_attested_node_info_staleness: what is known of agents is always current; the key has no effect"
+                .to_owned(),
+        );
+    }
     let mut profiling = server.bool("profiling_enabled").unwrap_or_default();
     for key in ["profiling_port", "profiling_freq", "profiling_names"] {
         profiling |= server.ignore(key);
@@ -381,7 +373,7 @@ mod tests {
         let config = parse_with(&text, &flags).unwrap();
         assert_eq!(config.trust_domain().as_str(), "other.org");
         assert_eq!(config.bind().to_string(), "127.0.0.1:9443");
-        assert_eq!(config.log().level, Level::Debug);
+        assert_eq!(config.log().level, crate::telemetry::Level::Debug);
     }
 
     #[test]
@@ -453,11 +445,20 @@ mod tests {
             "{}\ntelemetry {{ Prometheus {{ port = 9988 }} }}",
             MINIMAL.replace(
                 "trust_domain",
-                "experimental { cache_reload_interval = \"5s\" events_based_cache = true }\nprofiling_enabled = true\ntrust_domain"
+                "experimental { cache_reload_interval = \"5s\" events_based_cache = true }\nprofiling_enabled = true\n\
+                 max_attested_node_info_staleness = \"5s\"\ntrust_domain"
             )
         );
         let config = parse(&text).unwrap();
-        assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
+        let [profiling, staleness] = config.warnings() else {
+            panic!("{:?}", config.warnings());
+        };
+        assert!(profiling.contains("profiling") != staleness.contains("profiling"));
+        assert!(
+            [profiling, staleness]
+                .iter()
+                .any(|text| text.contains("max_attested_node_info_staleness"))
+        );
         assert_eq!(
             config
                 .telemetry()

@@ -1,5 +1,15 @@
 //! Who may call which RPC, and from which rate-limit bucket the call is paid: one table for both
 //! listeners. A method that has no row is denied.
+//!
+//! The table knows classes. Which class a caller is, is decided in `caller` with `api::standing`. What a caller who may
+//! call gets depends on what is stored, and is decided with it:
+//!
+//! | rule | where |
+//! |---|---|
+//! | an agent reads and has signed only the entries that it is authorized for | `registry::authorized`, asked by `api::entry_sync`, `api::svid`, `api::sync` |
+//! | an agent renews itself and nobody else, and not when it is banned | `api::agent` |
+//! | whoever attests is not banned, and may attest again if it did before | `api::agent_attest` |
+//! | a push ends when the agent is banned, evicted or has a later SVID, or its SVID expires | `api::sync` |
 
 use crate::api::call::CallerClass;
 
@@ -200,6 +210,8 @@ const TABLE: &[Row] = &[
     changes("/spire.api.server.logger.v1.Logger/ResetLogLevel", LOCAL),
 
     reads("/spire.api.server.debug.v1.Debug/GetInfo", LOCAL),
+
+    changes("/finial.server.registry.v1.Registry/Release", LOCAL),
 
     reads("/grpc.health.v1.Health/Check", LOCAL),
     reads("/grpc.health.v1.Health/List", LOCAL),

@@ -89,7 +89,6 @@ impl Core {
                     Arc::make_mut(&mut self.bundles).remove(&trust_domain);
                     batch.has_bundle_changes = true;
                 }
-                What::RelationshipChanged(_) => {}
             }
         }
         self.finish(batch);

@@ -1,7 +1,7 @@
 //! Following the store: every change in the order of revisions, each once.
 //!
 //! A history that does not continue ours (a restored backup, a stale replica) is held back: memory
-//! stays as it is and refuses to refuse, until [`Registry::release`] or a restart.
+//! stays as it is and refuses to refuse, until [`Registry::release`], which an operator asks for, or a restart.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -129,13 +129,6 @@ impl Registry {
         Ok(())
     }
 
-    /// Waits until the change with this revision is applied.
-    pub async fn wait_for(&self, revision: Revision) {
-        let mut applied = self.applied.subscribe();
-        // Fails only when the registry is gone, which lives as long as this borrow.
-        let _ = applied.wait_for(|applied| applied.n >= revision.n).await;
-    }
-
     /// The revision of the last change that was applied.
     pub fn applied(&self) -> Revision {
         *self.applied.borrow()
@@ -244,7 +237,7 @@ impl Registry {
     }
 
     fn hold(&self, reason: String) -> RegistryError {
-        tracing::error!(%reason, "registry holds back the store's content until the server restarts");
+        tracing::error!(%reason, "registry holds back the store's content until it is released or the server restarts");
         let reason: Arc<str> = reason.into();
         self.tail.following.send_replace(Following::Held(reason.clone()));
         RegistryError::Held(reason)

@@ -56,8 +56,6 @@ pub enum What {
     BundlePut(Arc<Bundle>),
     /// A federated bundle was deleted.
     BundleDeleted(TrustDomain),
-    /// The relationship with this trust domain was created, changed or deleted.
-    RelationshipChanged(TrustDomain),
 }
 
 /// Why the log does not continue from a revision.

@@ -29,7 +29,6 @@ pub(crate) async fn all(open: impl AsyncFn() -> Arc<dyn Store>) {
     the_own_bundle_counts_effective_edits(&*open().await).await;
     a_foreign_bundle_is_kept_as_it_is(&*open().await).await;
     deleting_a_bundle_respects_the_mode(&*open().await).await;
-    relationships_are_created_once(&*open().await).await;
     journals_are_replaced_by_key(&*open().await).await;
     revisions_are_dense_and_carry_what_changed(&*open().await).await;
     what_changes_nothing_makes_no_revision(&*open().await).await;
@@ -450,38 +449,6 @@ async fn deleting_a_bundle_respects_the_mode(store: &dyn Store) {
     assert!(store.list_entries(0, 10).await.unwrap().is_empty());
 }
 
-async fn relationships_are_created_once(store: &dyn Store) {
-    let relationship = |url: &str, endpoint: Option<&str>| FederationRelationship {
-        trust_domain: foreign("a.test"),
-        bundle_endpoint_url: url.into(),
-        endpoint_spiffe_id: endpoint.map(|text| SpiffeId::parse(text).unwrap()),
-    };
-    let first = relationship("https://a.test/1", Some("spiffe://a.test/spire/server"));
-    assert!(!store.update_relationship(first.clone()).await.unwrap());
-    assert!(store.create_relationship(first.clone()).await.unwrap());
-    assert!(
-        !store
-            .create_relationship(relationship("https://a.test/2", None))
-            .await
-            .unwrap()
-    );
-    assert_eq!(
-        store
-            .relationship(&foreign("a.test"))
-            .await
-            .unwrap()
-            .unwrap()
-            .relationship,
-        first
-    );
-    let second = relationship("https://a.test/3", None);
-    assert!(store.update_relationship(second.clone()).await.unwrap());
-    let listed = store.list_relationships(0, 10).await.unwrap();
-    assert_eq!(listed[0].relationship, second);
-    assert!(store.delete_relationship(&foreign("a.test")).await.unwrap());
-    assert!(!store.delete_relationship(&foreign("a.test")).await.unwrap());
-}
-
 async fn journals_are_replaced_by_key(store: &dyn Store) {
     store.save_journal("k1", b"one").await.unwrap();
     store.save_journal("k2", b"two").await.unwrap();
@@ -510,7 +477,6 @@ async fn changes(store: &dyn Store, after: Revision) -> Vec<String> {
             What::AgentDeleted(id) => format!("-{id}"),
             What::BundlePut(bundle) => format!("+{}", bundle.trust_domain),
             What::BundleDeleted(name) => format!("-{name}"),
-            What::RelationshipChanged(name) => format!("~{name}"),
         })
         .collect()
 }

@@ -14,9 +14,8 @@ use tracing::Instrument;
 
 use super::{
     AgentPut, AgentRecord, AgentStore, BundleDeleteMode, BundleDeleted, BundleEdit, BundleStore, Change,
-    ChangeLog, EntryCreated, EntryPatch, EntryStore, EntryUpdated, FederationRelationship, FederationStore,
-    HistoryError, JoinTokenStore, JournalStore, Revision, Store, StoreError, StoredAgent, StoredBundle,
-    StoredEntry, StoredRelationship,
+    ChangeLog, EntryCreated, EntryPatch, EntryStore, EntryUpdated, HistoryError, JoinTokenStore,
+    JournalStore, Revision, Store, StoreError, StoredAgent, StoredBundle, StoredEntry,
 };
 use crate::telemetry::{TRACE_TARGET, metrics};
 
@@ -214,41 +213,6 @@ impl<S: Store> BundleStore for Metered<S> {
             self.0.delete_bundle(trust_domain, mode),
         )
         .await
-    }
-}
-
-#[async_trait]
-impl<S: Store> FederationStore for Metered<S> {
-    async fn relationship(
-        &self,
-        trust_domain: &TrustDomain,
-    ) -> Result<Option<StoredRelationship>, StoreError> {
-        let work = self.0.relationship(trust_domain);
-        read("datastore_federation_relationship_fetch", work).await
-    }
-
-    async fn list_relationships(
-        &self,
-        after_row: u64,
-        limit: u32,
-    ) -> Result<Vec<StoredRelationship>, StoreError> {
-        let work = self.0.list_relationships(after_row, limit);
-        read("datastore_federation_relationship_list", work).await
-    }
-
-    async fn create_relationship(&self, relationship: FederationRelationship) -> Result<bool, StoreError> {
-        let work = self.0.create_relationship(relationship);
-        write("datastore_federation_relationship_create", work).await
-    }
-
-    async fn update_relationship(&self, relationship: FederationRelationship) -> Result<bool, StoreError> {
-        let work = self.0.update_relationship(relationship);
-        write("datastore_federation_relationship_update", work).await
-    }
-
-    async fn delete_relationship(&self, trust_domain: &TrustDomain) -> Result<bool, StoreError> {
-        let work = self.0.delete_relationship(trust_domain);
-        write("datastore_federation_relationship_delete", work).await
     }
 }
 

@@ -1,7 +1,7 @@
-//! What the server remembers: registration entries, attested nodes, bundles, join tokens, journals
-//! and federation relationships, behind one small trait per aggregate.
+//! What the server remembers: registration entries, attested nodes, bundles, join tokens and journals,
+//! behind one small trait per aggregate.
 //!
-//! Every change of an entry, a node, a bundle or a relationship gets the next [`Revision`] in the
+//! Every change of an entry, a node or a bundle gets the next [`Revision`] in the
 //! same transaction, so that the order of commits is the order of revisions, without gaps. Whoever
 //! keeps a copy in memory tails [`ChangeLog::changes_since`] and is woken by
 //! [`ChangeLog::committed`]. A mutating call returns after its commit is durable.
@@ -32,21 +32,15 @@ pub use changes::{Change, HistoryError, Revision, What};
 pub use error::{OpenError, StoreError};
 pub use metered::Metered;
 pub use records::{
-    AgentPut, AgentRecord, BundleDeleteMode, BundleDeleted, EntryCreated, EntryUpdated,
-    FederationRelationship, StoredAgent, StoredBundle, StoredEntry, StoredRelationship,
+    AgentPut, AgentRecord, BundleDeleteMode, BundleDeleted, EntryCreated, EntryUpdated, StoredAgent,
+    StoredBundle, StoredEntry,
 };
 pub use sqlite::SqliteStore;
 
 /// All that a server remembers. The parts are traits of their own; most callers need one of them.
-pub trait Store:
-    EntryStore + AgentStore + JoinTokenStore + BundleStore + FederationStore + JournalStore + ChangeLog
-{
-}
+pub trait Store: EntryStore + AgentStore + JoinTokenStore + BundleStore + JournalStore + ChangeLog {}
 
-impl<T> Store for T where
-    T: EntryStore + AgentStore + JoinTokenStore + BundleStore + FederationStore + JournalStore + ChangeLog
-{
-}
+impl<T> Store for T where T: EntryStore + AgentStore + JoinTokenStore + BundleStore + JournalStore + ChangeLog {}
 
 /// Changes the fields of a stored entry; the store keeps the id, the creation time and the revision
 /// number whatever the function does to them.
@@ -293,47 +287,6 @@ where
         return Ok(None);
     };
     Ok(receiver.try_recv().ok().map(|value| (stored, value)))
-}
-
-/// Federation relationships: where the bundles of other trust domains come from.
-#[async_trait]
-pub trait FederationStore: Send + Sync + Debug {
-    /// The relationship with a trust domain.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn relationship(
-        &self,
-        trust_domain: &TrustDomain,
-    ) -> Result<Option<StoredRelationship>, StoreError>;
-
-    /// At most `limit` relationships with rows above `after_row`, in the order of rows.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn list_relationships(
-        &self,
-        after_row: u64,
-        limit: u32,
-    ) -> Result<Vec<StoredRelationship>, StoreError>;
-
-    /// Stores a relationship if there is none with its trust domain, else `false`.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn create_relationship(&self, relationship: FederationRelationship) -> Result<bool, StoreError>;
-
-    /// Replaces a relationship, `false` when there is none.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn update_relationship(&self, relationship: FederationRelationship) -> Result<bool, StoreError>;
-
-    /// Deletes a relationship, `false` when there is none. The bundle stays.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    async fn delete_relationship(&self, trust_domain: &TrustDomain) -> Result<bool, StoreError>;
 }
 
 /// Journals of authorities: which this server prepared, activated and gave up. Opaque here.

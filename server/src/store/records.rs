@@ -126,23 +126,3 @@ pub enum BundleDeleted {
     /// So many entries federate with the trust domain.
     InUse(usize),
 }
-
-/// Where the bundle of another trust domain comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FederationRelationship {
-    /// The other trust domain.
-    pub trust_domain: TrustDomain,
-    /// URL of its bundle endpoint.
-    pub bundle_endpoint_url: String,
-    /// The endpoint's SPIFFE ID with profile `https_spiffe`; `None` with `https_web`.
-    pub endpoint_spiffe_id: Option<SpiffeId>,
-}
-
-/// A relationship and its row.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct StoredRelationship {
-    /// The row.
-    pub row: u64,
-    /// The relationship.
-    pub relationship: FederationRelationship,
-}

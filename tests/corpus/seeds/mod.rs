@@ -1,6 +1,7 @@
 //! Writes the corpus: `cargo test -p finial-tests --test corpus -- --ignored`. Keys are new each time, so the files
 //! of one run belong together; what the fuzzer found is kept beside them and is not touched.
 
+mod discovery;
 mod messages;
 mod signed;
 
@@ -25,6 +26,7 @@ fn write_the_corpus() {
     wit_tokens();
     documents(&keys);
     messages(&keys);
+    discovery::streams();
     connections();
     agent_files(&keys);
 }

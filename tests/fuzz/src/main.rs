@@ -10,6 +10,8 @@ use libfuzzer_sys::fuzz_target;
 mod agent;
 #[path = "../targets/mod.rs"]
 mod identity;
+#[path = "../targets/sds.rs"]
+mod sds;
 #[path = "../targets/server.rs"]
 mod server;
 #[path = "../targets/workload.rs"]
@@ -21,6 +23,7 @@ static TARGET: LazyLock<fn(&[u8])> = LazyLock::new(|| {
         [
             identity::TARGETS,
             agent::TARGETS,
+            sds::TARGETS,
             server::TARGETS,
             workload::TARGETS,
         ]

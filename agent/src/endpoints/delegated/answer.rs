@@ -10,9 +10,10 @@ use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::wire;
 use finial_proto::spire::api::agent::delegatedidentity::v1 as pb;
 use finial_proto::spire::api::types;
+use time::OffsetDateTime;
 
 use crate::endpoints::session::svid_of;
-use crate::svids::{CachedEntry, Snapshot};
+use crate::svids::{CachedEntry, IssuedSvid, Snapshot};
 
 /// The identities of one workload, ordered by entry id.
 #[derive(Debug)]
@@ -38,10 +39,10 @@ impl<'a> Identities<'a> {
     }
 
     /// How many X509-SVIDs that may be handed out there are, and how many are yet to be issued.
-    pub(super) fn issued_and_missing(&self) -> (usize, usize) {
+    pub(super) fn issued_and_missing(&self, now: OffsetDateTime) -> (usize, usize) {
         let (mut issued, mut missing) = (0, 0);
         for entry in self.handed_out() {
-            *(if svid_of(entry).is_some() {
+            *(if usable(entry, now).is_some() {
                 &mut issued
             } else {
                 &mut missing
@@ -51,9 +52,9 @@ impl<'a> Identities<'a> {
     }
 
     /// `SubscribeToX509SVIDsResponse`, of the identities that have an SVID.
-    pub(super) fn x509_svids(&self) -> pb::SubscribeToX509sviDsResponse {
+    pub(super) fn x509_svids(&self, now: OffsetDateTime) -> pb::SubscribeToX509sviDsResponse {
         let svids = self.handed_out().filter_map(|entry| {
-            let issued = svid_of(entry)?;
+            let issued = usable(entry, now)?;
             Some(pb::X509svidWithKey {
                 x509_svid: Some(types::X509svid {
                     cert_chain: issued
@@ -95,6 +96,11 @@ impl<'a> Identities<'a> {
             .map(|name| name.id().to_string())
             .collect()
     }
+}
+
+/// The SVID of an entry, unless it is good no longer: a snapshot may be older than the end of what it holds.
+fn usable(entry: &CachedEntry, now: OffsetDateTime) -> Option<&Arc<IssuedSvid>> {
+    svid_of(entry).filter(|svid| svid.usable_until() > now)
 }
 
 /// `SubscribeToX509BundlesResponse`: every bundle there is. A trust domain without X.509 authorities is left out, as

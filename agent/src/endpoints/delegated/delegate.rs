@@ -10,19 +10,22 @@ use tokio::time::Instant;
 use tonic::{Request, Status};
 
 use super::{Shared, not_synced};
+use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::endpoints::session::{attestation_failed, denied, ending, stopping};
 use crate::node::NodeState;
-use crate::svids::Snapshot;
+use crate::svids::{Snapshot, Subscription};
 use crate::workload::Process;
 
 /// A delegate in one of its calls, attested and authorized.
 #[derive(Debug)]
 pub(super) struct Delegate {
     shared: Arc<Shared>,
+    admitted: Arc<Admitted>,
     process: Arc<Process>,
-    facts: HashSet<Selector>,
-    snapshots: watch::Receiver<Arc<Snapshot>>,
+    facts: Arc<HashSet<Selector>>,
+    /// Tells of what concerns the delegate itself: whether it still is one.
+    subscription: Subscription,
     node: watch::Receiver<NodeState>,
     opened: Instant,
 }
@@ -44,7 +47,7 @@ impl Delegate {
     /// # Errors
     /// `PermissionDenied` when that is no delegate; `Unavailable` when it cannot be told who it is.
     pub(super) async fn open<M>(shared: Arc<Shared>, request: &Request<M>) -> Result<Self, Status> {
-        let Some(Caller { peer, .. }) = request.extensions().get() else {
+        let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
         };
         let process = match peer.process() {
@@ -54,11 +57,12 @@ impl Delegate {
                 return Err(attestation_failed());
             }
         };
-        let facts = attest(&shared, &process).await?;
+        let facts = Arc::new(attest(&shared, admitted, &process).await?);
         let mut delegate = Self {
-            snapshots: shared.svids.snapshots(),
+            subscription: shared.svids.observe(Arc::clone(&facts)),
             node: shared.node.clone(),
             shared,
+            admitted: Arc::clone(admitted),
             process,
             facts,
             opened: Instant::now(),
@@ -76,7 +80,8 @@ impl Delegate {
             if self.shared.stop.is_stopped() || !self.node.borrow().may_serve() {
                 return Err(ending(&self.node));
             }
-            let snapshot = Arc::clone(&self.snapshots.borrow_and_update());
+            self.subscription.mark_seen();
+            let snapshot = self.shared.svids.snapshot();
             match self.authorize(&snapshot) {
                 Ok(()) => return Ok(snapshot),
                 Err(Refusal::NotSynced) => {}
@@ -95,6 +100,11 @@ impl Delegate {
         }
     }
 
+    /// Counts what is done for this call.
+    pub(super) fn admitted(&self) -> &Arc<Admitted> {
+        &self.admitted
+    }
+
     /// Until when this call waits for the entries to be synced; `None` when that is over.
     pub(super) fn sync_deadline(&self) -> Option<Instant> {
         let until = self.opened + self.shared.sync_interval;
@@ -107,20 +117,23 @@ impl Delegate {
     /// # Errors
     /// `Unavailable` when it cannot be told.
     pub(super) async fn attest_again(&mut self) -> Result<bool, Status> {
-        let facts = attest(&self.shared, &self.process).await?;
-        let same = facts == self.facts;
-        self.facts = facts;
-        Ok(same)
+        let facts = attest(&self.shared, &self.admitted, &self.process).await?;
+        if facts == *self.facts {
+            return Ok(true);
+        }
+        self.facts = Arc::new(facts);
+        self.subscription = self.subscription.with_selectors(Arc::clone(&self.facts));
+        Ok(false)
     }
 
-    /// Completes when there is something new, or at `until`.
+    /// Completes when there is something new for the delegate itself or by `news`, or at `until`.
     ///
     /// # Errors
-    /// When the call is over, or `target_gone` says so.
+    /// When the call is over, or `news` says so.
     pub(super) async fn changed(
         &mut self,
         until: Option<Instant>,
-        target_gone: impl Future<Output = Status>,
+        news: impl Future<Output = Result<(), Status>>,
     ) -> Result<(), Status> {
         let elapsed = async {
             match until {
@@ -132,8 +145,8 @@ impl Delegate {
             biased;
             () = self.shared.stop.stopped() => Err(ending(&self.node)),
             () = self.process.exited() => Err(Status::unavailable("the process that opened the call has ended")),
-            status = target_gone => Err(status),
-            outcome = self.snapshots.changed() => outcome.map_err(|_gone| stopping()),
+            outcome = news => outcome,
+            () = self.subscription.changed() => Ok(()),
             outcome = self.node.changed() => outcome.map_err(|_gone| stopping()),
             () = elapsed => Ok(()),
         }
@@ -141,18 +154,17 @@ impl Delegate {
 
     fn authorize(&self, snapshot: &Snapshot) -> Result<(), Refusal> {
         let delegates = &self.shared.delegates;
-        let mut entries = snapshot.entries.iter();
-        if entries.any(|entry| delegates.contains(&entry.spiffe_id) && entry.matches(&self.facts)) {
+        let own = snapshot.matching(&self.facts);
+        if own.iter().any(|entry| delegates.contains(&entry.spiffe_id)) {
             return Ok(());
         }
         if snapshot.synced_at.is_none() {
             return Err(Refusal::NotSynced);
         }
-        let has_identity = snapshot.entries.iter().any(|entry| entry.matches(&self.facts));
-        Err(if has_identity {
-            Refusal::NotAuthorized
-        } else {
+        Err(if own.is_empty() {
             Refusal::NoIdentity
+        } else {
+            Refusal::NotAuthorized
         })
     }
 }
@@ -169,7 +181,12 @@ impl From<Refusal> for Status {
     }
 }
 
-async fn attest(shared: &Shared, process: &Arc<Process>) -> Result<HashSet<Selector>, Status> {
+async fn attest(
+    shared: &Shared,
+    admitted: &Admitted,
+    process: &Arc<Process>,
+) -> Result<HashSet<Selector>, Status> {
+    let _turn = admitted.turn().await;
     shared.attestation.attest(process).await.map_err(|error| {
         tracing::warn!(%error, pid = process.pid(), "attestation of a delegate failed");
         attestation_failed()

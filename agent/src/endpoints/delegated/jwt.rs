@@ -27,7 +27,7 @@ pub(super) async fn fetch(
         pid,
     } = request.into_inner();
     check_audience(&audience)?;
-    let target = Target::of(shared, &selectors, pid).await?;
+    let target = Target::of(shared, delegate.admitted(), &selectors, pid).await?;
     let entries = identities(&mut delegate, &target).await?;
     let svids = obtain(&shared.svids, entries, &audience, |entry, signed| {
         types::Jwtsvid {

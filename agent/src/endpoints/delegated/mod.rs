@@ -17,7 +17,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use finial_identity::process::Stop;
+use finial_identity::process::{Clock, Stop};
 use finial_identity::spiffe_id::SpiffeId;
 use finial_proto::spire::api::agent::delegatedidentity::v1 as pb;
 use finial_proto::spire::api::agent::delegatedidentity::v1::delegated_identity_server::{
@@ -46,6 +46,8 @@ pub struct DelegatedIdentityParts {
     pub node: watch::Receiver<NodeState>,
     /// When streams are to end.
     pub stop: Stop,
+    /// What has expired.
+    pub clock: Clock,
     /// Where processes are looked up by their pids.
     pub procfs: ProcFs,
     /// Who may call (`authorized_delegates`).
@@ -68,6 +70,7 @@ struct Shared {
     svids: SvidCache,
     node: watch::Receiver<NodeState>,
     stop: Stop,
+    clock: Clock,
     procfs: ProcFs,
     delegates: HashSet<SpiffeId>,
     processes: Arc<Semaphore>,
@@ -91,6 +94,7 @@ impl From<DelegatedIdentityParts> for Shared {
             svids: parts.svids,
             node: parts.node,
             stop: parts.stop,
+            clock: parts.clock,
             procfs: parts.procfs,
             delegates: parts.authorized_delegates.into_iter().collect(),
             processes: Arc::new(Semaphore::new(parts.max_processes)),
@@ -113,7 +117,7 @@ impl Api for DelegatedIdentity {
     ) -> Result<Response<Self::SubscribeToX509SVIDsStream>, Status> {
         let delegate = Delegate::open(Arc::clone(&self.shared), &request).await?;
         let pb::SubscribeToX509sviDsRequest { selectors, pid } = request.into_inner();
-        let target = Target::of(&self.shared, &selectors, pid).await?;
+        let target = Target::of(&self.shared, delegate.admitted(), &selectors, pid).await?;
         Updates::begin(delegate, X509Svids::new(&self.shared, target)).await
     }
 
@@ -122,7 +126,7 @@ impl Api for DelegatedIdentity {
         request: Request<pb::SubscribeToX509BundlesRequest>,
     ) -> Result<Response<Self::SubscribeToX509BundlesStream>, Status> {
         let delegate = Delegate::open(Arc::clone(&self.shared), &request).await?;
-        Updates::begin(delegate, X509Bundles).await
+        Updates::begin(delegate, X509Bundles::new(&self.shared)).await
     }
 
     async fn fetch_jwtsvi_ds(
@@ -137,7 +141,7 @@ impl Api for DelegatedIdentity {
         request: Request<pb::SubscribeToJwtBundlesRequest>,
     ) -> Result<Response<Self::SubscribeToJWTBundlesStream>, Status> {
         let delegate = Delegate::open(Arc::clone(&self.shared), &request).await?;
-        Updates::begin(delegate, JwtBundles).await
+        Updates::begin(delegate, JwtBundles::new(&self.shared)).await
     }
 }
 

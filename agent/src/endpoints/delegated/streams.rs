@@ -7,6 +7,7 @@ use std::time::Duration;
 use finial_proto::spire::api::agent::delegatedidentity::v1 as pb;
 use futures_util::StreamExt as _;
 use futures_util::stream::{self, BoxStream};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::{Response, Status};
 
@@ -14,6 +15,7 @@ use super::answer::{self, Identities};
 use super::delegate::Delegate;
 use super::target::Target;
 use super::{Shared, not_synced};
+use crate::endpoints::session::stopping;
 use crate::svids::{Snapshot, Subscription};
 
 /// How long an SVID that is being signed is waited for before a delegate gets what there is.
@@ -31,10 +33,14 @@ pub(super) trait Content: Send + 'static {
         std::future::ready(Ok(true))
     }
 
-    /// Completes when there is nobody any more for whom the delegate asked.
-    fn gone(&self) -> impl Future<Output = Status> + Send {
-        std::future::pending()
-    }
+    /// Counts what was published so far as heard of; called before a snapshot is looked at.
+    fn mark_seen(&mut self);
+
+    /// Completes when a snapshot was published in which there may be something else to send.
+    ///
+    /// # Errors
+    /// When there is nobody any more for whom the delegate asked.
+    fn news(&mut self) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
 /// What a snapshot holds for a stream.
@@ -88,6 +94,7 @@ impl<C: Content> Updates<C> {
         // The first time both were attested just now.
         let mut confirmed = self.sent.is_none();
         loop {
+            self.content.mark_seen();
             let snapshot = self.delegate.snapshot().await?;
             let look = self.content.look(&snapshot, self.sent.is_none());
             drop(snapshot);
@@ -106,7 +113,7 @@ impl<C: Content> Updates<C> {
                 Look::Wait(until) => until,
                 Look::End(status) => return Err(status),
             };
-            self.delegate.changed(until, self.content.gone()).await?;
+            self.delegate.changed(until, self.content.news()).await?;
             confirmed = false;
         }
     }
@@ -122,8 +129,8 @@ impl<C: Content> Updates<C> {
 pub(super) struct X509Svids {
     shared: Arc<Shared>,
     target: Target,
-    /// Marks the identities as wanted, so that they are issued and renewed.
-    _subscription: Subscription,
+    /// Tells of what concerns the target, and marks its identities as wanted, so that they are issued and renewed.
+    subscription: Subscription,
     /// Since when an identity has been waiting for its SVID.
     incomplete_since: Option<Instant>,
 }
@@ -131,7 +138,7 @@ pub(super) struct X509Svids {
 impl X509Svids {
     pub(super) fn new(shared: &Arc<Shared>, target: Target) -> Self {
         Self {
-            _subscription: shared.svids.subscribe(Arc::clone(target.selectors())),
+            subscription: shared.svids.subscribe(Arc::clone(target.selectors())),
             shared: Arc::clone(shared),
             target,
             incomplete_since: None,
@@ -144,13 +151,14 @@ impl Content for X509Svids {
 
     fn look(&mut self, snapshot: &Snapshot, is_first: bool) -> Look<Self::Message> {
         let identities = Identities::of(snapshot, self.target.selectors());
+        let clock = self.shared.clock.now();
         if identities.is_empty() && snapshot.synced_at.is_none() {
             return Look::NotSynced;
         }
-        let (issued, missing) = identities.issued_and_missing();
+        let (issued, missing) = identities.issued_and_missing(clock);
         if missing == 0 {
             self.incomplete_since = None;
-            return Look::Ready(identities.x509_svids());
+            return Look::Ready(identities.x509_svids(clock));
         }
         // One that is being signed is waited for rather than left out, for a while.
         let now = Instant::now();
@@ -158,7 +166,7 @@ impl Content for X509Svids {
         if now < until {
             Look::Wait(Some(until))
         } else if issued > 0 {
-            Look::Ready(identities.x509_svids())
+            Look::Ready(identities.x509_svids(clock))
         } else if is_first {
             Look::End(Status::unavailable("no X509-SVID has been issued yet"))
         } else {
@@ -171,20 +179,48 @@ impl Content for X509Svids {
         let same = self.target.attest_again(&self.shared).await?;
         if !same {
             // The new subscription comes before the old one goes: what both want is kept.
-            self._subscription = self.shared.svids.subscribe(Arc::clone(self.target.selectors()));
+            self.subscription = self.shared.svids.subscribe(Arc::clone(self.target.selectors()));
             self.incomplete_since = None;
         }
         Ok(same)
     }
 
-    async fn gone(&self) -> Status {
-        self.target.gone().await
+    fn mark_seen(&mut self) {
+        self.subscription.mark_seen();
+    }
+
+    async fn news(&mut self) -> Result<(), Status> {
+        tokio::select! {
+            biased;
+            status = self.target.gone() => Err(status),
+            () = self.subscription.changed() => Ok(()),
+        }
+    }
+}
+
+/// Every snapshot, for contents that concern no workload in particular.
+#[derive(Debug)]
+struct Snapshots(watch::Receiver<Arc<Snapshot>>);
+
+impl Snapshots {
+    fn of(shared: &Shared) -> Self {
+        Self(shared.svids.snapshots())
+    }
+
+    async fn news(&mut self) -> Result<(), Status> {
+        self.0.changed().await.map_err(|_gone| stopping())
     }
 }
 
 /// `SubscribeToX509Bundles`
 #[derive(Debug)]
-pub(super) struct X509Bundles;
+pub(super) struct X509Bundles(Snapshots);
+
+impl X509Bundles {
+    pub(super) fn new(shared: &Shared) -> Self {
+        Self(Snapshots::of(shared))
+    }
+}
 
 impl Content for X509Bundles {
     type Message = pb::SubscribeToX509BundlesResponse;
@@ -192,11 +228,25 @@ impl Content for X509Bundles {
     fn look(&mut self, snapshot: &Snapshot, _is_first: bool) -> Look<Self::Message> {
         Look::Ready(answer::x509_bundles(snapshot))
     }
+
+    fn mark_seen(&mut self) {
+        self.0.0.mark_unchanged();
+    }
+
+    async fn news(&mut self) -> Result<(), Status> {
+        self.0.news().await
+    }
 }
 
 /// `SubscribeToJWTBundles`
 #[derive(Debug)]
-pub(super) struct JwtBundles;
+pub(super) struct JwtBundles(Snapshots);
+
+impl JwtBundles {
+    pub(super) fn new(shared: &Shared) -> Self {
+        Self(Snapshots::of(shared))
+    }
+}
 
 impl Content for JwtBundles {
     type Message = pb::SubscribeToJwtBundlesResponse;
@@ -207,5 +257,13 @@ impl Content for JwtBundles {
             return Look::NotSynced;
         }
         Look::Ready(answer::jwt_bundles(snapshot))
+    }
+
+    fn mark_seen(&mut self) {
+        self.0.0.mark_unchanged();
+    }
+
+    async fn news(&mut self) -> Result<(), Status> {
+        self.0.news().await
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tonic::Status;
 
 use super::Shared;
+use crate::endpoints::limits::Admitted;
 use crate::endpoints::session::attestation_failed;
 use crate::workload::{AttestError, Process, ProcessError};
 
@@ -29,6 +30,8 @@ pub(super) struct Target {
 #[derive(Debug)]
 struct Held {
     process: Arc<Process>,
+    /// Counts what is done for the delegate.
+    admitted: Arc<Admitted>,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -39,7 +42,12 @@ impl Target {
     /// `InvalidArgument` for both, none, or what is no selector; `NotFound` when there is no such process (a pid
     /// may be another's the next time, so nobody shall try again unasked); `Unavailable` when it cannot be
     /// attested or too many are held.
-    pub(super) async fn of(shared: &Shared, selectors: &[types::Selector], pid: i32) -> Result<Self, Status> {
+    pub(super) async fn of(
+        shared: &Shared,
+        admitted: &Arc<Admitted>,
+        selectors: &[types::Selector],
+        pid: i32,
+    ) -> Result<Self, Status> {
         if selectors.is_empty() == (pid == 0) {
             return Err(Status::invalid_argument(
                 "must provide either selectors or non-zero PID, but not both",
@@ -59,11 +67,12 @@ impl Target {
             .try_acquire_owned()
             .map_err(|_full| Status::unavailable("too many processes are held on behalf of delegates"))?;
         let process = Process::open(i64::from(pid), &shared.procfs).map_err(|error| cannot_hold(&error))?;
-        let process = Arc::new(process);
+        let (process, admitted) = (Arc::new(process), Arc::clone(admitted));
         Ok(Self {
-            selectors: Arc::new(attest(shared, &process).await?),
+            selectors: Arc::new(attest(shared, &admitted, &process).await?),
             held: Some(Held {
                 process,
+                admitted,
                 _permit: permit,
             }),
         })
@@ -82,7 +91,7 @@ impl Target {
         let Some(held) = &self.held else {
             return Ok(true);
         };
-        let facts = attest(shared, &held.process).await?;
+        let facts = attest(shared, &held.admitted, &held.process).await?;
         if facts == *self.selectors {
             return Ok(true);
         }
@@ -125,7 +134,12 @@ fn read(selectors: &[types::Selector]) -> Result<HashSet<Selector>, Status> {
     Ok(read.into_iter().collect())
 }
 
-async fn attest(shared: &Shared, process: &Arc<Process>) -> Result<HashSet<Selector>, Status> {
+async fn attest(
+    shared: &Shared,
+    admitted: &Admitted,
+    process: &Arc<Process>,
+) -> Result<HashSet<Selector>, Status> {
+    let _turn = admitted.turn().await;
     shared.attestation.attest(process).await.map_err(|error| {
         if matches!(error, AttestError::Gone(_)) {
             return ended();

@@ -2,18 +2,23 @@
 //!
 //! Everything here is decided before a caller's process is looked at: by the uid that the kernel froze in the socket
 //! and, for a process in a pid namespace of its own, by that namespace. `layer` asks for each call, `quiet` ends
-//! connections on which nothing happens, `pace` reads no faster than calls can be decided on.
+//! connections on which nothing happens, `pace` reads no faster than calls can be decided on, `signing` lets one caller
+//! have no more signed than the others can spare.
+//!
+//! Nobody is refused for calling often, unless the operator says so: what is cached costs little. Whoever calls faster
+//! than this agent can answer is read from later.
 
 mod layer;
 mod memory;
 mod pace;
 mod quiet;
 mod rates;
+mod signing;
 mod who;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
@@ -23,6 +28,7 @@ pub use self::memory::trim_after_crowds;
 pub use self::pace::Pace;
 pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
+use self::signing::Signing;
 use self::who::Holder;
 pub use self::who::Who;
 use crate::config::RateLimits;
@@ -49,9 +55,9 @@ pub const FRAME_BYTES: u32 = 16 * 1024;
 pub const MAX_PENDING_RESETS: usize = 32;
 
 /// Most calls of one user at a time, on all of its connections; root, whom many containers share, is exempt.
-pub const MAX_CALLS_PER_USER: usize = 4096;
+pub const MAX_CALLS_PER_USER: usize = 8192;
 /// Most calls of one container at a time, root's included.
-pub const MAX_CALLS_PER_CONTAINER: usize = 2048;
+pub const MAX_CALLS_PER_CONTAINER: usize = 4096;
 
 /// Most calls of one broker at a time: a stream of each kind for each of some hundred workloads.
 pub const MAX_CALLS_PER_BROKER: usize = 2048;
@@ -60,18 +66,16 @@ pub const MAX_CALLS_PER_BROKER: usize = 2048;
 /// nobody else's.
 const TURNS: usize = 16;
 
-/// How often one user may call: as many containers of one user as a node has may start at once, again and again.
-const USER_RATE: Rate = Rate {
-    per_second: 512.0,
-    burst: 4096.0,
+/// How often one user, and one container, is served before others come first: about what one processor answers, so that
+/// a gateway may ask for a token with each request of its own.
+const CALL_RATE: Rate = Rate {
+    per_second: 8192.0,
+    burst: 8192.0,
 };
-/// How often one container may call.
-const CONTAINER_RATE: Rate = Rate {
-    per_second: 256.0,
-    burst: 2048.0,
-};
+/// How many served calls a refused one counts for: who is refused is to wait before asking again.
+const REFUSED: f64 = 16.0;
 
-/// How often one broker may call: for each workload of a node, again and again.
+/// How often one broker is served before others come first: for each workload of a node, again and again.
 const BROKER_RATE: Rate = Rate {
     per_second: 256.0,
     burst: 2048.0,
@@ -114,11 +118,8 @@ pub struct AdmittedCall {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TooMany {
     /// Too many are open.
-    #[error("too many open calls of this user")]
+    #[error("too many open calls of this user or container")]
     Open,
-    /// They come too fast.
-    #[error("too many calls of this user at once")]
-    AtOnce,
     /// Those of this method come faster than the operator allows (`experimental.ratelimit`).
     #[error("rate limit exceeded")]
     OfMethod,
@@ -131,6 +132,7 @@ struct Shared {
     open: Mutex<Open>,
     rates: Mutex<Rates>,
     turns: Mutex<HashMap<Holder, Arc<Semaphore>>>,
+    signing: Signing,
 }
 
 #[derive(Debug, Default)]
@@ -183,6 +185,7 @@ impl Admission {
                 open: Mutex::default(),
                 rates: Mutex::default(),
                 turns: Mutex::default(),
+                signing: Signing::default(),
             }),
         }
     }
@@ -222,7 +225,21 @@ impl Admitted {
     /// # Errors
     /// [`TooMany`].
     pub fn call(&self, path: &str) -> Result<AdmittedCall, TooMany> {
-        self.check_rate(path)?;
+        let call = self.check_rate(path).and_then(|()| self.check_open());
+        let cost = if call.is_ok() { 1.0 } else { REFUSED };
+        let now = Instant::now();
+        let mut rates = self.rates();
+        for holder in self.who.holders() {
+            let rate = match holder {
+                Holder::User(_) | Holder::Container(_) => CALL_RATE,
+                Holder::Broker(_) => BROKER_RATE,
+            };
+            rates.spend(holder, cost, rate, now);
+        }
+        call
+    }
+
+    fn check_open(&self) -> Result<AdmittedCall, TooMany> {
         let most = |holder| match holder {
             Holder::User(_) => MAX_CALLS_PER_USER,
             Holder::Container(_) => MAX_CALLS_PER_CONTAINER,
@@ -269,35 +286,34 @@ impl Admitted {
         semaphore.acquire_owned().await.ok() // Never closed.
     }
 
+    /// Waits for this caller's turn to have something signed that is not cached.
+    pub async fn signature(&self) {
+        self.shared.signing.turn(self.who).await;
+    }
+
     /// Until when this caller has used up its calls, if it has.
     fn used_up_until(&self, now: Instant) -> Option<Instant> {
-        // Counts that a panic left half-changed only make the limit a little wrong.
-        let rates = self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
+        let rates = self.rates();
         let mut holders = self.who.holders();
         holders.find_map(|holder| rates.used_up_until(holder, now))
     }
 
+    /// The limit that the operator set for the method, if any.
     fn check_rate(&self, path: &str) -> Result<(), TooMany> {
-        let now = Instant::now();
+        let Some((method, limit)) = self.shared.of_methods.of(path) else {
+            return Ok(());
+        };
+        let key = (self.who.narrowest(), method);
+        if self.rates().take(key, Rate::of(limit), Instant::now()) {
+            return Ok(());
+        }
+        metrics().count("workload_api_rate_limit_exceeded", &[("method", method)], 1);
+        Err(TooMany::OfMethod)
+    }
+
+    fn rates(&self) -> MutexGuard<'_, Rates> {
         // Counts that a panic left half-changed only make the limit a little wrong.
-        let mut rates = self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner);
-        for holder in self.who.holders() {
-            let rate = match holder {
-                Holder::User(_) => USER_RATE,
-                Holder::Container(_) => CONTAINER_RATE,
-                Holder::Broker(_) => BROKER_RATE,
-            };
-            if !rates.take((holder, ""), rate, now) {
-                return Err(TooMany::AtOnce);
-            }
-        }
-        match self.shared.of_methods.of(path) {
-            Some((method, limit)) if !rates.take((self.who.narrowest(), method), Rate::of(limit), now) => {
-                metrics().count("workload_api_rate_limit_exceeded", &[("method", method)], 1);
-                Err(TooMany::OfMethod)
-            }
-            _ => Ok(()),
-        }
+        self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -345,7 +361,7 @@ fn give_back(counts: &mut HashMap<Holder, usize>, who: Who) {
 }
 
 impl Shared {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Open> {
+    fn lock(&self) -> MutexGuard<'_, Open> {
         // Counts that a panic left half-changed only make the limit a little wrong.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -419,16 +435,47 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_user_that_calls_too_fast_is_refused_until_time_has_passed_and_others_are_not() {
+    async fn a_user_that_calls_fast_is_not_refused_but_read_from_later_and_others_at_once() {
         let admission = Admission::new(16);
         let (one, other) = (admission.admit(1000).unwrap(), admission.admit(1001).unwrap());
-        let refused = std::iter::repeat_with(|| one.call(FETCH)).position(|call| call.is_err());
-        assert_eq!(refused, Some(4096));
-        assert_eq!(one.call(FETCH).unwrap_err(), TooMany::AtOnce);
-        assert!(other.call(FETCH).is_ok());
-        tokio::time::advance(Duration::from_secs(1)).await;
-        let refused = std::iter::repeat_with(|| one.call(FETCH)).position(|call| call.is_err());
-        assert_eq!(refused, Some(510), "what was refused counts too");
+        let root = admission.admit(0).unwrap();
+        // A gateway that asks for a token with each of five thousand requests a second.
+        for _second in 0..10 {
+            for _call in 0..5000 {
+                assert!(one.call(FETCH).is_ok());
+                assert_eq!(one.used_up_until(Instant::now()), None);
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        for caller in [&one, &root] {
+            assert!((0..20_000).all(|_| caller.call(FETCH).is_ok()));
+        }
+        let wait = one.used_up_until(Instant::now()).unwrap() - Instant::now();
+        assert!(
+            wait > Duration::from_millis(900) && wait < Duration::from_millis(1100),
+            "{wait:?}"
+        );
+        assert!(
+            [&other, &root]
+                .iter()
+                .all(|caller| caller.used_up_until(Instant::now()).is_none())
+        );
+        tokio::time::advance(wait).await;
+        assert_eq!(one.used_up_until(Instant::now()), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_caller_that_does_not_take_no_for_an_answer_is_read_from_later() {
+        let limits = RateLimits {
+            fetch_x509_svid: 1,
+            ..RateLimits::default()
+        };
+        let admission = Admission::new(64).limited_to(limits);
+        let one = admission.admit(1000).unwrap();
+        assert!(one.call(FETCH).is_ok());
+        let refused = std::iter::repeat_with(|| one.call(FETCH).unwrap_err());
+        let until_used_up = refused.take_while(|_| one.used_up_until(Instant::now()).is_none());
+        assert_eq!(until_used_up.count(), 511);
     }
 
     #[tokio::test(start_paused = true)]
@@ -442,9 +489,9 @@ mod tests {
         assert_eq!(held[1].call(FETCH).unwrap_err(), TooMany::Open);
         assert!(other.call(FETCH).is_ok());
         drop(calls);
-        let refused = std::iter::repeat_with(|| held[1].call(FETCH)).position(|call| call.is_err());
-        assert_eq!(refused, Some(2047), "one was counted while the others were open");
-        assert_eq!(held[1].call(FETCH).unwrap_err(), TooMany::AtOnce);
+        assert!((0..2048).all(|_| held[1].call(FETCH).is_ok()));
+        assert!(held[1].used_up_until(Instant::now()).is_some());
+        assert_eq!(other.used_up_until(Instant::now()), None);
         assert!(other.call(FETCH).is_ok());
     }
 
@@ -483,7 +530,7 @@ mod tests {
         use finial_identity::metrics::{Exposition, Polled};
         let shown = Exposition::default().render(metrics(), Polled::default());
         assert!(
-            shown.contains("workload_api_rate_limit_exceeded{method=\"fetch_x509_svid\"} "),
+            shown.contains("workload_api_rate_limit_exceeded{method=\"_SpiffeWorkloadAPI_FetchX509SVID\"} "),
             "{shown}"
         );
     }

@@ -20,7 +20,7 @@ const MAX_VERSION_BYTES: usize = 64;
 
 /// One stream.
 #[derive(Debug)]
-pub(super) struct Delta {
+pub struct Delta {
     settings: Arc<SdsSettings>,
     requester: Requester,
     is_first: bool,
@@ -33,7 +33,7 @@ pub(super) struct Delta {
 
 /// A response before it is sent.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub struct Reply {
     /// Names and versions in the response.
     given: Vec<(String, String)>,
     removed: Vec<String>,
@@ -42,7 +42,8 @@ pub(super) struct Reply {
 }
 
 impl Delta {
-    pub(super) fn new(settings: Arc<SdsSettings>) -> Self {
+    /// A stream that has just begun.
+    pub fn new(settings: Arc<SdsSettings>) -> Self {
         Self {
             requester: Requester::unknown(&settings),
             settings,

@@ -28,7 +28,7 @@ const MISSING_REPORTS: u32 = 32;
 pub(super) const FRESH: Duration = Duration::from_secs(1);
 
 /// The rules of one method: requests in, responses out. Nothing in it waits.
-pub(super) trait Protocol: Send + 'static {
+pub trait Protocol: Send + 'static {
     /// What the client sends.
     type Request: Message + Default + 'static;
     /// A response that was not sent yet.

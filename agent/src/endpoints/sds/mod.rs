@@ -30,10 +30,12 @@ use tonic::server::{Grpc, NamedService};
 use tonic::{Request, Response, Status, Streaming};
 use tower_service::Service;
 
-use self::delta::Delta;
-use self::exchange::{Exchange, FRESH, Protocol, check_names, check_type};
-use self::node::Requester;
-use self::state_of_the_world::StateOfTheWorld;
+pub use self::delta::Delta;
+pub use self::exchange::Protocol;
+use self::exchange::{Exchange, FRESH, check_names, check_type};
+pub use self::node::{Requester, Validator};
+pub use self::secrets::{Asked, Found, Secret};
+pub use self::state_of_the_world::StateOfTheWorld;
 use super::codec::PreEncoded;
 use super::limits::MAX_REQUEST_BYTES;
 use super::session::{Access, Session, Sessions, svid_of};

@@ -15,7 +15,7 @@ const LOGGED_ID: usize = 128;
 
 /// How a bundle is wrapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Validator {
+pub enum Validator {
     /// For the extension `envoy.tls.cert_validator.spiffe`: authorities by trust domain.
     Spiffe,
     /// Plain `trusted_ca`: authorities of one trust domain.
@@ -24,10 +24,11 @@ pub(super) enum Validator {
 
 /// The client of a stream. A request may leave it out when an earlier one said it.
 #[derive(Clone, Debug)]
-pub(super) struct Requester {
+pub struct Requester {
     /// For the log: what it calls itself.
-    pub(super) id: String,
-    pub(super) validator: Validator,
+    pub id: String,
+    /// How bundles are wrapped for it.
+    pub validator: Validator,
 }
 
 impl Requester {

@@ -35,21 +35,21 @@ const VERSION_BYTES: usize = 8;
 
 /// What a client asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Asked {
+pub struct Asked {
     /// Every identity and every bundle, each under its SPIFFE ID.
-    pub(super) everything: bool,
+    pub everything: bool,
     /// Besides, what has these names.
-    pub(super) names: BTreeSet<String>,
+    pub names: BTreeSet<String>,
 }
 
 /// What there is of what a client asks for, by the name it was asked under.
-pub(super) type Found = BTreeMap<String, Secret>;
+pub type Found = BTreeMap<String, Secret>;
 
 /// One secret under one name.
 #[derive(Clone, Debug)]
-pub(super) struct Secret {
+pub struct Secret {
     /// Equal for equal content, also after a restart.
-    pub(super) version: String,
+    pub version: String,
     content: Content,
 }
 
@@ -191,7 +191,8 @@ impl Secret {
         }
     }
 
-    fn bundles(validator: Validator, bundles: Vec<Arc<Bundle>>) -> Self {
+    /// Of one trust domain or, for the SPIFFE validator alone, of several; ordered by name.
+    pub fn bundles(validator: Validator, bundles: Vec<Arc<Bundle>>) -> Self {
         let mut digest = Context::new(&SHA256);
         update(&mut digest, format!("{validator:?}").as_bytes());
         for bundle in &bundles {

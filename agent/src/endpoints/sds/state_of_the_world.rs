@@ -16,7 +16,7 @@ use crate::config::SdsSettings;
 /// One stream. Acknowledgements and refusals repeat the nonce of the response that they are about, and a request
 /// with another one is of the past: a later one will come.
 #[derive(Debug)]
-pub(super) struct StateOfTheWorld {
+pub struct StateOfTheWorld {
     settings: Arc<SdsSettings>,
     requester: Requester,
     /// `None` before the first request.
@@ -31,14 +31,15 @@ pub(super) struct StateOfTheWorld {
 
 /// A response before it is sent.
 #[derive(Debug)]
-pub(super) struct Reply {
+pub struct Reply {
     version: String,
     nonce: String,
     message: Bytes,
 }
 
 impl StateOfTheWorld {
-    pub(super) fn new(settings: Arc<SdsSettings>) -> Self {
+    /// A stream that has just begun.
+    pub fn new(settings: Arc<SdsSettings>) -> Self {
         Self {
             requester: Requester::unknown(&settings),
             settings,

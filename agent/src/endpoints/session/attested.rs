@@ -12,11 +12,11 @@ use tonic::{Code, Request, Status};
 
 use super::refusals::Refused;
 use super::view::{Selectors, View};
-use super::{Access, Sessions, Shared};
+use super::{Access, SessionParts, Sessions, Shared};
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
-use crate::svids::{Snapshot, Subscription};
+use crate::svids::{CachedEntry, Snapshot, Subscription};
 use crate::workload::Process;
 
 /// How long a change takes at most from the server to here, when it is pushed.
@@ -158,6 +158,20 @@ impl Session {
         self.subscription.want();
     }
 
+    /// Waits for the caller's turns to have JWT-SVIDs signed, one for each entry that has none cached.
+    pub async fn signing_turns(&self, entries: &[Arc<CachedEntry>], audience: &[String]) {
+        for entry in entries {
+            if !self.shared.parts.svids.holds_jwt(entry, audience) {
+                self.signing_turn().await;
+            }
+        }
+    }
+
+    /// Waits for the caller's turn to have one token signed.
+    pub async fn signing_turn(&self) {
+        self.admitted.signature().await;
+    }
+
     /// How long ago the process was attested.
     pub fn attested_ago(&self) -> Duration {
         self.attested.elapsed()
@@ -234,7 +248,20 @@ impl Session {
             selectors: Some(Arc::clone(&self.selectors)),
             ..describe(&self.shared, &self.process, self.access, status.message())
         };
-        self.shared.parts.refusals.note(refused, status)
+        let SessionParts { policy, refusals, .. } = &self.shared.parts;
+        if let Some(selectors) = policy.logged_selectors.among(&self.selectors)
+            && !refusals.is_repeated(&refused)
+        {
+            let method = self.access.method();
+            tracing::warn!(
+                pid = refused.pid,
+                method,
+                registered = false,
+                selectors,
+                "no identity issued"
+            );
+        }
+        refusals.note(refused, status)
     }
 
     fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
@@ -264,7 +291,7 @@ impl Session {
             return Verdict::Wait(Some(now + EXPIRY_LOOK));
         }
         if self.access == Access::Secrets {
-            // What an earlier run saved is served at once, and without it the bundle may be an old one.
+            // What a caller has is not known before the entries are synced, and without it the bundle may be an old one.
             return if synced || !view.is_empty() {
                 Verdict::Ready(view)
             } else {
@@ -393,6 +420,12 @@ async fn attest(
         let refused = describe(shared, process, access, &error.to_string());
         shared.parts.refusals.note(refused, attestation_failed())
     })?;
+    if tracing::enabled!(tracing::Level::DEBUG)
+        && process.pid() != shared.parts.own_pid
+        && let Some(selectors) = shared.parts.policy.logged_selectors.among(&facts)
+    {
+        tracing::debug!(pid = process.pid(), selectors, "workload was attested");
+    }
     Ok(shared.views.share(facts))
 }
 

@@ -5,6 +5,7 @@
 //! of views; callers with the same identities share one view and what was made of it.
 
 mod attested;
+mod logged;
 mod refusals;
 mod view;
 mod views;
@@ -23,6 +24,7 @@ use crate::svids::SvidCache;
 use crate::workload::WorkloadAttestation;
 
 pub use self::attested::{Session, attestation_failed, denied, ending, stopping};
+pub use self::logged::LoggedSelectors;
 pub use self::refusals::{Refusals, Refused};
 pub use self::view::{View, svid_of};
 
@@ -73,6 +75,8 @@ pub struct CallerPolicy {
     pub allowed_foreign_jwt_claims: Vec<String>,
     /// How long the first answer may wait for the entries to be synced.
     pub sync_interval: Duration,
+    /// Which facts about callers may stand in the log (`log_selectors`).
+    pub logged_selectors: LoggedSelectors,
 }
 
 /// What sessions stand on.

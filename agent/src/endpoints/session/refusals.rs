@@ -73,6 +73,14 @@ impl Refusals {
         found.map(|(_code, refused)| refused.clone())
     }
 
+    /// Whether the same process was refused the same for the same facts before. What is logged once tells an operator all.
+    pub fn is_repeated(&self, refused: &Refused) -> bool {
+        let key = |refused: &Refused| (refused.pid, refused.started_at, refused.access);
+        let last = self.locked();
+        let mut earlier = last.iter().rev().map(|(_code, held)| held);
+        earlier.any(|held| key(held) == key(refused) && held.selectors == refused.selectors)
+    }
+
     fn locked(&self) -> MutexGuard<'_, VecDeque<(String, Refused)>> {
         // Each refusal is whole when it is in the list.
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
@@ -123,6 +131,27 @@ mod tests {
         assert_eq!(refusals.find(&code(&first)).unwrap().pid, 1);
         assert_eq!(refusals.find(&code(&second).to_ascii_uppercase()).unwrap().pid, 2);
         assert!(refusals.find("aaaaaaaa").is_none());
+    }
+
+    #[test]
+    fn a_process_that_asks_again_and_again_is_told_from_one_that_asks_first() {
+        let refusals = Refusals::default();
+        assert!(!refusals.is_repeated(&refused(1)));
+        refusals.note(refused(1), denied());
+        assert!(refusals.is_repeated(&refused(1)));
+        let successor = Refused {
+            started_at: Some(datetime!(2030-01-01 00:00 UTC)),
+            ..refused(1)
+        };
+        let of_other_facts = Refused {
+            selectors: Some(Arc::default()),
+            ..refused(1)
+        };
+        assert!(
+            [refused(2), successor, of_other_facts]
+                .iter()
+                .all(|other| !refusals.is_repeated(other))
+        );
     }
 
     #[test]

@@ -66,6 +66,7 @@ pub(in crate::endpoints) async fn tokens(
     if entries.is_empty() {
         return Err(session.refused(denied()));
     }
+    session.signing_turns(&entries, audience).await;
     let svids = obtain(sessions.svids(), entries, audience, |entry, jwt| Jwtsvid {
         spiffe_id: entry.spiffe_id.to_string(),
         svid: jwt.token.to_string(),

@@ -80,10 +80,10 @@ impl WorkloadApi {
                 Status::unimplemented("the WIT profile is switched off").into_http()
             }
             Some((SERVICE_NAME, "FetchWITSVID")) => {
-                let service = tower::service_fn(move |request: Request<WitsvidRequest>| {
-                    wit::fetch(sessions.clone(), request)
-                });
-                grpc::<WitsvidRequest>().server_streaming(service, request).await
+                streaming(request, move |request: Request<WitsvidRequest>| {
+                    wit::fetch(sessions, request)
+                })
+                .await
             }
             Some((SERVICE_NAME, "FetchWITBundles")) => {
                 stream::<WitBundlesRequest>(sessions, request, Content::WitBundles).await

@@ -12,7 +12,7 @@ use finial_proto::workload::{Witsvid, WitsvidRequest, WitsvidResponse};
 use futures_util::stream::{self, Stream, StreamExt as _};
 use time::OffsetDateTime;
 use tokio::time::Instant;
-use tonic::{Request, Response, Status};
+use tonic::{Request, Status};
 use zeroize::Zeroize as _;
 
 use super::encoding::secret;
@@ -38,10 +38,10 @@ type Held = Arc<Token<SignedWit>>;
 pub(super) async fn fetch(
     sessions: Sessions,
     request: Request<WitsvidRequest>,
-) -> Result<Response<impl Stream<Item = Result<Bytes, Status>> + Send + 'static>, Status> {
+) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + 'static, Status> {
     let mut messages = Messages::open(&sessions, &request).await?;
     let first = messages.next().await?;
-    Ok(Response::new(messages.into_stream(first)))
+    Ok(messages.into_stream(first))
 }
 
 /// A stream of one caller.
@@ -157,6 +157,11 @@ impl Messages {
             .collect();
         if due.is_empty() {
             return Ok(());
+        }
+        for entry in &due {
+            if !self.cache.holds(&entry.entry_id, &entry.spiffe_id, &[]) {
+                self.session.signing_turn().await;
+            }
         }
         let deadline = Instant::now() + ISSUE_WAIT;
         let cache = &self.cache;

@@ -150,6 +150,16 @@ impl<T: Signed> TokenCache<T> {
         }
     }
 
+    /// Whether a token for the entry and the audiences is there, or asked for already.
+    pub fn holds(&self, entry_id: &str, spiffe_id: &SpiffeId, audiences: &[String]) -> bool {
+        let key = Key::new(entry_id, spiffe_id, audiences);
+        let now = self.inner.clock.now();
+        let state = self.inner.locked();
+        let is_running = |request: &Joinable<T>| request.answer.upgrade().is_some();
+        state.tokens.peek(&key).is_some_and(|token| token.is_valid(now))
+            || state.requests.get(&key).is_some_and(is_running)
+    }
+
     /// Has tokens renewed that nobody waits for any more, until dropped. To be run once for each cache.
     pub(super) async fn renew(&self) {
         let mut incoming = self.inner.renewing.lock().await;
@@ -394,6 +404,7 @@ impl<T: Signed> Inner<T> {
         match answer {
             Ok(token) if token.value.token().len() <= MAX_CACHED_TOKEN => {
                 state.tokens.keep(key, Arc::clone(token));
+                state.tokens.prune(self.clock.now());
                 self.counted().held.set(state.tokens.len());
             }
             Ok(_huge) => {}

@@ -100,6 +100,22 @@ async fn is_reused_until_half_of_its_life_is_over() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_there_or_under_way_needs_no_other_signature() {
+    let (cache, _signing) = cache(10);
+    let holds = |audiences: &[&str]| cache.holds("web", &web(), &names(audiences));
+    assert!(!holds(&["a"]));
+    let mut first = std::pin::pin!(fetch(&cache, "web", &["a"]));
+    let pending = futures_util::poll!(&mut first).is_pending();
+    assert!(pending && holds(&["a"]) && !holds(&["b"]));
+    first.await.unwrap();
+    assert!(holds(&["a"]));
+    tokio::time::advance(Duration::from_secs(99)).await;
+    assert!(holds(&["a"]));
+    tokio::time::advance(Duration::from_secs(2)).await;
+    assert!(!holds(&["a"]), "expired");
+}
+
+#[tokio::test(start_paused = true)]
 async fn concurrent_callers_share_one_request() {
     let (cache, signing) = cache(10);
     let calls = (0..20).map(|_| fetch(&cache, "web", &["a"]));
@@ -311,6 +327,16 @@ async fn the_least_recently_used_goes_first() {
     assert_eq!(signing.calls.load(Ordering::SeqCst), 3);
     fetch(&cache, "web", &["b"]).await.unwrap();
     assert_eq!(signing.calls.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_that_have_expired_are_not_kept_for_ever() {
+    let (cache, _signing) = cache(10);
+    fetch(&cache, "web", &["a"]).await.unwrap();
+    fetch(&cache, "web", &["b"]).await.unwrap();
+    tokio::time::advance(Duration::from_secs(101)).await;
+    fetch(&cache, "web", &["c"]).await.unwrap();
+    assert_eq!(cache.len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use finial_identity::spiffe_id::SpiffeId;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
 use super::Signed;
@@ -40,6 +40,7 @@ pub(super) struct Tokens<T> {
     /// By last use.
     order: BTreeMap<u64, Arc<Key>>,
     uses: u64,
+    pruned_at: OffsetDateTime,
 }
 
 struct Held<T> {
@@ -117,11 +118,17 @@ impl<T> Tokens<T> {
             held: HashMap::new(),
             order: BTreeMap::new(),
             uses: 0,
+            pruned_at: OffsetDateTime::UNIX_EPOCH,
         }
     }
 
     pub(super) fn len(&self) -> usize {
         self.held.len()
+    }
+
+    /// The token for `key`, if there is one.
+    pub(super) fn peek(&self, key: &Key) -> Option<&Arc<Token<T>>> {
+        self.held.get(key).map(|held| &held.token)
     }
 
     /// The token for `key`, which counts as used now, and since when there is trouble with it.
@@ -154,6 +161,14 @@ impl<T> Tokens<T> {
         }
     }
 
+    /// Lets tokens go that have expired, each of them once in [`PRUNED_EVERY`] at most.
+    pub(super) fn prune(&mut self, now: OffsetDateTime) {
+        if (now - self.pruned_at).abs() >= PRUNED_EVERY {
+            self.pruned_at = now;
+            self.forget(|_, token| token.expires_at <= now);
+        }
+    }
+
     /// Notes that `token`, or whichever is held, was not renewed in time, and that the server is not to be asked
     /// before `until`.
     pub(super) fn note_trouble(&mut self, key: &Key, token: Option<&Arc<Token<T>>>, until: Instant) {
@@ -179,3 +194,6 @@ impl<T> Tokens<T> {
         before - self.held.len()
     }
 }
+
+/// Looking at all of them costs time, and those that have expired are handed out to nobody.
+const PRUNED_EVERY: Duration = Duration::MINUTE;

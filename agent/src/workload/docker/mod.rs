@@ -1,13 +1,15 @@
 //! The workload attestor `docker`: what Docker or Podman was told about the container that a process is in.
 //!
 //! Facts: `label`, `env`, `image_id`, `image_config_digest`. The container is found by the names of the process's
-//! control groups; the engine that made it is asked, which for a user's own Podman is that user's. A name is not
+//! control groups; the engine that made it is asked, which for a user's own Podman is that user's. Such a user decides
+//! what its containers are called and labelled, so its engine is asked only where the operator trusts that user, and
+//! what it says carries the fact `podman_user:<uid>` as well. A name is not
 //! believed alone: who may make control groups, such as a user in the part of the tree that systemd delegates, may
 //! name one after the container of another. So the container's first process, which the engine names, must be in
 //! that very group; and one that only has a container's group mounted must share the mounts of its first process.
 //!
-//! A process in no container, or in one that the engine does not have, is known to have no such facts. An engine
-//! that cannot be reached, or whose answer is not understood, leaves them unknown.
+//! A process in no container, in one that the engine does not have, or in one of a user who is not trusted, has no such
+//! facts. An engine that cannot be reached, or whose answer is not understood, leaves them unknown.
 
 mod answer;
 mod engine;
@@ -15,9 +17,10 @@ mod engine;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashSet;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use finial_identity::selector::Selector;
@@ -36,6 +39,8 @@ const NAME: &str = "docker";
 const MAX_REQUESTS: usize = 16;
 /// How many of them are to a user's own engine, which may be as slow as that user likes.
 const MAX_USER_REQUESTS: usize = 4;
+/// Of how many users who are not trusted it is told once each.
+const MAX_TOLD: usize = 1024;
 
 /// Attests by what a container engine knows.
 #[derive(Debug)]
@@ -43,6 +48,8 @@ pub struct DockerAttestor {
     settings: Arc<DockerSettings>,
     requests: Semaphore,
     user_requests: PermitsByUid,
+    /// Users who are not trusted, as far as that has been logged.
+    told: Mutex<HashSet<u32>>,
 }
 
 /// Whom to ask about a container.
@@ -60,7 +67,28 @@ impl DockerAttestor {
             settings: Arc::new(settings),
             requests: Semaphore::new(MAX_REQUESTS),
             user_requests: PermitsByUid::new(MAX_USER_REQUESTS),
+            told: Mutex::default(),
         }
+    }
+
+    /// Whether the engine is one of the system, or of a user whom the operator trusts.
+    fn believes(&self, source: &Source) -> bool {
+        let Some(uid) = source
+            .owner
+            .filter(|uid| !self.settings.trusted_users.contains(*uid))
+        else {
+            return true;
+        };
+        // A list that a panic left half-changed only tells a user twice.
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.len() < MAX_TOLD && told.insert(uid) {
+            tracing::warn!(
+                uid,
+                "workload in a container of a user's own Podman gets no docker: selectors; \
+                 rootless_podman.trusted_uids names the users whose Podman is believed"
+            );
+        }
+        false
     }
 
     async fn inspect(&self, id: &str, source: &Source) -> Result<Option<Container>, AttestorError> {
@@ -94,6 +122,9 @@ impl WorkloadAttestor for DockerAttestor {
             return Ok(Vec::new());
         };
         let source = source(&self.settings, &place);
+        if !self.believes(&source) {
+            return Ok(Vec::new());
+        }
         let Some(container) = self.inspect(&place.id, &source).await? else {
             tracing::debug!(container = place.id, socket = %source.socket.display(), "engine has no such container");
             return Ok(Vec::new());
@@ -104,7 +135,10 @@ impl WorkloadAttestor for DockerAttestor {
             let text = format!("it is about another: {}", container.id());
             return Err(AttestorError::service(action)(text));
         }
-        let facts = container.facts().map_err(AttestorError::service(action))?;
+        let mut facts = container.facts().map_err(AttestorError::service(action))?;
+        if let Some(uid) = source.owner {
+            facts.push(Selector::new(NAME, &format!("podman_user:{uid}"))?);
+        }
         let who = Arc::clone(process);
         let is_inside = off_thread(move || is_inside(&who, &place, container.pid())).await?;
         Ok(if is_inside { facts } else { Vec::new() })

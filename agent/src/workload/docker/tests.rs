@@ -7,7 +7,7 @@ use tokio::net::UnixListener;
 
 use super::engine::ANSWER_TIME;
 use super::*;
-use crate::config::{CgroupPatterns, UserSocket};
+use crate::config::{CgroupPatterns, TrustedUsers, UserSocket};
 use crate::workload::ProcFs;
 
 const ID: &str = "ea69c0e9f97ac430707eab4e515c7c427f742c38f0b3cd56f5e54df538db8b49";
@@ -144,10 +144,39 @@ async fn the_engine_that_made_the_container_is_asked() {
     ] {
         let mut machine = Machine::new(&format!("0::{group}\n"));
         machine.settings.podman_user_socket = machine.user_sockets();
+        machine.settings.trusted_users = TrustedUsers::of([own]);
+        let of_user = socket != "podman";
         let socket = machine.dir.path().join(socket);
         let (facts, _request) = machine.asked(&socket, &container(ID, FIRST)).await;
-        assert_eq!(facts.unwrap(), ["docker:label:tier:one"], "{group}");
+        let facts = facts.unwrap();
+        let users = format!("docker:podman_user:{own}");
+        assert_eq!(facts[0], "docker:label:tier:one", "{group}");
+        assert_eq!(
+            facts[1..].concat(),
+            if of_user { users.as_str() } else { "" },
+            "{group}"
+        );
     }
+}
+
+#[tokio::test]
+async fn the_engine_of_a_user_who_is_not_trusted_is_not_even_asked() {
+    let own = rustix::process::geteuid().as_raw();
+    let group = format!("0::/user.slice/user-{own}.slice/user@{own}.service/libpod-{ID}.scope\n");
+    let mut machine = Machine::new(&group);
+    machine.settings.podman_user_socket = machine.user_sockets();
+    for trusted in [TrustedUsers::default(), TrustedUsers::of([own + 1])] {
+        machine.settings.trusted_users = trusted;
+        let listener = UnixListener::bind(machine.dir.path().join(format!("u{own}"))).unwrap();
+        assert_eq!(machine.attest().await.unwrap(), [""; 0]);
+        let asked = futures_util::FutureExt::now_or_never(listener.accept());
+        assert!(asked.is_none(), "{asked:?}");
+        std::fs::remove_file(machine.dir.path().join(format!("u{own}"))).unwrap();
+    }
+    machine.settings.trusted_users = TrustedUsers::everybody();
+    let socket = machine.dir.path().join(format!("u{own}"));
+    let (facts, _request) = machine.asked(&socket, &container(ID, FIRST)).await;
+    assert_eq!(facts.unwrap().len(), 2);
 }
 
 #[tokio::test]
@@ -155,6 +184,7 @@ async fn a_users_engine_must_be_that_users() {
     let other = rustix::process::geteuid().as_raw() + 1;
     let mut machine = Machine::new(&format!("0::/user.slice/user-{other}.slice/libpod-{ID}.scope\n"));
     machine.settings.podman_user_socket = machine.user_sockets();
+    machine.settings.trusted_users = TrustedUsers::everybody();
     let listener = UnixListener::bind(machine.dir.path().join(format!("u{other}"))).unwrap();
     let error = machine.attest().await.unwrap_err().to_string();
     assert!(error.contains("socket belongs to another user"), "{error}");

@@ -7,6 +7,7 @@ mod bundles;
 mod callers;
 mod entries;
 mod entry_batches;
+mod registry;
 mod stopping;
 mod svids;
 mod watching;

@@ -226,7 +226,6 @@ enum Kind {
     AgentDeleted = 4,
     BundlePut = 5,
     BundleDeleted = 6,
-    RelationshipChanged = 7,
 }
 
 impl Kind {
@@ -238,7 +237,6 @@ impl Kind {
             What::AgentDeleted(id) => (Self::AgentDeleted, id.as_str()),
             What::BundlePut(bundle) => (Self::BundlePut, bundle.trust_domain.as_str()),
             What::BundleDeleted(trust_domain) => (Self::BundleDeleted, trust_domain.as_str()),
-            What::RelationshipChanged(trust_domain) => (Self::RelationshipChanged, trust_domain.as_str()),
         }
     }
 
@@ -250,7 +248,6 @@ impl Kind {
             Self::AgentDeleted,
             Self::BundlePut,
             Self::BundleDeleted,
-            Self::RelationshipChanged,
         ]
         .into_iter()
         .find(|kind| *kind as i64 == number)
@@ -306,7 +303,6 @@ impl Logged {
                 None => What::BundleDeleted(name(&key)?),
             },
             Some(Kind::BundleDeleted) => What::BundleDeleted(name(&key)?),
-            Some(Kind::RelationshipChanged) => What::RelationshipChanged(name(&key)?),
             None => {
                 let kind = std::io::Error::other(format!("unknown kind {kind}"));
                 return Err(StoreError::unreadable("change", &key, kind));

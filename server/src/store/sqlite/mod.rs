@@ -6,7 +6,6 @@
 mod agents;
 mod bundles;
 mod entries;
-mod federation;
 mod history;
 mod journals;
 mod open;

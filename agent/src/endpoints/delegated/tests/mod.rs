@@ -47,6 +47,7 @@ fn parts(world: &World, facts: &FactsByPid) -> DelegatedIdentityParts {
         svids: world.svids.clone(),
         node: world.node.subscribe(),
         stop: world.tasks.stop_signal(),
+        clock: world.clock.clone(),
         procfs: ProcFs::default(),
         authorized_delegates: vec![SpiffeId::parse("spiffe://example.org/delegate").unwrap()],
         max_processes: 1,

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use finial_identity::key::PrivateKey;
+use finial_identity::process::Clock;
 use finial_identity::x509::Certificate;
 use tokio::time::advance;
 
@@ -105,7 +106,11 @@ async fn an_svid_that_is_being_signed_is_waited_for_but_not_for_ever() {
     let unissued = world.unissued("a");
     let shared = Arc::new(Shared::from(parts(&world, &facts)));
     let selectors = wire_selectors(&["unix:uid:1000"]);
-    let mut content = X509Svids::new(&shared, Target::of(&shared, &selectors, 0).await.unwrap());
+    let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+    let mut content = X509Svids::new(
+        &shared,
+        Target::of(&shared, &admitted, &selectors, 0).await.unwrap(),
+    );
     world.publish_entries(vec![unissued.clone()]);
     let snapshot = world.svids.snapshot();
     let Look::Wait(Some(until)) = content.look(&snapshot, true) else {
@@ -122,6 +127,47 @@ async fn an_svid_that_is_being_signed_is_waited_for_but_not_for_ever() {
         panic!("what there is is given");
     };
     assert_eq!(paths(&message), ["/b"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_expired_while_the_machine_slept_is_not_handed_out() {
+    let clock = Clock::paused_at(Clock::system().now());
+    let (world, facts) = (World::at(clock.clone()), FactsByPid::default());
+    let shared = Arc::new(Shared::from(parts(&world, &facts)));
+    let selectors = wire_selectors(&["unix:uid:1000"]);
+    let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+    let target = Target::of(&shared, &admitted, &selectors, 0).await.unwrap();
+    let mut content = X509Svids::new(&shared, target);
+    world.publish_entries(vec![world.entry("a")]);
+    let snapshot = world.svids.snapshot();
+    assert!(matches!(content.look(&snapshot, true), Look::Ready(_)));
+    // The cache has not noticed yet.
+    clock.shift(time::Duration::hours(2));
+    assert!(matches!(content.look(&snapshot, false), Look::Wait(Some(_))));
+}
+
+#[tokio::test]
+async fn what_concerns_others_does_not_wake_a_stream() {
+    use futures_util::FutureExt as _;
+    let (world, facts) = (World::new(), FactsByPid::default());
+    let shared = Arc::new(Shared::from(parts(&world, &facts)));
+    let selectors = wire_selectors(&["unix:uid:1000"]);
+    let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+    let mut content = X509Svids::new(
+        &shared,
+        Target::of(&shared, &admitted, &selectors, 0).await.unwrap(),
+    );
+    let of_another = CachedEntry {
+        selectors: vec![Selector::parse("unix:uid:7").unwrap()],
+        ..world.entry("b")
+    };
+    world.publish_entries(vec![of_another.clone()]);
+    assert!(content.news().now_or_never().is_none());
+    world.publish_entries(vec![of_another.clone(), world.entry("a")]);
+    assert!(content.news().now_or_never().is_some());
+    world.publish_entries(vec![of_another, world.entry("a")]);
+    content.mark_seen();
+    assert!(content.news().now_or_never().is_none());
 }
 
 #[tokio::test]

@@ -249,7 +249,7 @@ async fn what_expired_while_the_machine_slept_is_not_handed_out() {
 }
 
 #[tokio::test]
-async fn saved_identities_are_served_before_the_first_sync() {
+async fn identities_are_served_while_a_new_sync_is_awaited() {
     let world = World::new();
     world.publish_entries(vec![world.entry("a")]);
     world.publish(|snapshot| snapshot.synced_at = None);
