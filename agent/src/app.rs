@@ -577,6 +577,45 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_agent_in_a_cluster_waits_for_the_bundle_that_the_server_has_yet_to_publish() {
+        let setup = Setup::new();
+        let path = |name: &str| setup.dir.path().join(name).display().to_string();
+        std::fs::remove_file(path("bundle.pem")).unwrap();
+        let text = format!(
+            r#"agent {{
+                trust_domain = "example.org" server_address = "{}" server_port = {}
+                trust_bundle_path = "{}" data_dir = "{}" socket_path = "{}"
+            }}
+            plugins {{
+                KeyManager "memory" {{}}
+                NodeAttestor "k8s_psat" {{ plugin_data {{ cluster = "demo" token_path = "{}" }} }}
+                WorkloadAttestor "k8s" {{}}
+            }}"#,
+            setup.server.address.ip(),
+            setup.server.address.port(),
+            path("bundle.pem"),
+            path("agent"),
+            path("agent/public/api.sock"),
+            path("token"),
+        );
+        let config = Config::parse(&text, Path::new("agent.conf"), &Default::default()).unwrap();
+        let agent = build(config, Clock::system(), log()).await.unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let mut state = agent.state();
+        let waiting = async {
+            let missing = path("bundle.pem");
+            let told =
+                |state: &NodeState| matches!(state, NodeState::Degraded(why) if why.contains(&missing));
+            state.wait_for(told).await.unwrap();
+            std::fs::write(&missing, setup.server.state().bundle.to_pem()).unwrap();
+            state.wait_for(NodeState::is_serving).await.unwrap();
+            drop(stop);
+        };
+        let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), waiting);
+        outcome.unwrap();
+    }
+
+    #[tokio::test]
     async fn a_missing_token_file_is_told_before_anything_starts() {
         let setup = Setup::new();
         std::fs::remove_file(setup.dir.path().join("token")).unwrap();

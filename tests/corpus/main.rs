@@ -18,6 +18,7 @@ const ELSEWHERE: &[&str] = &[
     "container",
     "docker_answer",
     "helper_config",
+    "pod_list",
     "sds_delta",
     "sds_state_of_the_world",
     "server_config",
