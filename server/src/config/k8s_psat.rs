@@ -171,8 +171,8 @@ mod tests {
                 "cannot be part of a SPIFFE ID",
             ),
             (
-                r#"clusters = { "a" = { service_account_allow_list = ["s:a"] audiance = [] } }"#,
-                "audience",
+                r#"clusters = { "a" = { service_account_allow_list = ["s:a"] audiences = [] } }"#,
+                "audiences",
             ),
         ] {
             let error = parse(clusters).unwrap_err();

@@ -557,7 +557,7 @@ async fn who_is_not_the_kubelet_is_not_shown_the_token() {
             ..served.settings()
         };
         let error = served.facts(trusting("stranger")).await.unwrap_err();
-        assert!(error.contains("UnknownIssuer"), "{error}");
+        assert!(error.contains("invalid peer certificate"), "{error}");
         let error = served.facts(trusting("absent")).await.unwrap_err();
         assert!(error.contains("absent"), "{error}");
         std::fs::write(served.path("empty"), "").unwrap();
