@@ -60,7 +60,7 @@ impl K8sAttestor {
     pub async fn pod_facts(&self, pod_uid: &str) -> Result<Vec<Selector>, AttestorError> {
         let found = self.pods.wait_for(|pods| {
             let pod = pods.pod(pod_uid);
-            Ok(pod.map(|pod| selectors::of_pod(pod)))
+            Ok(pod.map(selectors::of_pod))
         });
         let facts = found
             .await
