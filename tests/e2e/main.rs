@@ -14,6 +14,7 @@ mod full_disk;
 mod helper;
 mod hostile;
 mod kill;
+mod kubernetes;
 mod latency;
 mod life;
 mod log_selectors;

@@ -4,6 +4,7 @@
 //! directory; `peer` finds programs that nobody here wrote and decides between skip and failure;
 //! `wait_until` is the only place of the Rust suites that sleeps.
 
+pub mod kubernetes;
 mod peer;
 mod program;
 mod stack;

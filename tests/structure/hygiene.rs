@@ -1,5 +1,6 @@
 //! Size, names, `unsafe`, and words that do not belong into the tree.
 
+use std::collections::BTreeSet;
 use std::process::Command;
 
 use crate::sources::{is_for_tests, root, rust_files, without_tests};
@@ -110,7 +111,8 @@ fn one_crypto_provider_is_linked_into_the_program() {
 }
 
 /// Whom the web trusts must not vouch for a server of ours. Only an agent told to fetch its first bundle from a web
-/// server asks the system's roots; a library that brought them along would do so unseen.
+/// server asks the system's roots; a library that brought them along would do so unseen. The client of Kubernetes
+/// can ask them, and `server/src/kubernetes` refuses a cluster for which it would.
 #[test]
 fn the_systems_roots_vouch_for_a_bundles_web_server_alone() {
     let users = cargo_tree(&[
@@ -122,8 +124,24 @@ fn the_systems_roots_vouch_for_a_bundles_web_server_alone() {
         "1",
     ]);
     let users: Vec<_> = users.lines().skip(1).collect();
-    let is_agent = |line: &&str| line.starts_with("finial-agent v");
-    assert!(matches!(users.as_slice(), [only] if is_agent(only)), "{users:?}");
+    let names: BTreeSet<&str> = users.iter().filter_map(|line| line.split(' ').next()).collect();
+    let expected = ["finial-agent", "hyper-rustls", "rustls-platform-verifier"];
+    assert_eq!(names, BTreeSet::from(expected));
+    for (client, package) in [
+        ("hyper-rustls", "kube-client"),
+        ("rustls-platform-verifier", "kube-client"),
+    ] {
+        let users = cargo_tree(&["--package", "finial", "--invert", client, "--depth", "1"]);
+        let users: BTreeSet<&str> = users
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split(' ').next())
+            .collect();
+        assert!(
+            users.is_subset(&BTreeSet::from([package, "hyper-rustls"])),
+            "{client}: {users:?}"
+        );
+    }
     for folder in ["identity", "server", "agent", "cli"] {
         for (path, text) in rust_files(&format!("{folder}/src")) {
             let uses = text.contains("rustls_native_certs");

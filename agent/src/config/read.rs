@@ -130,6 +130,18 @@ impl Agent {
             read.experimental = read_experimental(section, &read.socket_path, warnings);
         }
         read.admin = admin::read(&agent, read.trust_domain.as_ref(), &read.socket_path, warnings);
+        let of_broker = read.experimental.broker.as_ref();
+        let of_broker = of_broker.and_then(|broker| broker.socket_path.as_ref());
+        if of_broker.is_some_and(|path| {
+            read.admin
+                .as_ref()
+                .is_some_and(|admin| admin.socket_path == *path)
+        }) {
+            agent.problem(
+                "admin_socket_path",
+                "is the socket of experimental.broker as well: each needs its own",
+            );
+        }
         unserved::agent(&agent, warnings);
         agent.finish();
         read

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use futures_util::stream::{self, StreamExt as _, TryStreamExt as _};
 use tonic::Status;
 
+use super::limits::Admitted;
 use crate::svids::{CachedEntry, SignedJwt, SvidCache};
 
 /// How many tokens of one call are requested at the same time.
@@ -27,6 +28,20 @@ pub(super) fn check_audience(audience: &[String]) -> Result<(), Status> {
         )));
     }
     Ok(())
+}
+
+/// Waits for the caller's turns to have tokens signed, one for each entry that has none cached.
+pub(super) async fn signing_turns(
+    admitted: &Admitted,
+    svids: &SvidCache,
+    entries: &[Arc<CachedEntry>],
+    audience: &[String],
+) {
+    for entry in entries {
+        if !svids.holds_jwt(entry, audience) {
+            admitted.signature().await;
+        }
+    }
 }
 
 /// A token for each of the entries, in their order, as `make` puts it.

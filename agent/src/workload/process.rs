@@ -67,6 +67,8 @@ impl Process {
         let before = start_ticks(number, procfs)?;
         let pidfd = pidfd_open(handle, PidfdFlags::empty()).map_err(|error| match error {
             rustix::io::Errno::SRCH => ProcessError::Gone(number),
+            // Kernels say either about the id of a thread that is not the first of its process.
+            rustix::io::Errno::INVAL | rustix::io::Errno::NOENT => ProcessError::NotVisible(pid),
             error => failed("open pidfd", number, error.into()),
         })?;
         let process = Self::of_pidfd(pid, pidfd, procfs)?;

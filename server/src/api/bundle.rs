@@ -391,6 +391,9 @@ impl BundleService {
                 if mask.wit_authorities {
                     stored.wit_authorities = bundle.wit_authorities;
                 }
+                // A key ID stands for one key in the whole bundle, and whoever reads it keeps one of them only.
+                let wit = std::mem::take(&mut stored.wit_authorities);
+                stored.append_wit(wit);
                 if mask.refresh_hint {
                     stored.refresh_hint = bundle.refresh_hint;
                 }

@@ -209,7 +209,12 @@ impl EntryService {
     }
 
     fn authorized(&self, call: &Call) -> Result<Vec<Arc<Entry>>, Refusal> {
-        Ok(self.0.registry.authorized(call.agent()?))
+        let agent = call.agent()?;
+        let registry = &self.0.registry;
+        registry
+            .check_settled(agent)
+            .or_refuse("failed to fetch entries")?;
+        Ok(registry.authorized(agent))
     }
 }
 

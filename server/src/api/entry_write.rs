@@ -25,7 +25,7 @@ pub(super) async fn create_all(
 ) -> Vec<pb::batch_create_entry_response::Result> {
     let (items, checked) = checked(request.entries.into_iter().map(|entry| {
         let fields = audit_fields(&entry);
-        (fields, check_new(services, entry))
+        (fields, check_created(services, entry))
     }));
     let created = services.store.create_entries(checked).await;
     outcomes(items, created, "failed to create entry")
@@ -79,7 +79,7 @@ pub(super) async fn delete_all(
     let (items, wanted) = checked(ids.iter().map(|id| {
         let outcome = match id.as_str() {
             "" => Err(Refusal::invalid("missing entry ID")),
-            id => Ok(id.to_owned()),
+            id => check_stored(services, id).map(|()| id.to_owned()),
         };
         (vec![(field::ENTRY_ID, id.clone())], outcome)
     }));
@@ -96,6 +96,9 @@ pub(super) async fn delete_all(
         })
         .collect()
 }
+
+/// Begins the id of each derived entry.
+const DERIVED_PREFIX: &str = "k8s.";
 
 const UPDATE_FAILED: &str = "failed to update entry";
 
@@ -139,6 +142,33 @@ fn note(call: &Call, fields: Fields, refusal: Option<&Refusal>) -> types::Status
     refusal.map_or_else(ok, |refusal| call.refuse_item(refusal))
 }
 
+/// As [`check_new`], and it must not be in the way of entries that objects in Kubernetes declare.
+fn check_created(services: &Services, entry: types::Entry) -> Result<Entry, Refusal> {
+    let what = "failed to create entry";
+    if entry.id.starts_with(DERIVED_PREFIX) {
+        let text = format!("{what}: ids that begin with {DERIVED_PREFIX:?} are those of derived entries");
+        return Err(Refusal::invalid(text));
+    }
+    let entry = check_new(services, entry)?;
+    match services.registry.similar_derived(&entry) {
+        Some((stored, origin)) => Err(Refusal::exists(format!(
+            "similar entry already exists: {} is declared by {origin}",
+            stored.entry.id
+        ))),
+        None => Ok(entry),
+    }
+}
+
+/// Refuses the id of an entry that an object in Kubernetes declares.
+fn check_stored(services: &Services, id: &str) -> Result<(), Refusal> {
+    match services.registry.origin(id) {
+        Some(origin) => Err(Refusal::precondition(format!(
+            "entry {id} is declared by {origin}: change that object"
+        ))),
+        None => Ok(()),
+    }
+}
+
 fn check_new(services: &Services, entry: types::Entry) -> Result<Entry, Refusal> {
     let parts =
         wire::entry_parts_from_wire(entry, &services.trust_domain).or_refuse("failed to convert entry")?;
@@ -155,6 +185,7 @@ async fn patch_of(
         return Err(Refusal::invalid("failed to convert entry: missing entry ID"));
     }
     let id = update.id.clone();
+    check_stored(services, &id)?;
     let patch: EntryPatch = match mask {
         None => {
             let entry = check_new(services, update)?;

@@ -41,6 +41,7 @@ impl Refuse for RegistryError {
         match self {
             Self::Store(error) => error.refuse(what),
             Self::Held(_) => Refusal::failed(what, self),
+            Self::Unsettled(_) => Refusal::unavailable(format!("{what}: {self}")),
         }
     }
 }

@@ -54,6 +54,7 @@ use crate::endpoints::health::HealthService;
 use crate::endpoints::limits::{LimitSettings, Limits};
 use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::uds::UdsEndpoint;
+use crate::kubernetes::{self, KubernetesError};
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
 use crate::telemetry::LogControl;
@@ -82,14 +83,9 @@ pub enum BuildError {
     /// What is registered cannot be read.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
-    /// A Kubernetes cluster cannot be asked about its agents.
-    #[error("NodeAttestor \"k8s_psat\": cluster {cluster:?}: {why}")]
-    ApiServer {
-        /// Its name.
-        cluster: String,
-        /// What is wrong with how it is to be reached.
-        why: String,
-    },
+    /// A Kubernetes cluster cannot be asked about its agents or its objects.
+    #[error("{0}")]
+    Kubernetes(#[from] KubernetesError),
     /// The private socket cannot be opened.
     #[error("{0}")]
     Socket(#[from] ListenError),
@@ -144,6 +140,8 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
 
     let mut tasks = TaskSet::with_deadline(STOP_DEADLINE);
     let stop = tasks.stop_signal();
+    kubernetes::start(config.kubernetes(), &registry, &clock, &mut tasks).await?;
+    kubernetes::publish_bundles(config.configmap_publishers(), &registry, &mut tasks).await?;
     let services = Arc::new(Services {
         trust_domain: trust_domain.clone(),
         store: Arc::clone(&store),
@@ -294,11 +292,7 @@ async fn attestors(config: &Config, store: &Arc<dyn Store>, clock: &Clock) -> Re
     }
     let mut clusters = Vec::new();
     for settings in config.k8s_psat() {
-        let client = api_server::client(settings.kube_config_file.as_deref()).await;
-        let client = client.map_err(|why| BuildError::ApiServer {
-            cluster: settings.name.clone(),
-            why,
-        })?;
+        let client = kubernetes::client(&settings.name, settings.kube_config_file.as_ref()).await?;
         clusters.push((settings.clone(), client));
     }
     Ok(attestors.with(Arc::new(K8sPsatAttestor::new(
@@ -435,7 +429,6 @@ const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
 const PRUNE_AGENTS_EACH: u32 = 12;
 const PRUNE_TOKENS_AFTER: time::Duration = time::Duration::days(1);
 
-mod api_server;
 mod http;
 #[cfg(test)]
 pub(crate) mod testing;

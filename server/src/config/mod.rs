@@ -2,8 +2,10 @@
 //! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
 
 mod authority;
+mod bundle_publisher;
 mod experimental;
 mod k8s_psat;
+mod kubernetes;
 mod plugins;
 mod read;
 
@@ -18,8 +20,10 @@ use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use crate::telemetry::LogSettings;
 
 pub use authority::{AuthorityConfig, CaSubject, WitConfig};
+pub use bundle_publisher::{BundleFormat, ConfigMapPublisher};
 pub use finial_identity::settings::{ConfigError, HealthChecks};
 pub use k8s_psat::K8sPsatCluster;
+pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, PARENT_ID_TEMPLATE};
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";
@@ -72,6 +76,8 @@ pub struct Config {
     database: PathBuf,
     keys: Keys,
     k8s_psat: Vec<K8sPsatCluster>,
+    kubernetes: Vec<KubernetesCluster>,
+    configmap_publishers: Vec<ConfigMapPublisher>,
     warnings: Vec<String>,
 }
 
@@ -150,6 +156,8 @@ impl Config {
             database: data_dir.join("datastore.sqlite3"),
             keys: Keys::Disk(data_dir.join("keys.json")),
             k8s_psat: Vec::new(),
+            kubernetes: Vec::new(),
+            configmap_publishers: Vec::new(),
             warnings: Vec::new(),
             trust_domain,
         }
@@ -257,6 +265,16 @@ impl Config {
     /// `NodeAttestor "k8s_psat"`: whose agents prove themselves by service account tokens; none when it is off.
     pub fn k8s_psat(&self) -> &[K8sPsatCluster] {
         &self.k8s_psat
+    }
+
+    /// `kubernetes.clusters`: where objects declare entries.
+    pub fn kubernetes(&self) -> &[KubernetesCluster] {
+        &self.kubernetes
+    }
+
+    /// `BundlePublisher "k8s_configmap"`: where the bundle is published.
+    pub fn configmap_publishers(&self) -> &[ConfigMapPublisher] {
+        &self.configmap_publishers
     }
 
     /// What is accepted but deserves a word in the log.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use finial_identity::settings::Section;
 
 use super::Keys;
+use super::bundle_publisher::{self, ConfigMapPublisher};
 use super::k8s_psat::{self, K8sPsatCluster};
 
 /// What the plugins come to.
@@ -18,6 +19,8 @@ pub struct Plugins {
     pub unique_id: bool,
     /// `NodeAttestor "k8s_psat"`.
     pub k8s_psat: Vec<K8sPsatCluster>,
+    /// `BundlePublisher "k8s_configmap"`.
+    pub configmap_publishers: Vec<ConfigMapPublisher>,
 }
 
 /// Reads the block; `None` when something was reported.
@@ -59,7 +62,15 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
             not_served(&section, "CredentialComposer", &name);
         }
     }
-    for kind in ["UpstreamAuthority", "Notifier", "BundlePublisher"] {
+    let mut configmap_publishers = Vec::new();
+    for (name, section) in enabled(&plugins, "BundlePublisher") {
+        if name == "k8s_configmap" {
+            configmap_publishers = finish_plugin(section, bundle_publisher::read).unwrap_or_default();
+        } else {
+            not_served(&section, "BundlePublisher", &name);
+        }
+    }
+    for kind in ["UpstreamAuthority", "Notifier"] {
         for (name, section) in enabled(&plugins, kind) {
             not_served(&section, kind, &name);
         }
@@ -70,6 +81,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
         keys: keys?,
         unique_id,
         k8s_psat: psat,
+        configmap_publishers,
     })
 }
 

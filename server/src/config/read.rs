@@ -11,6 +11,7 @@ use finial_identity::settings::{
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
 use super::experimental;
+use super::kubernetes::{self, KubernetesCluster};
 use super::plugins::{self, Plugins};
 use super::{
     AuthorityConfig, CaSubject, Config, DEFAULT_SOCKET_PATH, Flags, PruneAgents, RateLimits, default_key_type,
@@ -56,6 +57,7 @@ struct Server {
     limits: RateLimits,
     prune_agents: Option<PruneAgents>,
     agent_spiffe_id_as_selector: bool,
+    kubernetes: Vec<KubernetesCluster>,
 }
 
 impl Server {
@@ -87,6 +89,10 @@ impl Server {
             .section("experimental")
             .map(|section| experimental::read(section, warnings))
             .unwrap_or_default();
+        let kubernetes = server
+            .section("kubernetes")
+            .map(|section| kubernetes::read(section, warnings))
+            .unwrap_or_default();
         refuse_unserved(&server, warnings);
         // Read before the early return, so that its mistakes are told together with the others.
         let fallback = TrustDomain::parse("example.org").ok()?;
@@ -105,6 +111,7 @@ impl Server {
             limits,
             prune_agents,
             agent_spiffe_id_as_selector: experimental.agent_spiffe_id_as_selector,
+            kubernetes,
         })
     }
 
@@ -134,6 +141,8 @@ impl Server {
             database: plugins.database,
             keys: plugins.keys,
             k8s_psat: plugins.k8s_psat,
+            kubernetes: self.kubernetes,
+            configmap_publishers: plugins.configmap_publishers,
             warnings,
         }
     }

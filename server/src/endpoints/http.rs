@@ -54,17 +54,51 @@ fn poll(polled: &mut Polled, services: &Services) {
     ] {
         polled.gauge(name, &[], value as f64);
     }
+    for (cluster, source) in registry.sources() {
+        let cluster = ("cluster", &*cluster);
+        polled.gauge("kubernetes_settled", &[cluster], f64::from(source.is_settled));
+        for (kind, state, count) in &source.counts {
+            let labels = [cluster, ("kind", *kind), ("state", *state)];
+            polled.gauge("kubernetes_entries", &labels, *count as f64);
+        }
+        for (name, at) in [
+            ("kubernetes_last_success", source.passed_at),
+            ("kubernetes_last_heard", source.heard_at),
+        ] {
+            if let Some(at) = at {
+                polled.gauge(name, &[cluster], at.unix_timestamp() as f64);
+            }
+        }
+    }
 }
 
 async fn live(State(services): State<Arc<Services>>) -> Response {
-    answer(services.health().await, None)
+    answer(services.health().await, None, sources(&services))
 }
 
 async fn ready(State(services): State<Arc<Services>>) -> Response {
-    answer(services.health().await, services.unready())
+    answer(services.health().await, services.unready(), sources(&services))
 }
 
-fn answer(mut report: Vec<(&'static str, Option<String>)>, unready: Option<String>) -> Response {
+/// How the clusters stand from which entries are derived. Their trouble makes nobody unhealthy: what is known
+/// stays in force, and a server that is restarted for it would know less.
+fn sources(services: &Services) -> Vec<(String, serde_json::Value)> {
+    let now = services.clock.now();
+    let told = services.registry.sources().into_iter().map(|(name, source)| {
+        let age = source.heard_at.map(|heard_at| (now - heard_at).whole_seconds());
+        let details = serde_json::json!({
+            "settled": source.is_settled, "heard_seconds_ago": age, "trouble": source.trouble,
+        });
+        (format!("server.kubernetes.{name}"), details)
+    });
+    told.collect()
+}
+
+fn answer(
+    mut report: Vec<(&'static str, Option<String>)>,
+    unready: Option<String>,
+    informed: Vec<(String, serde_json::Value)>,
+) -> Response {
     let status = if report.iter().any(|(_, trouble)| trouble.is_some()) {
         StatusCode::INTERNAL_SERVER_ERROR
     } else if unready.is_some() {
@@ -82,7 +116,7 @@ fn answer(mut report: Vec<(&'static str, Option<String>)>, unready: Option<Strin
         };
         (subsystem.to_owned(), details)
     });
-    health_answer(status, parts.collect())
+    health_answer(status, parts.chain(informed).collect())
 }
 
 #[cfg(test)]
@@ -91,7 +125,7 @@ mod tests {
 
     async fn told(trouble: Option<&str>, unready: Option<&str>) -> (u16, String) {
         let report = vec![("server.ca", trouble.map(str::to_owned))];
-        let answer = answer(report, unready.map(str::to_owned));
+        let answer = answer(report, unready.map(str::to_owned), Vec::new());
         let status = answer.status().as_u16();
         let body = axum::body::to_bytes(answer.into_body(), 4096).await.unwrap();
         (status, String::from_utf8(body.to_vec()).unwrap())

@@ -13,6 +13,7 @@ use finial_identity::wire::{self, DigestSum};
 use super::authorized::reach;
 use super::cursor::{Cursor, Logged, RecentChanges, WasPlaced};
 use super::index::{Index, Slot};
+use super::sources::Derived;
 use super::watchers::{AgentGone, State, WatchNumber, Watcher, Watchers};
 use crate::store::{AgentRecord, Change, Revision, StoredEntry, What};
 
@@ -32,6 +33,8 @@ pub(super) struct Core {
     recent: RecentChanges,
     applied: Revision,
     next_derived_row: u64,
+    /// Which objects derived entries come from, by row.
+    origins: HashMap<u64, Arc<str>>,
 }
 
 /// What the changes of one call did so far.
@@ -58,6 +61,7 @@ impl Core {
             recent: RecentChanges::new(),
             applied: Revision::START,
             next_derived_row: FIRST_DERIVED_ROW,
+            origins: HashMap::new(),
         }
     }
 
@@ -95,14 +99,15 @@ impl Core {
     }
 
     /// Puts and removes entries that are derived and not stored.
-    pub(super) fn apply_derived(&mut self, upserts: &[Entry], removals: &[String]) {
+    pub(super) fn apply_derived(&mut self, upserts: &[Derived], removals: &[String]) {
         let mut batch = Batch::default();
         for id in removals {
-            if self.derived_row(id).is_some() {
+            if let Some(row) = self.derived_row(id) {
+                self.origins.remove(&row);
                 self.remove_entry(&mut batch, id);
             }
         }
-        for entry in upserts {
+        for Derived { entry, origin } in upserts {
             let row = match self.index.slot(&entry.id) {
                 None => {
                     self.next_derived_row += 1;
@@ -114,9 +119,26 @@ impl Core {
                     None => continue,
                 },
             };
+            self.origins.insert(row, origin.clone());
             self.put_entry(&mut batch, row, entry);
         }
         self.finish(batch);
+    }
+
+    /// The object that a derived entry comes from.
+    pub(super) fn origin(&self, id: &str) -> Option<Arc<str>> {
+        self.origins.get(&self.derived_row(id)?).cloned()
+    }
+
+    /// The entry that gives the same identity for the same facts, of the derived or of the stored ones.
+    pub(super) fn similar(&self, entry: &Entry, is_derived: bool) -> Option<Slot> {
+        let number = self.index.id_number(&entry.spiffe_id)?;
+        let parent = self.index.id_number(&entry.parent_id)?;
+        self.index.holders(number).find(|slot| {
+            (self.index.row(*slot) >= FIRST_DERIVED_ROW) == is_derived
+                && self.index.parent(*slot) == parent
+                && self.index.entry(*slot).same_identity(entry)
+        })
     }
 
     fn derived_row(&self, id: &str) -> Option<u64> {

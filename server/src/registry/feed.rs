@@ -116,6 +116,7 @@ impl Registry {
         resume: Option<Resume>,
     ) -> Result<Feed, SubscribeError> {
         admitted(self.agent_standing(agent, serial).await?)?;
+        self.check_settled(agent)?;
         if let Some(resume) = &resume {
             self.compare_history(agent, resume.cursor).await?;
         }

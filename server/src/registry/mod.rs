@@ -16,6 +16,7 @@ mod intern;
 mod model;
 mod record;
 mod rows;
+mod sources;
 mod tail;
 mod watchers;
 
@@ -35,6 +36,7 @@ use crate::store::{AgentRecord, Revision, Store, StoredEntry};
 pub use self::core::Bundles;
 pub use cursor::Cursor;
 pub use feed::{BundleChanges, Feed, FeedEvent, Resume, SubscribeError};
+pub use sources::{Derived, SourceState};
 pub use tail::{Following, RegistryError};
 pub use watchers::AgentGone;
 
@@ -48,6 +50,7 @@ pub struct Registry {
     tail: Tail,
     applied: watch::Sender<Revision>,
     bundles: watch::Sender<Arc<Bundles>>,
+    sources: sources::Sources,
 }
 
 /// How a node stands with the SVID that it presents.
@@ -83,6 +86,7 @@ impl Registry {
             applied: watch::Sender::new(core.applied()),
             bundles: watch::Sender::new(core.bundles.clone()),
             core: RwLock::new(core),
+            sources: sources::Sources::default(),
             store,
         });
         registry.catch_up().await?;
@@ -110,12 +114,18 @@ impl Registry {
         agent: &SpiffeId,
         id: &str,
     ) -> Result<Option<Arc<Entry>>, RegistryError> {
-        self.found_or_caught_up(|core| {
-            let slot = core.index.slot(id)?;
-            let selectors = core.selectors_of(agent);
-            authorized::is_authorized(&core.index, agent, &selectors, slot).then(|| core.index.entry(slot))
-        })
-        .await
+        let found = self
+            .found_or_caught_up(|core| {
+                let slot = core.index.slot(id)?;
+                let selectors = core.selectors_of(agent);
+                authorized::is_authorized(&core.index, agent, &selectors, slot)
+                    .then(|| core.index.entry(slot))
+            })
+            .await?;
+        if found.is_none() {
+            self.check_settled(agent)?;
+        }
+        Ok(found)
     }
 
     /// The node with this ID, banned or not.
@@ -219,12 +229,6 @@ impl Registry {
     /// All bundles, and each change of them.
     pub fn bundles(&self) -> watch::Receiver<Arc<Bundles>> {
         self.bundles.subscribe()
-    }
-
-    /// Takes in entries that are derived from rules and never stored, and takes out those of the
-    /// given ids. An entry whose id a stored one has is ignored.
-    pub fn apply_derived(&self, upserts: &[Entry], removals: &[String]) {
-        self.write().apply_derived(upserts, removals);
     }
 
     /// How many agents watch.

@@ -40,6 +40,9 @@ pub enum RegistryError {
     /// The store's history is not the one that memory follows.
     #[error("registry holds back the store's content: {0}")]
     Held(Arc<str>),
+    /// Rules that may concern the agent are not known yet.
+    #[error("rules of {0} are not known yet")]
+    Unsettled(Arc<str>),
 }
 
 /// Whether memory follows the store.
@@ -103,7 +106,7 @@ impl Registry {
                     is_failing = true;
                 }
                 // What is held back stays so until it is released, which catches up itself.
-                Err(RegistryError::Held(_)) => is_failing = false,
+                Err(RegistryError::Held(_) | RegistryError::Unsettled(_)) => is_failing = false,
             }
         }
     }
@@ -261,7 +264,7 @@ pub(super) async fn reloading<T>(
 ) -> Result<T, RegistryError> {
     let code = |error: &RegistryError| match error {
         RegistryError::Store(_) => Code::Unavailable,
-        RegistryError::Held(_) => Code::FailedPrecondition,
+        RegistryError::Held(_) | RegistryError::Unsettled(_) => Code::FailedPrecondition,
     };
     metrics().start("entry_cache_reload").around(work, code).await
 }

@@ -499,6 +499,71 @@ async fn bundles_come_first_and_follow_what_the_entries_need() {
     assert!(feed.heartbeat().is_some());
 }
 
+fn of_rule(entry: Entry) -> Derived {
+    Derived {
+        entry: Arc::new(entry),
+        origin: "ClusterSPIFFEID r".into(),
+    }
+}
+
+#[tokio::test]
+async fn derived_entries_know_their_rule_and_what_is_like_them() {
+    let setup = setup().await;
+    let derived = entry("k8s.c.1", "/pod", AGENT, &["k8s:pod-uid:1"]);
+    setup.registry.apply_derived(&[of_rule(derived.clone())], &[]);
+    assert_eq!(
+        setup.registry.origin("k8s.c.1").as_deref(),
+        Some("ClusterSPIFFEID r")
+    );
+    let like = entry("other", "/pod", AGENT, &["k8s:pod-uid:1"]);
+    let found = setup.registry.similar_derived(&like).unwrap();
+    assert_eq!(found.0.entry.id, "k8s.c.1");
+    assert!(!setup.registry.has_similar_stored(&like));
+    let unlike = entry("other", "/pod", AGENT, &["k8s:pod-uid:2"]);
+    assert!(setup.registry.similar_derived(&unlike).is_none());
+    setup.registry.apply_derived(&[], &["k8s.c.1".into()]);
+    assert!(setup.registry.origin("k8s.c.1").is_none());
+}
+
+#[tokio::test]
+async fn an_agent_of_a_cluster_whose_rules_are_not_known_yet_is_not_told_a_smaller_set() {
+    let setup = setup().await;
+    let agent = id(AGENT);
+    let waits = SourceState {
+        parent_prefix: agent.to_string(),
+        ..SourceState::default()
+    };
+    setup.registry.set_source("demo", waits.clone());
+    assert!(setup.registry.check_settled(&agent).is_err());
+    assert!(
+        setup
+            .registry
+            .check_settled(&id("/spire/agent/elsewhere"))
+            .is_ok()
+    );
+    assert!(
+        setup
+            .registry
+            .authorized_entry(&agent, "k8s.demo.1")
+            .await
+            .is_err()
+    );
+    let settled = SourceState {
+        is_settled: true,
+        ..waits
+    };
+    setup.registry.set_source("demo", settled);
+    assert!(setup.registry.check_settled(&agent).is_ok());
+    assert!(
+        setup
+            .registry
+            .authorized_entry(&agent, "k8s.demo.1")
+            .await
+            .unwrap()
+            .is_none()
+    );
+}
+
 #[tokio::test]
 async fn derived_entries_are_pushed_listed_last_and_never_stored() {
     let setup = setup().await;
@@ -508,7 +573,7 @@ async fn derived_entries_are_pushed_listed_last_and_never_stored() {
     next_of_entries(&mut feed).await;
     let derived = entry("k8s.c.1", "/pod", AGENT, &["k8s:pod-uid:1"]);
     let clash = entry("e1", "/stolen", AGENT, &["u:2"]);
-    setup.registry.apply_derived(&[derived, clash], &[]);
+    setup.registry.apply_derived(&[derived, clash].map(of_rule), &[]);
     let FeedEvent::Delta { upserts, .. } = next(&mut feed).await else {
         panic!()
     };
@@ -606,6 +671,7 @@ async fn stale(directory: &TempDir, meanwhile: &'static str) -> Arc<Registry> {
     sqlx::Connection::close(connection).await.unwrap();
     let store = open(directory).await;
     Arc::new(Registry {
+        sources: sources::Sources::default(),
         store,
         trust_domain: domain(),
         clock: Clock::system(),

@@ -169,7 +169,7 @@ impl BrokerEndpoint {
         let host = Arc::new(Host {
             api: api.clone(),
             tls: Arc::new(tls),
-            admission: Admission::new(share.connections),
+            admission: Admission::for_brokers(share.connections, self.brokers.len()),
         });
         let routes = LocalRoutes::without_health().with(api).build()?;
         let serving = self.listeners.into_iter().map(|listener| {

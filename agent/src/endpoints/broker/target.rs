@@ -1,9 +1,7 @@
 //! The workload that a broker asks for.
 
-use std::io;
 use std::sync::Arc;
 
-use rustix::io::Errno;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 
@@ -73,18 +71,11 @@ impl Target {
 fn cannot_hold(error: &ProcessError) -> Status {
     match error {
         ProcessError::NotVisible(_) | ProcessError::Gone(_) => no_process(),
-        ProcessError::Io { source, .. } if is_of_a_thread(source) => no_process(),
         ProcessError::Io { .. } => {
             tracing::warn!(%error, "process that a broker named cannot be held");
             attestation_failed()
         }
     }
-}
-
-/// Kernels say either about the id of a thread that is not the first of its process.
-fn is_of_a_thread(error: &io::Error) -> bool {
-    let errno = Errno::from_io_error(error);
-    errno.is_some_and(|errno| errno == Errno::INVAL || errno == Errno::NOENT)
 }
 
 fn no_process() -> Status {

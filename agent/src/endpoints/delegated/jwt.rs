@@ -12,7 +12,7 @@ use super::answer::Identities;
 use super::delegate::Delegate;
 use super::target::Target;
 use super::{Shared, not_synced};
-use crate::endpoints::jwt_svids::{check_audience, obtain};
+use crate::endpoints::jwt_svids::{check_audience, obtain, signing_turns};
 use crate::endpoints::session::denied;
 use crate::svids::CachedEntry;
 
@@ -29,6 +29,7 @@ pub(super) async fn fetch(
     check_audience(&audience)?;
     let target = Target::of(shared, delegate.admitted(), &selectors, pid).await?;
     let entries = identities(&mut delegate, &target).await?;
+    signing_turns(delegate.admitted(), &shared.svids, &entries, &audience).await;
     let svids = obtain(&shared.svids, entries, &audience, |entry, signed| {
         types::Jwtsvid {
             token: signed.token.to_string(),

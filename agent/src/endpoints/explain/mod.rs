@@ -98,7 +98,7 @@ impl Explain for ExplainService {
         // Looking into a process costs as much as serving it.
         let _turn = match caller {
             None => None,
-            Some(caller) => caller.admitted.turn().await,
+            Some(caller) => Some(caller.admitted.turn().await),
         };
         let process = match request.get_ref().pid {
             0 => {

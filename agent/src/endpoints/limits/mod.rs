@@ -65,6 +65,8 @@ pub const MAX_CALLS_PER_BROKER: usize = 2048;
 /// Most callers of one user or container whose facts are found out at a time; further ones wait for these, and for
 /// nobody else's.
 const TURNS: usize = 16;
+/// Likewise for all containers of one user together, unless that is root, whom many containers have.
+const TURNS_OF_ALL_CONTAINERS: usize = 4 * TURNS;
 
 /// How often one user, and one container, is served before others come first: about what one processor answers, so that
 /// a gateway may ask for a token with each request of its own.
@@ -128,10 +130,11 @@ pub enum TooMany {
 #[derive(Debug)]
 struct Shared {
     limit: usize,
+    brokers: usize,
     of_methods: RateLimits,
     open: Mutex<Open>,
     rates: Mutex<Rates>,
-    turns: Mutex<HashMap<Holder, Arc<Semaphore>>>,
+    turns: Mutex<HashMap<Turns, Arc<Semaphore>>>,
     signing: Signing,
 }
 
@@ -177,10 +180,21 @@ impl Admission {
         Self::with_rate_limits(self.shared.limit, of_methods)
     }
 
+    /// At most `limit` connections of so many brokers, each of which has an equal share.
+    pub fn for_brokers(limit: usize, brokers: usize) -> Self {
+        let of_methods = RateLimits::default();
+        Self::of(limit, brokers, of_methods)
+    }
+
     fn with_rate_limits(limit: usize, of_methods: RateLimits) -> Self {
+        Self::of(limit, 1, of_methods)
+    }
+
+    fn of(limit: usize, brokers: usize, of_methods: RateLimits) -> Self {
         Self {
             shared: Arc::new(Shared {
                 limit,
+                brokers,
                 of_methods,
                 open: Mutex::default(),
                 rates: Mutex::default(),
@@ -203,7 +217,8 @@ impl Admission {
             return None;
         }
         let share = |holder| match holder {
-            Holder::User(_) | Holder::Broker(_) => limit / 2,
+            Holder::User(_) => limit / 2,
+            Holder::Broker(_) => limit / self.shared.brokers.max(1),
             Holder::Container(_) => limit / 4,
         };
         if !has_room(&open.connections, who, share) {
@@ -217,6 +232,20 @@ impl Admission {
             calls: Arc::default(),
         })
     }
+}
+
+/// Who shares turns with whom.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Turns {
+    Of(Holder),
+    /// Of a user.
+    OfAllContainers(u32),
+}
+
+/// A caller's turn, until it is dropped.
+#[derive(Debug)]
+pub struct Turn {
+    _permits: Vec<OwnedSemaphorePermit>,
 }
 
 impl Admitted {
@@ -274,16 +303,17 @@ impl Admitted {
         self.calls.load(Ordering::Relaxed) == 0
     }
 
-    /// Waits for this caller's turn to be attested, which lasts until the answer is dropped.
-    pub async fn turn(&self) -> Option<OwnedSemaphorePermit> {
-        let semaphore = {
-            let mut turns = self.shared.turns.lock().unwrap_or_else(PoisonError::into_inner);
-            // Whoever waits or works has a reference of its own, taken under this lock.
-            turns.retain(|_holder, semaphore| Arc::strong_count(semaphore) > 1);
-            let one = turns.entry(self.who.narrowest());
-            Arc::clone(one.or_insert_with(|| Arc::new(Semaphore::new(TURNS))))
-        };
-        semaphore.acquire_owned().await.ok() // Never closed.
+    /// Waits for this caller's turn to be attested, which lasts until the answer is dropped. A container waits for
+    /// its own turn and then for its user's, who may make namespaces at will.
+    pub async fn turn(&self) -> Turn {
+        let own = Turns::Of(self.who.narrowest());
+        let users = self.who.user_of_container().map(Turns::OfAllContainers);
+        let mut permits = Vec::with_capacity(2);
+        for turns in std::iter::once(own).chain(users) {
+            let semaphore = self.shared.semaphore(turns);
+            permits.extend(semaphore.acquire_owned().await); // Never closed.
+        }
+        Turn { _permits: permits }
     }
 
     /// Waits for this caller's turn to have something signed that is not cached.
@@ -314,6 +344,19 @@ impl Admitted {
     fn rates(&self) -> MutexGuard<'_, Rates> {
         // Counts that a panic left half-changed only make the limit a little wrong.
         self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Shared {
+    fn semaphore(&self, turns: Turns) -> Arc<Semaphore> {
+        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
+        // Whoever waits or works has a reference of its own, taken under this lock.
+        all.retain(|_turns, semaphore| Arc::strong_count(semaphore) > 1);
+        let many = match turns {
+            Turns::Of(_) => TURNS,
+            Turns::OfAllContainers(_) => TURNS_OF_ALL_CONTAINERS,
+        };
+        Arc::clone(all.entry(turns).or_insert_with(|| Arc::new(Semaphore::new(many))))
     }
 }
 
@@ -480,7 +523,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn each_broker_has_its_own_calls_and_connections() {
-        let admission = Admission::new(4);
+        let admission = Admission::for_brokers(4, 2);
         let (one, other) = (Who::Broker(0), Who::Broker(1));
         let held = [admission.admit(one).unwrap(), admission.admit(one).unwrap()];
         assert!(admission.admit(one).is_none());
@@ -493,6 +536,23 @@ mod tests {
         assert!(held[1].used_up_until(Instant::now()).is_some());
         assert_eq!(other.used_up_until(Instant::now()), None);
         assert!(other.call(FETCH).is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_user_gets_no_more_turns_by_making_namespaces() {
+        use futures_util::FutureExt as _;
+        let admission = Admission::new(4096);
+        let turns_of = |uid| {
+            let callers = (0..64).map(move |namespace| Who::within(uid, namespace));
+            let callers: Vec<_> = callers.map(|who| admission.admit(who).unwrap()).collect();
+            let turns = callers.iter().flat_map(|caller| (0..TURNS).map(move |_| caller));
+            turns
+                .filter_map(|caller| tokio::task::unconstrained(caller.turn()).now_or_never())
+                .collect::<Vec<_>>()
+                .len()
+        };
+        assert_eq!(turns_of(1000), TURNS_OF_ALL_CONTAINERS);
+        assert_eq!(turns_of(0), 64 * TURNS);
     }
 
     #[tokio::test]

@@ -63,6 +63,14 @@ impl Who {
         shares.into_iter().flatten()
     }
 
+    /// The user whose container it is, unless that is root, whom many containers have.
+    pub(super) fn user_of_container(self) -> Option<u32> {
+        match self {
+            Self::Process { uid, container } => container.and((uid != 0).then_some(uid)),
+            Self::Broker(_) => None,
+        }
+    }
+
     /// Who is meant when each caller is given the same.
     pub(super) fn narrowest(self) -> Holder {
         match self {

@@ -13,6 +13,7 @@ use tonic::{Code, Request, Status};
 use super::refusals::Refused;
 use super::view::{Selectors, View};
 use super::{Access, SessionParts, Sessions, Shared};
+use crate::endpoints::jwt_svids::signing_turns;
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
@@ -160,11 +161,7 @@ impl Session {
 
     /// Waits for the caller's turns to have JWT-SVIDs signed, one for each entry that has none cached.
     pub async fn signing_turns(&self, entries: &[Arc<CachedEntry>], audience: &[String]) {
-        for entry in entries {
-            if !self.shared.parts.svids.holds_jwt(entry, audience) {
-                self.signing_turn().await;
-            }
-        }
+        signing_turns(&self.admitted, &self.shared.parts.svids, entries, audience).await;
     }
 
     /// Waits for the caller's turn to have one token signed.

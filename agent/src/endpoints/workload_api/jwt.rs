@@ -17,6 +17,7 @@ use zeroize::Zeroizing;
 
 use crate::endpoints::jwt_svids::{check_audience, obtain};
 use crate::endpoints::session::{Access, Session, Sessions, denied};
+use crate::svids::{CachedEntry, SignedJwt};
 
 /// Difference of clocks that is tolerated when a token is validated.
 const LEEWAY: Duration = Duration::seconds(60);
@@ -66,13 +67,17 @@ pub(in crate::endpoints) async fn tokens(
     if entries.is_empty() {
         return Err(session.refused(denied()));
     }
-    session.signing_turns(&entries, audience).await;
-    let svids = obtain(sessions.svids(), entries, audience, |entry, jwt| Jwtsvid {
-        spiffe_id: entry.spiffe_id.to_string(),
-        svid: jwt.token.to_string(),
-        hint: entry.hint.clone(),
+    // Both may take long, and whoever has ended meanwhile gets nothing, though its socket may live on elsewhere.
+    let obtained = session.during(async {
+        session.signing_turns(&entries, audience).await;
+        let make = |entry: &CachedEntry, jwt: SignedJwt| Jwtsvid {
+            spiffe_id: entry.spiffe_id.to_string(),
+            svid: jwt.token.to_string(),
+            hint: entry.hint.clone(),
+        };
+        obtain(sessions.svids(), entries.clone(), audience, make).await
     });
-    let svids = svids.await?;
+    let svids = obtained.await??;
     let encoded = Zeroizing::new(JwtsvidResponse { svids }.encode_to_vec());
     Ok(Bytes::from_owner(encoded))
 }

@@ -1,5 +1,7 @@
 //! The streams of the API: the whole state at first, and again whenever it is another for this caller.
 
+use std::fmt;
+
 use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use tonic::{Request, Status};
@@ -17,12 +19,21 @@ pub(in crate::endpoints) enum Content {
 }
 
 /// A stream of one caller.
-#[derive(Debug)]
 pub(in crate::endpoints) struct Messages {
     pub(super) session: Session,
     content: Content,
     /// What was sent last.
     sent: Option<Bytes>,
+}
+
+/// Without what was sent, which may hold private keys.
+impl fmt::Debug for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Messages")
+            .field("session", &self.session)
+            .field("content", &self.content)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Messages {

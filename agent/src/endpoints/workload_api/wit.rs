@@ -2,6 +2,7 @@
 //! them again whenever an identity comes or goes or a token was renewed.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,7 +46,6 @@ pub(super) async fn fetch(
 }
 
 /// A stream of one caller.
-#[derive(Debug)]
 pub(super) struct Messages {
     session: Session,
     sessions: Sessions,
@@ -54,6 +54,15 @@ pub(super) struct Messages {
     /// The last token of each entry.
     held: HashMap<String, Held>,
     sent: Option<Bytes>,
+}
+
+/// Without what was sent, which holds private keys.
+impl fmt::Debug for Messages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Messages")
+            .field("session", &self.session)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Messages {
@@ -158,11 +167,14 @@ impl Messages {
         if due.is_empty() {
             return Ok(());
         }
-        for entry in &due {
-            if !self.cache.holds(&entry.entry_id, &entry.spiffe_id, &[]) {
-                self.session.signing_turn().await;
+        let turns = async {
+            for entry in &due {
+                if !self.cache.holds(&entry.entry_id, &entry.spiffe_id, &[]) {
+                    self.session.signing_turn().await;
+                }
             }
-        }
+        };
+        self.session.during(turns).await?;
         let deadline = Instant::now() + ISSUE_WAIT;
         let cache = &self.cache;
         let requests = due.into_iter().map(|entry| async move {

@@ -161,6 +161,31 @@ async fn wit_authorities_are_shown_masked_and_appended_where_they_are_switched_o
         .into_inner();
     let set = set.results[0].bundle.as_ref().unwrap();
     assert_eq!(set.wit_authorities.len(), 2);
+
+    // Also when it comes for a key of the other kind alone: nobody reads both.
+    let update = bundles::BatchUpdateFederatedBundleRequest {
+        bundle: vec![types::Bundle {
+            trust_domain: "foreign.org".to_owned(),
+            jwt_authorities: vec![types::JwtKey {
+                key_id: "w".to_owned(),
+                ..own.jwt_authorities[0].clone()
+            }],
+            ..types::Bundle::default()
+        }],
+        input_mask: Some(types::BundleMask {
+            jwt_authorities: true,
+            ..types::BundleMask::default()
+        }),
+        output_mask: None,
+    };
+    let updated = client
+        .batch_update_federated_bundle(update)
+        .await
+        .unwrap()
+        .into_inner();
+    let updated = updated.results[0].bundle.as_ref().unwrap();
+    assert_eq!(updated.jwt_authorities[0].key_id, "w");
+    assert!(updated.wit_authorities.iter().all(|key| key.key_id != "w"));
 }
 
 #[tokio::test]

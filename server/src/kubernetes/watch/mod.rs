@@ -1,0 +1,78 @@
+//! From the API server to facts. A watch that is late, tells things twice or out of order, is lost or silent
+//! changes nothing by that; what is gone is so only when the API server says so of that very object.
+
+mod follow;
+mod kinds;
+mod tracker;
+
+use std::sync::Arc;
+
+use super::derive::Fact;
+use super::resources::ClusterFederatedTrustDomain;
+
+pub use kinds::{Watches, watches};
+
+/// What is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Kind {
+    /// Pods.
+    Pods,
+    /// Nodes.
+    Nodes,
+    /// Namespaces.
+    Namespaces,
+    /// What tells the pods behind services.
+    Endpoints,
+    /// `ClusterSPIFFEID`
+    Rules,
+    /// `ClusterStaticEntry`
+    Statics,
+    /// `ClusterFederatedTrustDomain`
+    Federations,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 7] = [
+        Self::Pods,
+        Self::Nodes,
+        Self::Namespaces,
+        Self::Endpoints,
+        Self::Rules,
+        Self::Statics,
+        Self::Federations,
+    ];
+
+    /// For logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::Nodes => "nodes",
+            Self::Namespaces => "namespaces",
+            Self::Endpoints => "endpoints",
+            Self::Rules => "clusterspiffeids",
+            Self::Statics => "clusterstaticentries",
+            Self::Federations => "clusterfederatedtrustdomains",
+        }
+    }
+
+    /// Whether entries depend on it.
+    pub fn concerns_entries(self) -> bool {
+        self != Self::Federations
+    }
+}
+
+/// What a watch tells.
+#[derive(Clone, Debug)]
+pub enum News {
+    /// An object changed or is gone.
+    Fact(Fact),
+    /// A federation relationship changed or is gone.
+    Federation(Arc<str>, Option<Arc<ClusterFederatedTrustDomain>>),
+    /// All objects of the kind were told once.
+    Synced(Kind),
+    /// The API server answered.
+    Heard(Kind),
+    /// The watch failed and will be begun anew; what was told stays true.
+    Lost(Kind, String),
+}
