@@ -3,8 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use finial_identity::settings::Section;
+use finial_identity::settings::{Problems, Section};
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+
+use super::kubernetes::KubernetesCluster;
 
 /// Audience of agents' tokens unless the configuration says otherwise, as SPIRE has it.
 const DEFAULT_AUDIENCE: &str = "spire-server";
@@ -80,6 +82,22 @@ fn read_cluster(name: String, section: Section<'_>) -> Option<K8sPsatCluster> {
     Some(cluster).filter(|cluster| !cluster.service_accounts.is_empty())
 }
 
+/// Rules derive the ID of a pod's agent from its node, so they cannot be had where agents are named after pods.
+pub(super) fn check_rules(clusters: &[K8sPsatCluster], rules: &[KubernetesCluster], problems: &Problems) {
+    for cluster in clusters.iter().filter(|cluster| cluster.use_pod_uid_for_agent_id) {
+        if rules.iter().any(|ruled| ruled.name == cluster.name) {
+            problems.add(
+                format!(
+                    "plugins.NodeAttestor \"k8s_psat\".plugin_data.clusters {:?}.use_pod_uid_for_agent_id",
+                    cluster.name
+                ),
+                None,
+                "cannot be combined with server.kubernetes: rules derive the agent's ID from the node",
+            );
+        }
+    }
+}
+
 fn service_account(text: &str) -> Result<String, String> {
     match text.split_once(':') {
         Some((namespace, account))
@@ -104,8 +122,12 @@ mod tests {
     use crate::config::{Config, Flags};
 
     fn parse(clusters: &str) -> Result<Vec<K8sPsatCluster>, String> {
+        parse_with("", clusters)
+    }
+
+    fn parse_with(server: &str, clusters: &str) -> Result<Vec<K8sPsatCluster>, String> {
         let text = format!(
-            r#"server {{ trust_domain = "example.org" data_dir = "/d" }}
+            r#"server {{ trust_domain = "example.org" data_dir = "/d" {server} }}
             plugins {{
                 DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "/d/db" }} }}
                 KeyManager "memory" {{}}
@@ -178,5 +200,19 @@ mod tests {
             let error = parse(clusters).unwrap_err();
             assert!(error.contains(why), "{clusters}: {error}");
         }
+    }
+
+    #[test]
+    fn agents_named_after_pods_cannot_have_rules() {
+        let rules = r#"kubernetes { clusters = { "a" = {} } }"#;
+        let of_pods = |name: &str| {
+            format!(
+                r#"clusters = {{ "{name}" = {{ service_account_allow_list = ["s:a"] use_pod_uid_for_agent_id = true }} }}"#
+            )
+        };
+        let error = parse_with(rules, &of_pods("a")).unwrap_err();
+        assert!(error.contains("use_pod_uid_for_agent_id"), "{error}");
+        parse_with(rules, &of_pods("b")).unwrap();
+        parse(&of_pods("a")).unwrap();
     }
 }
