@@ -34,16 +34,16 @@ use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::node::{
-    Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState, RotationStrategy,
-    X509PopAttestor,
+    Jitter, JoinTokenAttestor, K8sPsatAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState,
+    RotationStrategy, X509PopAttestor,
 };
 use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
 use crate::telemetry::LogControl;
 use crate::workload::{
-    DEFAULT_DEADLINE, DockerAttestor, ProcFs, SystemdAttestor, UnixAttestor, WorkloadAttestation,
-    WorkloadAttestor,
+    DEFAULT_DEADLINE, DockerAttestor, K8sAttestor, ProcFs, SystemdAttestor, UnixAttestor,
+    WorkloadAttestation, WorkloadAttestor,
 };
 
 /// What the agent tells the server about itself.
@@ -374,9 +374,10 @@ fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, Bu
         rotation: RotationStrategy::new(config.availability_target()),
         agent_version: VERSION.to_owned(),
     };
-    let attestor = match config.x509pop() {
-        Some(settings) => Some(Arc::new(X509PopAttestor::new(settings.clone())) as Arc<dyn NodeAttestor>),
-        None => join_token_attestor(essentials)?,
+    let attestor: Option<Arc<dyn NodeAttestor>> = match (config.x509pop(), config.k8s_psat()) {
+        (Some(settings), _) => Some(Arc::new(X509PopAttestor::new(settings.clone()))),
+        (_, Some(settings)) => Some(Arc::new(K8sPsatAttestor::new(settings.clone()))),
+        (None, None) => join_token_attestor(essentials)?,
     };
     Ok(Node::open(
         settings,
@@ -402,6 +403,7 @@ fn join_token_attestor(essentials: &Essentials) -> Result<Option<Arc<dyn NodeAtt
 
 fn attestation(config: &Config, clock: &Clock) -> WorkloadAttestation {
     let configured = config.workload_attestors();
+    let mut pod_facts = None;
     let mut attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
     if let Some(settings) = configured.unix {
         attestors.push(Arc::new(UnixAttestor::new(
@@ -413,10 +415,19 @@ fn attestation(config: &Config, clock: &Clock) -> WorkloadAttestation {
     if let Some(settings) = &configured.docker {
         attestors.push(Arc::new(DockerAttestor::new(settings.clone())));
     }
+    if let Some(settings) = &configured.k8s {
+        let k8s = Arc::new(K8sAttestor::new(settings.clone()));
+        attestors.push(Arc::clone(&k8s) as Arc<dyn WorkloadAttestor>);
+        pod_facts = Some(k8s);
+    }
     if configured.systemd {
         attestors.push(Arc::new(SystemdAttestor::new()));
     }
-    WorkloadAttestation::new(attestors, DEFAULT_DEADLINE)
+    let attestation = WorkloadAttestation::new(attestors, DEFAULT_DEADLINE);
+    match pod_facts {
+        Some(of_kubelet) => attestation.with_pod_facts(of_kubelet),
+        None => attestation,
+    }
 }
 
 #[cfg(test)]
@@ -584,6 +595,45 @@ mod tests {
             (mode("agent/agent-data.json"), mode("agent/keys.json")),
             (0o600, 0o600)
         );
+    }
+
+    #[tokio::test]
+    async fn an_agent_in_a_cluster_waits_for_the_bundle_that_the_server_has_yet_to_publish() {
+        let setup = Setup::new();
+        let path = |name: &str| setup.dir.path().join(name).display().to_string();
+        std::fs::remove_file(path("bundle.pem")).unwrap();
+        let text = format!(
+            r#"agent {{
+                trust_domain = "example.org" server_address = "{}" server_port = {}
+                trust_bundle_path = "{}" data_dir = "{}" socket_path = "{}"
+            }}
+            plugins {{
+                KeyManager "memory" {{}}
+                NodeAttestor "k8s_psat" {{ plugin_data {{ cluster = "demo" token_path = "{}" }} }}
+                WorkloadAttestor "k8s" {{}}
+            }}"#,
+            setup.server.address.ip(),
+            setup.server.address.port(),
+            path("bundle.pem"),
+            path("agent"),
+            path("agent/public/api.sock"),
+            path("token"),
+        );
+        let config = Config::parse(&text, Path::new("agent.conf"), &Default::default()).unwrap();
+        let agent = build(config, Clock::system(), log()).await.unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let mut state = agent.state();
+        let waiting = async {
+            let missing = path("bundle.pem");
+            let told =
+                |state: &NodeState| matches!(state, NodeState::Degraded(why) if why.contains(&missing));
+            state.wait_for(told).await.unwrap();
+            std::fs::write(&missing, setup.server.state().bundle.to_pem()).unwrap();
+            state.wait_for(NodeState::is_serving).await.unwrap();
+            drop(stop);
+        };
+        let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), waiting);
+        outcome.unwrap();
     }
 
     #[tokio::test]

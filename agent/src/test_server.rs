@@ -514,8 +514,10 @@ impl agent::agent_server::Agent for Service {
                 "failed to attest: join token does not exist or has already been used",
             ));
         }
+        // What `k8s_psat` sends is no part of an ID.
+        let name = if data.r#type == "k8s_psat" { "node" } else { &token };
         let result = agent::attest_agent_response::Result {
-            svid: Some(state.sign_agent(&format!("/spire/agent/{}/{token}", data.r#type), &csr)),
+            svid: Some(state.sign_agent(&format!("/spire/agent/{}/{name}", data.r#type), &csr)),
             reattestable: state.reattestable,
         };
         let (sender, receiver) = mpsc::unbounded_channel();

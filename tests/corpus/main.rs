@@ -20,6 +20,7 @@ const ELSEWHERE: &[&str] = &[
     "helper_config",
     "mountinfo",
     "pod_record",
+    "pod_list",
     "sds_delta",
     "sds_state_of_the_world",
     "server_config",

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use finial_identity::settings::Section;
 
 use super::cgroup_patterns::CgroupPatterns;
+use super::k8s::{self, K8sSettings};
 use super::plugins::{enabled, finish_plugin, not_served};
 use super::rootless::{self, TrustedUsers};
 
@@ -22,6 +23,8 @@ pub struct WorkloadAttestors {
     pub unix: Option<UnixSettings>,
     /// `WorkloadAttestor "docker"`
     pub docker: Option<DockerSettings>,
+    /// `WorkloadAttestor "k8s"`
+    pub k8s: Option<K8sSettings>,
     /// `WorkloadAttestor "systemd"`
     pub systemd: bool,
 }
@@ -93,6 +96,16 @@ impl UserSocket {
     }
 }
 
+impl WorkloadAttestors {
+    /// The same, with what the environment says where the file is silent.
+    pub(super) fn with_variables(self, env: &dyn Fn(&str) -> Option<String>) -> Self {
+        Self {
+            k8s: self.k8s.map(|settings| settings.with_variables(env)),
+            ..self
+        }
+    }
+}
+
 /// Reads all blocks; each attestor may stand once.
 pub(super) fn read(plugins: &Section<'_>, warnings: &mut Vec<String>) -> WorkloadAttestors {
     let blocks = enabled(plugins, "WorkloadAttestor");
@@ -111,6 +124,7 @@ pub(super) fn read(plugins: &Section<'_>, warnings: &mut Vec<String>) -> Workloa
         match name.as_str() {
             "unix" => attestors.unix = Some(finish_plugin(section, read_unix)),
             "docker" => attestors.docker = Some(finish_plugin(section, |data| read_docker(data, warnings))),
+            "k8s" => attestors.k8s = Some(finish_plugin(section, |data| k8s::read(data, warnings))),
             "systemd" => {
                 finish_plugin(section, |data| data.map(Section::finish));
                 attestors.systemd = true;
@@ -281,7 +295,7 @@ mod tests {
 
     #[test]
     fn an_attestor_that_stands_twice_is_refused() {
-        for name in ["unix", "docker", "systemd"] {
+        for name in ["unix", "docker", "k8s", "systemd"] {
             let block = format!("WorkloadAttestor \"{name}\" {{}}\n");
             let error = parse(&block.repeat(2)).unwrap_err();
             assert!(

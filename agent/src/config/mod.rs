@@ -9,6 +9,7 @@ mod cgroup_patterns;
 mod csi;
 mod explain;
 mod features;
+mod k8s;
 mod limits;
 mod node_attestor;
 mod plugins;
@@ -39,8 +40,9 @@ pub use self::csi::{
     CsiSettings, NODE_NAME_VARIABLE, PodRecord, RecordError, SocketTree, TreeError, is_pod_uid,
 };
 pub use self::features::Features;
+pub use self::k8s::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 pub use self::limits::RateLimits;
-pub use self::node_attestor::X509PopSettings;
+pub use self::node_attestor::{K8sPsatSettings, X509PopSettings};
 pub use self::rootless::TrustedUsers;
 pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
@@ -200,6 +202,7 @@ pub struct Config {
     rate_limits: RateLimits,
     features: Features,
     x509pop: Option<X509PopSettings>,
+    k8s_psat: Option<K8sPsatSettings>,
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
@@ -222,6 +225,7 @@ impl Config {
         Ok(Self {
             telemetry: config.telemetry.with_variables(env),
             csi: config.csi.map(|csi| csi.with_variables(env)),
+            workload_attestors: config.workload_attestors.with_variables(env),
             ..config
         })
     }
@@ -255,6 +259,7 @@ impl Config {
             rate_limits: RateLimits::default(),
             features: Features::default(),
             x509pop: None,
+            k8s_psat: None,
             workload_attestors: WorkloadAttestors {
                 unix: Some(UnixSettings::default()),
                 ..WorkloadAttestors::default()
@@ -352,6 +357,11 @@ impl Config {
     /// `NodeAttestor "x509pop"`, when it is the one.
     pub fn x509pop(&self) -> Option<&X509PopSettings> {
         self.x509pop.as_ref()
+    }
+
+    /// `NodeAttestor "k8s_psat"`, when it is the one.
+    pub fn k8s_psat(&self) -> Option<&K8sPsatSettings> {
+        self.k8s_psat.as_ref()
     }
 
     /// The `WorkloadAttestor` blocks.

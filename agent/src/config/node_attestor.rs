@@ -15,6 +15,28 @@ pub struct X509PopSettings {
     pub intermediates: Option<PathBuf>,
 }
 
+/// `plugin_data` of `NodeAttestor "k8s_psat"`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct K8sPsatSettings {
+    /// What the server calls the cluster (`cluster`).
+    pub cluster: String,
+    /// The service account token for the server (`token_path`).
+    pub token_path: PathBuf,
+}
+
+/// Where the chart of SPIRE and ours mount the token.
+const TOKEN_PATH: &str = "/var/run/secrets/tokens/spire-agent";
+
+/// Reads the block; `None` when something was reported.
+pub(super) fn read_k8s_psat(data: &Section<'_>) -> Option<K8sPsatSettings> {
+    let cluster = data.required_string("cluster");
+    let token_path = data.string("token_path").unwrap_or_else(|| TOKEN_PATH.to_owned());
+    Some(K8sPsatSettings {
+        cluster: cluster?,
+        token_path: token_path.into(),
+    })
+}
+
 /// Reads the block; `None` when something was reported.
 pub(super) fn read_x509pop(data: &Section<'_>) -> Option<X509PopSettings> {
     if data.ignore("spiffe_endpoint_socket") {
@@ -41,9 +63,13 @@ mod tests {
     use crate::config::{Config, Flags};
 
     fn parse(attestor: &str) -> Result<Config, String> {
+        parse_named("x509pop", attestor)
+    }
+
+    fn parse_named(name: &str, attestor: &str) -> Result<Config, String> {
         let text = format!(
             r#"agent {{ trust_domain = "example.org" server_address = "a" server_port = 1 insecure_bootstrap = true }}
-            plugins {{ KeyManager "memory" {{}} WorkloadAttestor "unix" {{}} NodeAttestor "x509pop" {attestor} }}"#
+            plugins {{ KeyManager "memory" {{}} WorkloadAttestor "unix" {{}} NodeAttestor "{name}" {attestor} }}"#
         );
         Config::parse(&text, Path::new("agent.conf"), &Flags::default()).map_err(|error| error.to_string())
     }
@@ -71,6 +97,29 @@ mod tests {
                 r#"{ plugin_data { private_key_path = "/k" certificate_path = "/c" x = 1 } }"#,
                 "x",
             ),
+        ] {
+            let error = parse(wrong).unwrap_err();
+            assert!(error.contains(why), "{error}");
+        }
+    }
+
+    #[test]
+    fn k8s_psat_names_a_cluster_and_has_spires_token_path() {
+        let parse = |attestor: &str| parse_named("k8s_psat", attestor);
+        let mut expected = K8sPsatSettings {
+            cluster: "demo".to_owned(),
+            token_path: "/var/run/secrets/tokens/spire-agent".into(),
+        };
+        let config = parse(r#"{ plugin_data { cluster = "demo" } }"#).unwrap();
+        assert_eq!(config.k8s_psat(), Some(&expected));
+        assert!(config.x509pop().is_none());
+        let config = parse(r#"{ plugin_data { cluster = "demo" token_path = "/t" } }"#).unwrap();
+        expected.token_path = "/t".into();
+        assert_eq!(config.k8s_psat(), Some(&expected));
+        for (wrong, why) in [
+            ("{}", "plugin_data"),
+            ("{ plugin_data { } }", "cluster"),
+            (r#"{ plugin_data { cluster = "demo" clusters = 1 } }"#, "clusters"),
         ] {
             let error = parse(wrong).unwrap_err();
             assert!(error.contains(why), "{error}");

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use finial_identity::settings::Section;
 
 use super::attestors::{self, WorkloadAttestors};
-use super::node_attestor::read_x509pop;
-use super::{Keys, X509PopSettings};
+use super::node_attestor::{read_k8s_psat, read_x509pop};
+use super::{K8sPsatSettings, Keys, X509PopSettings};
 
 /// What the plugins come to.
 #[derive(Debug)]
@@ -15,6 +15,8 @@ pub(super) struct Plugins {
     pub(super) keys: Keys,
     /// `NodeAttestor "x509pop"`
     pub(super) x509pop: Option<X509PopSettings>,
+    /// `NodeAttestor "k8s_psat"`
+    pub(super) k8s_psat: Option<K8sPsatSettings>,
     /// `WorkloadAttestor`
     pub(super) workload_attestors: WorkloadAttestors,
 }
@@ -23,7 +25,7 @@ pub(super) struct Plugins {
 pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins> {
     let keys =
         exactly_one(&plugins, "KeyManager").and_then(|(name, section)| read_key_manager(&name, section));
-    let mut x509pop = None;
+    let (mut x509pop, mut k8s_psat) = (None, None);
     if let Some((name, section)) = exactly_one(&plugins, "NodeAttestor") {
         // Its token stands in the `agent` block.
         match name.as_str() {
@@ -42,6 +44,17 @@ pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<P
                     settings
                 });
             }
+            "k8s_psat" => {
+                if !section.has("plugin_data") {
+                    section.problem("plugin_data", "is required: cluster");
+                }
+                k8s_psat = finish_plugin(section, |data| {
+                    let data = data?;
+                    let settings = read_k8s_psat(&data);
+                    data.finish();
+                    settings
+                });
+            }
             other => not_served(&section, "NodeAttestor", other),
         }
     }
@@ -53,6 +66,7 @@ pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<P
     Some(Plugins {
         keys: keys?,
         x509pop,
+        k8s_psat,
         workload_attestors,
     })
 }

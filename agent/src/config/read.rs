@@ -184,6 +184,7 @@ impl Agent {
             rate_limits: self.experimental.rate_limits,
             features: self.experimental.features,
             x509pop: plugins.x509pop,
+            k8s_psat: plugins.k8s_psat,
             workload_attestors: plugins.workload_attestors,
             health_checks,
             admin: self.admin,

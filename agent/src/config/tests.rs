@@ -458,10 +458,10 @@ fn harmless_keys_are_accepted_with_a_warning() {
 fn plugins_that_are_not_served_are_refused_by_name() {
     for (from, to) in [
         ("KeyManager \"memory\"", "KeyManager \"aws_kms\""),
-        ("NodeAttestor \"join_token\"", "NodeAttestor \"k8s_psat\""),
+        ("NodeAttestor \"join_token\"", "NodeAttestor \"aws_iid\""),
         (
             "WorkloadAttestor \"unix\" {}",
-            "WorkloadAttestor \"unix\" {}\nWorkloadAttestor \"k8s\" {}",
+            "WorkloadAttestor \"unix\" {}\nWorkloadAttestor \"slurm\" {}",
         ),
         (
             "WorkloadAttestor \"unix\" {}",

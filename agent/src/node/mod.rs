@@ -8,6 +8,7 @@ mod backoff;
 mod bootstrap;
 mod facts;
 mod join_token;
+mod k8s_psat;
 #[cfg(test)]
 mod life_tests;
 mod lifecycle;
@@ -45,6 +46,7 @@ pub use self::attest::AttestError;
 pub use self::backoff::{Backoff, Jitter};
 pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleRequest, bundle_of};
 pub use self::join_token::JoinTokenAttestor;
+pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
 pub use self::renew::remaining_at_renewal;
 pub use self::rotation::RotationStrategy;

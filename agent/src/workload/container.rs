@@ -158,6 +158,26 @@ pub fn by_rule(
     agree(found.into_iter())
 }
 
+/// Whether the names on a path are of more than one pod, or below a pod of more than one container. A runtime makes
+/// no such group, except that a node may be a container itself: what stands before the first pod does not count.
+pub fn names_several(path: &str) -> bool {
+    let (mut pod, mut container) = (None, None);
+    for part in path.split('/') {
+        if let Some(uid) = find_pod_uid(part)
+            && *pod.get_or_insert_with(|| uid.clone()) != uid
+        {
+            return true;
+        }
+        let id = find_id(part).and_then(|at| part.get(at..at + ID_DIGITS));
+        if let Some(id) = id.filter(|_| pod.is_some())
+            && *container.get_or_insert(id) != id
+        {
+            return true;
+        }
+    }
+    false
+}
+
 impl ContainerRef {
     /// Whether a process with these groups is in this container too. Asked about the container's first process it
     /// proves that the group is the container's own and not one that merely has its name.

@@ -251,3 +251,34 @@ fn a_rule_of_the_operators_finds_what_it_says() {
         assert!(!is_name(bad), "{bad:?}");
     }
 }
+
+#[test]
+fn a_group_within_a_container_that_is_named_after_another_is_told() {
+    let other_pod = "a2830d0d-b0f0-4ff0-81b5-0ee4e299cf80";
+    for (path, several) in [
+        (format!("/kubepods/besteffort/pod{POD}/{A}"), false),
+        (format!("/docker/{B}/kubepods/besteffort/pod{POD}/{A}"), false),
+        (
+            format!(
+                "/kubepods.slice/kubepods-pod{}.slice/crio-{A}.scope/crio-{A}",
+                POD.replace('-', "_")
+            ),
+            false,
+        ),
+        (
+            format!("/system.slice/containerd.service/kubepods-pod{POD}.slice:cri-containerd:{A}"),
+            false,
+        ),
+        (format!("/docker/{A}/docker/{B}"), false),
+        // A container made these below its own group.
+        (
+            format!("/kubepods/pod{POD}/{A}/kubepods/pod{other_pod}/{B}"),
+            true,
+        ),
+        (format!("/kubepods/pod{POD}/{A}/{B}"), true),
+        (format!("/kubepods/pod{POD}/{A}/kubepods/pod{other_pod}"), true),
+        (format!("/kubepods/pod{POD}/{A}/docker/{B}"), true),
+    ] {
+        assert_eq!(names_several(&path), several, "{path}");
+    }
+}

@@ -7,6 +7,7 @@
 
 pub mod container;
 pub mod docker;
+pub mod k8s;
 mod permits;
 pub mod pods;
 pub mod process;
@@ -29,7 +30,9 @@ use tonic::Code;
 use tracing::Instrument;
 
 pub use self::container::ContainerError;
+use self::container::{Cgroup, parse_cgroups};
 pub use self::docker::DockerAttestor;
+pub use self::k8s::K8sAttestor;
 pub use self::pods::{Pod, PodFacts, Workload};
 pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
@@ -328,6 +331,17 @@ async fn off_thread<T: Send + 'static>(
         Ok(answer) => answer,
         Err(_cut_off) => Err(AttestorError::CutOff),
     }
+}
+
+/// The control groups of a process; a process that has ended is in none.
+fn cgroups(process: &Process, pid: u32) -> Result<Vec<Cgroup>, AttestorError> {
+    let text = match process.procfs().cgroup(pid) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && pid != process.pid() => {
+            return Ok(Vec::new());
+        }
+        text => text.map_err(AttestorError::io(format!("read cgroups of process {pid}")))?,
+    };
+    Ok(parse_cgroups(&text)?)
 }
 
 #[cfg(test)]

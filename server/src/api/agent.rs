@@ -129,7 +129,7 @@ impl AgentApi for AgentService {
         let requests = request.into_inner();
         let services = Arc::clone(&self.0);
         Ok(Response::new(driven(move |sender| async move {
-            let conversation = Conversation::new(requests, sender);
+            let conversation = Conversation::new(&call, requests, sender);
             attest(&services, &call, conversation)
                 .await
                 .map_err(|refusal| call.refuse(refusal))

@@ -1,5 +1,7 @@
 //! `AttestAgent`: from a proof to an SVID.
 
+use std::net::IpAddr;
+
 use async_trait::async_trait;
 use finial_identity::selector::Selector;
 use finial_identity::x509::Csr;
@@ -12,7 +14,7 @@ use tonic::{Code, Status, Streaming};
 use tracing::Instrument;
 
 use super::Services;
-use super::call::{Call, field};
+use super::call::{Call, Peer, field};
 use super::csr;
 use super::status::{OrRefuse, Refusal};
 use super::streaming::Sender;
@@ -26,12 +28,25 @@ use crate::telemetry::{TRACE_TARGET, metrics};
 pub struct Conversation {
     requests: Streaming<pb::AttestAgentRequest>,
     sender: Sender<pb::AttestAgentResponse>,
+    peer_ip: Option<IpAddr>,
 }
 
 impl Conversation {
     /// Over the two halves of a call.
-    pub fn new(requests: Streaming<pb::AttestAgentRequest>, sender: Sender<pb::AttestAgentResponse>) -> Self {
-        Self { requests, sender }
+    pub fn new(
+        call: &Call,
+        requests: Streaming<pb::AttestAgentRequest>,
+        sender: Sender<pb::AttestAgentResponse>,
+    ) -> Self {
+        let peer_ip = match &*call.caller.peer {
+            Peer::Remote { addr, .. } => Some(addr.ip().to_canonical()),
+            Peer::Local { .. } => None,
+        };
+        Self {
+            requests,
+            sender,
+            peer_ip,
+        }
     }
 
     async fn send(&self, step: ResponseStep) -> Result<(), AttestError> {
@@ -59,6 +74,10 @@ impl Challenge for Conversation {
             Some(RequestStep::ChallengeResponse(response)) => Ok(response),
             _ => Err(AttestError::Invalid("challenge response expected".to_owned())),
         }
+    }
+
+    fn peer_ip(&self) -> Option<IpAddr> {
+        self.peer_ip
     }
 }
 
@@ -125,6 +144,7 @@ fn status_of(error: &AttestError) -> Code {
     match error {
         AttestError::Invalid(_) => Code::InvalidArgument,
         AttestError::Denied(_) => Code::PermissionDenied,
+        AttestError::Unavailable { .. } => Code::Unavailable,
         AttestError::Failed { .. } => Code::Internal,
     }
 }

@@ -63,6 +63,7 @@ impl Refuse for AttestError {
         match self {
             Self::Invalid(text) => Refusal::invalid(text),
             Self::Denied(text) => Refusal::denied(text),
+            Self::Unavailable { what, source } => Refusal::unavailable(what).because(source),
             Self::Failed { .. } => Refusal::failed(what, self),
         }
     }

@@ -91,6 +91,15 @@ impl Refusal {
         }
     }
 
+    /// The same, with what the log is told about it.
+    #[must_use]
+    pub fn because(self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self {
+            cause: Some(cause.into()),
+            ..self
+        }
+    }
+
     /// The gRPC code.
     pub fn code(&self) -> Code {
         self.code

@@ -44,6 +44,7 @@ use crate::api::sync::SyncService;
 use crate::api::{ApiSettings, Services};
 use crate::attestation::Attestors;
 use crate::attestation::join_token::JoinTokenAttestor;
+use crate::attestation::k8s_psat::K8sPsatAttestor;
 use crate::authority::{AuthorityError, AuthorityManager};
 use crate::config::{Config, Keys, PruneAgents};
 use crate::endpoints::audit::Audit;
@@ -82,7 +83,7 @@ pub enum BuildError {
     /// What is registered cannot be read.
     #[error("registry: {0}")]
     Registry(#[from] RegistryError),
-    /// Objects in Kubernetes cannot declare entries.
+    /// A Kubernetes cluster cannot be asked about its agents or its objects.
     #[error("{0}")]
     Kubernetes(#[from] KubernetesError),
     /// The private socket cannot be opened.
@@ -146,7 +147,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         store: Arc::clone(&store),
         registry: Arc::clone(&registry),
         authority: Arc::clone(&authority),
-        attestors: attestors(&config, &store, &clock),
+        attestors: attestors(&config, &store, &clock).await?,
         clock: clock.clone(),
         log,
         started_at: clock.now(),
@@ -280,12 +281,24 @@ impl Bound {
 }
 
 /// Join tokens need no block in the configuration, as in SPIRE.
-fn attestors(config: &Config, store: &Arc<dyn Store>, clock: &Clock) -> Attestors {
-    Attestors::default().with(Arc::new(JoinTokenAttestor::new(
+async fn attestors(config: &Config, store: &Arc<dyn Store>, clock: &Clock) -> Result<Attestors, BuildError> {
+    let attestors = Attestors::default().with(Arc::new(JoinTokenAttestor::new(
         config.trust_domain().clone(),
         Arc::clone(store),
         clock.clone(),
-    )))
+    )));
+    if config.k8s_psat().is_empty() {
+        return Ok(attestors);
+    }
+    let mut clusters = Vec::new();
+    for settings in config.k8s_psat() {
+        let client = kubernetes::client(&settings.name, settings.kube_config_file.as_ref()).await?;
+        clusters.push((settings.clone(), client));
+    }
+    Ok(attestors.with(Arc::new(K8sPsatAttestor::new(
+        config.trust_domain().clone(),
+        clusters,
+    ))))
 }
 
 /// Services of the TLS listener.

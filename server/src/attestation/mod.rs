@@ -1,10 +1,12 @@
 //! Node attestation: who is this machine? One attestor for each way to prove it.
 
 pub mod join_token;
+pub mod k8s_psat;
 
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fmt::Debug;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -32,6 +34,9 @@ pub trait Challenge: Send {
     /// # Errors
     /// When the agent left or answered with something else.
     async fn challenge(&mut self, challenge: Vec<u8>) -> Result<Vec<u8>, AttestError>;
+
+    /// The address that it calls from, when that is known; IPv4 is never written as IPv6.
+    fn peer_ip(&self) -> Option<IpAddr>;
 }
 
 /// What an attestor found.
@@ -54,6 +59,14 @@ pub enum AttestError {
     /// The node may not.
     #[error("{0}")]
     Denied(String),
+    /// Whoever knows could not be asked; that says nothing about the node, and the same proof may do later.
+    #[error("{what}: {source}")]
+    Unavailable {
+        /// What was tried.
+        what: &'static str,
+        /// Why it failed.
+        source: Box<dyn Error + Send + Sync>,
+    },
     /// We could not find out.
     #[error("{what}: {source}")]
     Failed {

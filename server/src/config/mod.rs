@@ -4,6 +4,7 @@
 mod authority;
 mod bundle_publisher;
 mod experimental;
+mod k8s_psat;
 mod kubernetes;
 mod plugins;
 mod read;
@@ -21,6 +22,7 @@ use crate::telemetry::LogSettings;
 pub use authority::{AuthorityConfig, CaSubject, WitConfig};
 pub use bundle_publisher::{BundleFormat, ConfigMapPublisher};
 pub use finial_identity::settings::{ConfigError, HealthChecks};
+pub use k8s_psat::K8sPsatCluster;
 pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, PARENT_ID_TEMPLATE};
 
 /// Where the configuration stands unless `-config` says otherwise.
@@ -73,6 +75,7 @@ pub struct Config {
     telemetry: Telemetry,
     database: PathBuf,
     keys: Keys,
+    k8s_psat: Vec<K8sPsatCluster>,
     kubernetes: Vec<KubernetesCluster>,
     configmap_publishers: Vec<ConfigMapPublisher>,
     warnings: Vec<String>,
@@ -152,6 +155,7 @@ impl Config {
             telemetry: Telemetry::default(),
             database: data_dir.join("datastore.sqlite3"),
             keys: Keys::Disk(data_dir.join("keys.json")),
+            k8s_psat: Vec::new(),
             kubernetes: Vec::new(),
             configmap_publishers: Vec::new(),
             warnings: Vec::new(),
@@ -256,6 +260,11 @@ impl Config {
     /// The `KeyManager`.
     pub fn keys(&self) -> &Keys {
         &self.keys
+    }
+
+    /// `NodeAttestor "k8s_psat"`: whose agents prove themselves by service account tokens; none when it is off.
+    pub fn k8s_psat(&self) -> &[K8sPsatCluster] {
+        &self.k8s_psat
     }
 
     /// `kubernetes.clusters`: where objects declare entries.

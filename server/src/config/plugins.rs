@@ -6,6 +6,7 @@ use finial_identity::settings::Section;
 
 use super::Keys;
 use super::bundle_publisher::{self, ConfigMapPublisher};
+use super::k8s_psat::{self, K8sPsatCluster};
 
 /// What the plugins come to.
 #[derive(Debug)]
@@ -16,6 +17,8 @@ pub struct Plugins {
     pub keys: Keys,
     /// `CredentialComposer "uniqueid"`.
     pub unique_id: bool,
+    /// `NodeAttestor "k8s_psat"`.
+    pub k8s_psat: Vec<K8sPsatCluster>,
     /// `BundlePublisher "k8s_configmap"`.
     pub configmap_publishers: Vec<ConfigMapPublisher>,
 }
@@ -37,11 +40,17 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     });
     let keys = exactly_one(&plugins, "KeyManager", managers)
         .and_then(|(name, section)| read_key_manager(&name, section));
+    let mut psat = Vec::new();
     for (name, section) in enabled(&plugins, "NodeAttestor") {
-        if name == "join_token" {
-            finish_plugin(section, Section::finish);
-        } else {
-            not_served(&section, "NodeAttestor", &name);
+        match name.as_str() {
+            "join_token" => finish_plugin(section, Section::finish).unwrap_or_default(),
+            "k8s_psat" => {
+                if !section.has("plugin_data") {
+                    section.problem("plugin_data", "is required: clusters");
+                }
+                psat = finish_plugin(section, k8s_psat::read).unwrap_or_default();
+            }
+            other => not_served(&section, "NodeAttestor", other),
         }
     }
     let mut unique_id = false;
@@ -71,6 +80,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
         database: database?,
         keys: keys?,
         unique_id,
+        k8s_psat: psat,
         configmap_publishers,
     })
 }
@@ -253,11 +263,11 @@ mod tests {
         let plugins = r#"
             DataStore "sql" { plugin_data { database_type = "postgres" connection_string = "x" } }
             KeyManager "aws_kms" { plugin_data { region = "x" } }
-            NodeAttestor "k8s_psat" { plugin_data { clusters = {} } }
+            NodeAttestor "aws_iid" { plugin_data {} }
             UpstreamAuthority "disk" { plugin_data {} }
         "#;
         let error = parse(plugins).unwrap_err();
-        for part in ["postgres", "aws_kms", "k8s_psat", "UpstreamAuthority"] {
+        for part in ["postgres", "aws_kms", "aws_iid", "UpstreamAuthority"] {
             assert!(error.contains(part), "{part} in {error}");
         }
     }

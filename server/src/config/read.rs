@@ -11,6 +11,7 @@ use finial_identity::settings::{
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
 use super::experimental;
+use super::k8s_psat;
 use super::kubernetes::{self, KubernetesCluster};
 use super::plugins::{self, Plugins};
 use super::{
@@ -33,6 +34,9 @@ pub fn read(document: &Document, flags: &Flags) -> Result<Config, SettingsError>
     let telemetry = root.section("telemetry");
     let telemetry = telemetry.map(|section| Telemetry::read(section, &mut warnings));
     root.finish();
+    if let (Some(server), Some(plugins)) = (&server, &plugins) {
+        k8s_psat::check_rules(&plugins.k8s_psat, &server.kubernetes, &problems);
+    }
     problems.into_result()?;
     // Whatever is missing was reported as a problem above.
     match (server, plugins) {
@@ -140,6 +144,7 @@ impl Server {
             telemetry,
             database: plugins.database,
             keys: plugins.keys,
+            k8s_psat: plugins.k8s_psat,
             kubernetes: self.kubernetes,
             configmap_publishers: plugins.configmap_publishers,
             warnings,

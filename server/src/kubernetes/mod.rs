@@ -172,7 +172,10 @@ fn parent_prefix(source: &str, settings: &Settings) -> String {
 }
 
 /// A client of a cluster: by a kubeconfig, or of the cluster that the server runs in.
-async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result<Client, KubernetesError> {
+///
+/// # Errors
+/// [`KubernetesError::Connect`]: what is wrong with the configuration; nothing is asked of the cluster yet.
+pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result<Client, KubernetesError> {
     let failed = |text: String| KubernetesError::Connect {
         cluster: cluster.to_owned(),
         text,

@@ -3,9 +3,10 @@
 use finial_agent::config::{CgroupPatterns, PodRecord};
 use finial_agent::csi::mountinfo;
 use finial_agent::workload::container::{
-    ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, parse_cgroup_mounts, parse_cgroups,
+    ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, names_several, parse_cgroup_mounts, parse_cgroups,
 };
 use finial_agent::workload::docker::Container;
+use finial_agent::workload::k8s::PodList;
 
 /// A target's name, which is also the folder of its corpus, and what runs it.
 pub type Target = (&'static str, fn(&[u8]));
@@ -16,6 +17,7 @@ pub const TARGETS: &[Target] = &[
     ("docker_answer", run_docker_answer),
     ("mountinfo", run_mountinfo),
     ("pod_record", run_pod_record),
+    ("pod_list", run_pod_list),
 ];
 
 /// `/proc/<pid>/cgroup`, `/proc/<pid>/mountinfo` and patterns of the operator's, separated by NUL bytes.
@@ -29,6 +31,9 @@ fn run_container(data: &[u8]) {
             check(&found);
             assert!(found.holds(&groups), "a container's process is in its container");
             assert!(groups.iter().any(|group| group.path.starts_with(&found.group)));
+            if found.pod_uid.is_some() {
+                assert!(names_several(&format!("{}/{}", found.group, another(&found.id))));
+            }
         }
         let patterns: Vec<String> = patterns.lines().map(str::to_owned).collect();
         if let Ok(patterns) = CgroupPatterns::new(patterns)
@@ -106,4 +111,33 @@ fn run_pod_record(data: &[u8]) {
     }
     let again = record.to_json().expect("a record is JSON");
     assert_eq!(PodRecord::parse(&again).expect("its own text"), record);
+}
+
+/// A container that is surely not this one.
+fn another(id: &str) -> String {
+    let other = if id.starts_with('0') { "1" } else { "0" };
+    other.repeat(64)
+}
+
+/// A kubelet's list of pods, then a container's id and a pod's UID, separated by NUL bytes.
+fn run_pod_list(data: &[u8]) {
+    let mut parts = data.split(|byte| *byte == 0);
+    let mut next = || parts.next().unwrap_or_default();
+    let (list, id, uid) = (
+        next(),
+        String::from_utf8_lossy(next()),
+        String::from_utf8_lossy(next()),
+    );
+    match PodList::parse(list) {
+        Ok(pods) => {
+            let listed = pods.find(None, &id);
+            if let Ok(Some((_pod, Some(_container)))) = pods.find(Some(&uid), &id) {
+                assert!(
+                    matches!(listed, Ok(Some((_, Some(_))))),
+                    "what a pod lists is listed"
+                );
+            }
+        }
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
 }

@@ -28,11 +28,9 @@ use tokio::sync::Semaphore;
 
 pub use self::answer::{AnswerError, Container};
 use self::engine::Engine;
-use super::container::{
-    Cgroup, ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, parse_cgroup_mounts, parse_cgroups,
-};
+use super::container::{ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, parse_cgroup_mounts};
 use super::permits::PermitsByUid;
-use super::{AttestorError, Process, WorkloadAttestor, off_thread};
+use super::{AttestorError, Process, WorkloadAttestor, cgroups, off_thread};
 use crate::config::DockerSettings;
 
 const NAME: &str = "docker";
@@ -196,17 +194,6 @@ fn is_inside(process: &Process, place: &ContainerRef, first: Option<u32>) -> Res
             }
         }
     }
-}
-
-/// The control groups of a process; a process that has ended is in none.
-fn cgroups(process: &Process, pid: u32) -> Result<Vec<Cgroup>, AttestorError> {
-    let text = match process.procfs().cgroup(pid) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound && pid != process.pid() => {
-            return Ok(Vec::new());
-        }
-        text => text.map_err(AttestorError::io(format!("read cgroups of process {pid}")))?,
-    };
-    Ok(parse_cgroups(&text)?)
 }
 
 /// Podman's groups have names of their own, and those of a user's containers are in that user's slice.

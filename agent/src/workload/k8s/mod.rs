@@ -1,0 +1,138 @@
+//! The workload attestor `k8s`: what the node's kubelet knows about the pod that a process is in.
+//!
+//! Facts: those of the pod (`ns`, `sa`, `pod-label`, …) and of the container (`container-name`, `container-image`).
+//! The names of the process's control groups say which pod and container it is in; the kubelet's list says what
+//! they are. Both must agree. Mounts of control groups are not looked at, unlike by SPIRE: anybody can make those.
+//!
+//! A process in no container of a kubelet is known to have no such facts. A kubelet that cannot be asked, or that
+//! does not list the container in time, leaves them unknown.
+
+mod kubelet;
+mod pods;
+mod poller;
+mod selectors;
+mod trust;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use finial_identity::selector::Selector;
+
+pub use self::kubelet::KubeletError;
+use self::kubelet::{FetchPods, Kubelet};
+pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
+use self::poller::{Poller, Waited};
+use super::container::{self, ContainerRef};
+use super::{AttestorError, PodFacts, Process, WorkloadAttestor, cgroups, off_thread};
+use crate::config::K8sSettings;
+
+const NAME: &str = "k8s";
+
+/// Attests by what the kubelet of this node knows.
+#[derive(Debug)]
+pub struct K8sAttestor {
+    settings: Arc<K8sSettings>,
+    pods: Poller,
+}
+
+impl K8sAttestor {
+    /// An attestor that asks the kubelet when it is asked itself.
+    pub fn new(settings: K8sSettings) -> Self {
+        let settings = Arc::new(settings);
+        Self::asking(Arc::clone(&settings), Arc::new(Kubelet::new(settings)))
+    }
+
+    fn asking(settings: Arc<K8sSettings>, kubelet: Arc<dyn FetchPods>) -> Self {
+        Self {
+            pods: Poller::new(kubelet, settings.poll_retry_interval, settings.max_poll_attempts),
+            settings,
+        }
+    }
+
+    async fn facts(&self, place: &ContainerRef) -> Result<Vec<Selector>, AttestorError> {
+        let is_pod_enough = self.settings.disable_container_selectors;
+        let found = self.pods.wait_for(|pods| {
+            let Some((pod, container)) = pods.find(place.pod_uid.as_deref(), &place.id)? else {
+                return Ok(None);
+            };
+            if is_pod_enough {
+                return Ok(Some(selectors::of_pod(pod)));
+            }
+            Ok(container.map(|container| selectors::of_container(pod, container)))
+        });
+        let facts = found
+            .await
+            .map_err(|waited| untold(waited, &format!("container {}", place.id)))?;
+        Ok(facts?)
+    }
+}
+
+/// Those of the pods of this node. Waits for the kubelet to list the pod, as an attestation does.
+#[async_trait]
+impl PodFacts for K8sAttestor {
+    async fn by_uid(&self, pod_uid: &str) -> Result<Vec<Selector>, AttestorError> {
+        let found = self.pods.wait_for(|pods| {
+            let pod = pods.pod(pod_uid);
+            Ok(pod.map(selectors::of_pod))
+        });
+        let facts = found
+            .await
+            .map_err(|waited| untold(waited, &format!("pod {pod_uid}")))?;
+        Ok(facts?)
+    }
+}
+
+#[async_trait]
+impl WorkloadAttestor for K8sAttestor {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    async fn attest(&self, process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError> {
+        let (who, verbose) = (Arc::clone(process), self.settings.verbose);
+        match off_thread(move || locate(&who, verbose)).await? {
+            Some(place) => self.facts(&place).await,
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The kubelet's container that the process is in.
+///
+/// # Errors
+/// When its groups contradict each other, or are such as others than a kubelet may have made.
+fn locate(process: &Process, verbose: bool) -> Result<Option<ContainerRef>, AttestorError> {
+    let groups = cgroups(process, process.pid())?;
+    if verbose {
+        tracing::debug!(pid = process.pid(), ?groups, "cgroups of a workload");
+    }
+    let Some(place) = container::in_cgroups(&groups)?.filter(is_of_kubelet) else {
+        return Ok(None);
+    };
+    // Who may make groups within a container, or is delegated a part of the tree, may name one after the container
+    // of another: then the names that the kubelet gave stand further out.
+    if groups.iter().any(|group| container::names_several(&group.path)) || is_of_user(&place.group) {
+        return Err(AttestorError::ForeignCgroup(place.group));
+    }
+    Ok(Some(place))
+}
+
+/// Whether a kubelet's runtime may have made the container; of Docker's and Podman's own it did not.
+fn is_of_kubelet(place: &ContainerRef) -> bool {
+    let marks = ["kubepods", "crio-", "cri-containerd"];
+    place.pod_uid.is_some() || marks.iter().any(|mark| place.group.contains(mark))
+}
+
+/// Whether the group is in a part of the tree that systemd delegates to a user.
+fn is_of_user(group: &str) -> bool {
+    group
+        .split('/')
+        .any(|part| part == "user.slice" || (part.starts_with("user-") && part.ends_with(".slice")))
+}
+
+fn untold(waited: Waited, what: &str) -> AttestorError {
+    AttestorError::service(format!("ask the kubelet about {what}"))(waited)
+}
