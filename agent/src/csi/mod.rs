@@ -12,6 +12,7 @@ mod request;
 mod target;
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -40,6 +41,8 @@ use crate::config::{CsiSettings, NODE_NAME_VARIABLE};
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
 /// Most bytes of all headers of a request.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
+/// How long calls may go on when the driver is told to stop.
+const LAST_CALLS: Duration = Duration::from_secs(2);
 /// Most requests at a time on one connection.
 const MAX_STREAMS: u32 = 64;
 
@@ -178,12 +181,19 @@ async fn serve(
 ) -> Result<(), tonic::transport::Error> {
     // Kubelets before 1.26 put the socket's path into `:authority`.
     let connections = UnixListenerStream::new(listener).map(|stream| stream.map(AuthorityAdapter::new));
-    let outcome = Server::builder()
+    let serving = Server::builder()
         .max_concurrent_streams(MAX_STREAMS)
         .http2_max_header_list_size(MAX_HEADER_BYTES)
         .add_routes(routes)
-        .serve_with_incoming_shutdown(connections, stop.stopped_owned())
-        .await;
+        .serve_with_incoming_shutdown(connections, stop.clone().stopped_owned());
+    // Calls that are under way are answered; a kubelet that merely stays connected is not waited for.
+    let outcome = tokio::select! {
+        outcome = serving => outcome,
+        () = async {
+            stop.stopped().await;
+            tokio::time::sleep(LAST_CALLS).await;
+        } => Ok(()),
+    };
     drop(guard);
     outcome
 }
