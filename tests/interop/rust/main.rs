@@ -1,7 +1,7 @@
 //! A workload in Rust, over the unchanged `spiffe` and `spiffe-rustls` crates.
 //!
-//! Without arguments it answers commands, see `../session.rs`; `serve PORT | dial PORT EXPECTED_ID SECONDS` are for
-//! mutual TLS. The Workload API's address is taken from `SPIFFE_ENDPOINT_SOCKET`.
+//! Without arguments it answers commands, see `../session.rs`; `watch COUNT` prints updates, and
+//! `serve PORT | dial PORT EXPECTED_ID SECONDS` are for mutual TLS. The Workload API's address is taken from `SPIFFE_ENDPOINT_SOCKET`.
 
 mod commands;
 
@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use finial_identity::x509::Certificate;
 use rustls::pki_types::ServerName;
 use spiffe::X509Source;
 use spiffe_rustls::{authorizer, mtls_client, mtls_server};
@@ -22,11 +23,29 @@ async fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         [] => return commands::answer().await,
+        ["watch", count] => watch(count.parse()?).await?,
         ["serve", port] => serve(port.parse()?).await?,
         ["dial", port, expected, seconds] => dial(port.parse()?, expected, seconds.parse()?).await?,
         _ => bail!("unknown command {args:?}"),
     }
     println!("done");
+    Ok(())
+}
+
+async fn watch(count: usize) -> anyhow::Result<()> {
+    let source = X509Source::new().await?;
+    let mut updates = source.updated();
+    for seen in 1..=count {
+        let svid = source.svid()?;
+        let leaf = Certificate::parse(svid.leaf().as_bytes())?;
+        let names = leaf.dns_names().join(",");
+        println!("update {seen} {} {} {names}", svid.spiffe_id(), leaf.serial_hex());
+        if seen < count {
+            tokio::time::timeout(Duration::from_secs(180), updates.changed())
+                .await
+                .context("no update came")??;
+        }
+    }
     Ok(())
 }
 
