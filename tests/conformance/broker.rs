@@ -75,7 +75,9 @@ impl Setup {
         let foreign_id = format!("spiffe://{FOREIGN}");
         stack.create_entry(&Entry::for_me(BROKER).with(&["-federatesWith", &foreign_id]));
         for path in TWINS {
-            stack.create_entry(&Entry::for_me(path).with(&["-hint", "twin"]));
+            // Of those with one hint the oldest is given, and of equally old ones, as here, that of the lowest ID.
+            let id = path.replace('/', "-");
+            stack.create_entry(&Entry::for_me(path).with(&["-hint", "twin", "-entryID", &id]));
         }
         stack.create_entry(&Entry::for_me(UNLISTED));
         stack.wait_identity(UNLISTED);
