@@ -208,7 +208,7 @@ impl Schedule {
         if is_kept { &mut self.kept } else { &mut self.spare }
     }
 
-    /// Files an item under what it waits for now.
+    /// Files an item under what it is waiting for.
     fn file(&mut self, id: &Arc<str>) {
         #[cfg(test)]
         visits::count();
