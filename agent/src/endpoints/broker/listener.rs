@@ -16,6 +16,7 @@ use finial_identity::process::unix_listener::SocketGuard;
 use finial_identity::x509::{X509Error, X509Svid};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
+use rustix::io::Errno;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
@@ -29,7 +30,7 @@ use super::allowed::AllowedBrokers;
 use super::caller::{BrokerCaller, Transport, Trust};
 use super::gate::GateLayer;
 use super::{BrokerApi, Shared};
-use crate::config::{AllowedBroker, BrokerSettings};
+use crate::config::{AllowedBroker, BindAddress, BrokerSettings};
 use crate::endpoints::calls::CallsLayer;
 use crate::endpoints::connection::{self, Connection};
 use crate::endpoints::limits::{AdminShare, Admission, LimitLayer, Who};
@@ -54,7 +55,7 @@ pub enum BrokerError {
     /// The TCP address.
     #[error("broker: listen on {host}:{port}: {source}")]
     Listen {
-        /// The host.
+        /// The host; empty is every address.
         host: String,
         /// The port.
         port: u16,
@@ -116,12 +117,14 @@ impl BrokerEndpoint {
             let (listener, guard) = LocalSocket::private(path, public)?.into_parts();
             listeners.push(Listener::Unix(listener, guard));
         }
-        if let Some(address) = &settings.bind_address {
-            let (host, port) = (address.host.as_str(), address.port);
-            let bound = TcpListener::bind((host, port)).await;
+        if let Some(BindAddress { host, port }) = &settings.bind_address {
+            let bound = match host {
+                Some(host) => TcpListener::bind((host.as_str(), *port)).await,
+                None => every_address(*port, async |host, port| TcpListener::bind((host, port)).await).await,
+            };
             let listener = bound.map_err(|source| BrokerError::Listen {
-                host: host.to_owned(),
-                port,
+                host: host.clone().unwrap_or_default(),
+                port: *port,
                 source,
             })?;
             listeners.push(Listener::Tcp(listener));
@@ -179,6 +182,23 @@ impl BrokerEndpoint {
         });
         Ok(serving.collect())
     }
+}
+
+/// Listens on every address of both families, and of IPv4 alone where the machine has no IPv6.
+async fn every_address<T>(
+    port: u16,
+    bind: impl AsyncFn(&'static str, u16) -> io::Result<T>,
+) -> io::Result<T> {
+    match bind("::", port).await {
+        Err(error) if lacks_family(&error) => bind("0.0.0.0", port).await,
+        bound => bound,
+    }
+}
+
+/// As the kernel says it when IPv6 is switched off at boot, or its addresses are.
+fn lacks_family(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].contains(&errno))
 }
 
 impl Listener {
@@ -363,5 +383,45 @@ impl Accept {
         let (host, transport) = (Arc::clone(&self.host), self.listener.transport());
         let handshake = async move { host.handshake(socket, transport).await };
         self.ages.push_back(self.handshakes.spawn(handshake));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_is_of_ipv4_alone_where_there_is_no_ipv6() {
+        let bind = |trouble: Errno| {
+            async move |host: &'static str, port: u16| match host {
+                "::" => Err(io::Error::from(trouble)),
+                host => Ok((host, port)),
+            }
+        };
+        for trouble in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL] {
+            assert_eq!(every_address(7, bind(trouble)).await.unwrap(), ("0.0.0.0", 7));
+        }
+        let taken = every_address(7, bind(Errno::ADDRINUSE)).await.unwrap_err();
+        assert_eq!(
+            taken.kind(),
+            io::ErrorKind::AddrInUse,
+            "not a matter of the family"
+        );
+        let both = every_address(7, async |host, _port| Ok(host)).await.unwrap();
+        assert_eq!(both, "::");
+    }
+
+    #[tokio::test]
+    async fn a_missing_host_is_reached_by_ipv4() {
+        let settings = BrokerSettings {
+            socket_path: None,
+            bind_address: Some(BindAddress { host: None, port: 0 }),
+            brokers: Vec::new(),
+        };
+        let endpoint = BrokerEndpoint::bind(&settings, Path::new("unused"))
+            .await
+            .unwrap();
+        let port = endpoint.tcp_addr().unwrap().port();
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     }
 }

@@ -174,7 +174,7 @@ fn settings(path: &Path) -> BrokerSettings {
     BrokerSettings {
         socket_path: Some(path.to_owned()),
         bind_address: Some(BindAddress {
-            host: "127.0.0.1".to_owned(),
+            host: Some("127.0.0.1".to_owned()),
             port: 0,
         }),
         brokers: vec![
