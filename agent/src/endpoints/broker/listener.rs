@@ -3,7 +3,6 @@
 //! The agent shows its own SVID, and verifies brokers against the bundles that it holds, each as they are at the
 //! handshake. A connection lasts no longer than the certificate that it was opened with.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -20,7 +19,6 @@ use rustix::io::Errno;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -29,6 +27,7 @@ use tonic::service::Routes;
 use super::allowed::AllowedBrokers;
 use super::caller::{BrokerCaller, Transport, Trust};
 use super::gate::GateLayer;
+use super::handshakes::{Handshakes, Source};
 use super::{BrokerApi, Shared};
 use crate::config::{AllowedBroker, BindAddress, BrokerSettings};
 use crate::endpoints::calls::CallsLayer;
@@ -41,8 +40,6 @@ use crate::workload::ProcFs;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// How many handshakes of one listener there are at a time; then the oldest makes room.
-const MOST_HANDSHAKES: usize = 64;
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -216,13 +213,17 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<Socket> {
+    async fn accept(&self) -> io::Result<(Socket, Source)> {
         match self {
-            Self::Unix(listener, _guard) => Ok(Either::Left(listener.accept().await?.0)),
-            Self::Tcp(listener) => {
+            Self::Unix(listener, _guard) => {
                 let (stream, _address) = listener.accept().await?;
+                let source = Source::User(stream.peer_cred()?.uid());
+                Ok((Either::Left(stream), source))
+            }
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Either::Right(stream))
+                Ok((Either::Right(stream), Source::of_address(address.ip())))
             }
         }
     }
@@ -327,8 +328,7 @@ fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result
     let state = Accept {
         listener,
         host,
-        handshakes: JoinSet::new(),
-        ages: VecDeque::new(),
+        handshakes: Handshakes::default(),
         failing: false,
     };
     stream::unfold(state, |mut state| async move {
@@ -340,9 +340,7 @@ fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result
 struct Accept {
     listener: Listener,
     host: Arc<Host>,
-    handshakes: JoinSet<Option<Brokered>>,
-    /// The handshakes in the order in which they began.
-    ages: VecDeque<AbortHandle>,
+    handshakes: Handshakes<Option<Brokered>>,
     /// The last attempt failed and was logged.
     failing: bool,
 }
@@ -351,14 +349,14 @@ impl Accept {
     async fn next(&mut self) -> Brokered {
         loop {
             let accepted = tokio::select! {
-                Some(done) = self.handshakes.join_next() => match done {
-                    Ok(Some(connection)) => return connection,
-                    Ok(None) | Err(_) => continue,
+                Some(done) = self.handshakes.next() => match done {
+                    Some(connection) => return connection,
+                    None => continue,
                 },
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok(socket) => self.begin(socket),
+                Ok((socket, source)) => self.begin(socket, source),
                 Err(error) => {
                     if !std::mem::replace(&mut self.failing, true) {
                         let listener = self.listener.name();
@@ -370,19 +368,13 @@ impl Accept {
         }
     }
 
-    fn begin(&mut self, socket: Socket) {
+    fn begin(&mut self, socket: Socket, source: Source) {
         if std::mem::take(&mut self.failing) {
             tracing::info!(listener = self.listener.name(), "connections are accepted again");
         }
-        self.ages.retain(|handshake| !handshake.is_finished());
-        if self.ages.len() >= MOST_HANDSHAKES
-            && let Some(oldest) = self.ages.pop_front()
-        {
-            oldest.abort();
-        }
         let (host, transport) = (Arc::clone(&self.host), self.listener.transport());
         let handshake = async move { host.handshake(socket, transport).await };
-        self.ages.push_back(self.handshakes.spawn(handshake));
+        self.handshakes.begin(source, handshake);
     }
 }
 

@@ -1,6 +1,10 @@
 //! Who may connect, and what every request must have.
 
+use std::net::IpAddr;
+
 use finial_identity::process::Clock;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpSocket;
 use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
@@ -57,6 +61,38 @@ async fn the_agents_svid_and_the_bundles_are_those_of_the_moment() {
     stage.own_bundle.send_replace(Arc::new(bundles(&[&next])));
     assert!(may_call(&stage, Transport::Unix, own(&next)).await);
     assert!(!may_call(&stage, Transport::Unix, own(&stage.world.authority)).await);
+}
+
+#[tokio::test]
+async fn handshakes_that_strangers_do_not_finish_do_not_end_those_of_a_broker_elsewhere() {
+    let stage = Stage::new().await;
+    let from = async |address: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind((address.parse::<IpAddr>().unwrap(), 0).into())
+            .unwrap();
+        socket.connect(stage.tcp).await.unwrap()
+    };
+    let broker = from("127.0.0.2").await;
+    let mut strangers = Vec::new();
+    // The agent closes the oldest of them once it has more than it waits for.
+    let closed = loop {
+        strangers.push(from("127.0.0.3").await);
+        let wait = Duration::from_millis(if strangers.len() < 65 { 0 } else { 10 });
+        if let Ok(read) = tokio::time::timeout(wait, strangers[0].read(&mut [0])).await {
+            break read;
+        }
+        assert!(strangers.len() < 1000, "none makes room");
+    };
+    assert!(!matches!(closed, Ok(1..)), "{closed:?}");
+    let svid = stage.world.authority.svid("/broker");
+    let channel = stage
+        .connect_over(Either::Right(broker), Some(svid))
+        .await
+        .unwrap();
+    let mut client = ApiClient::with_interceptor(channel, Metadata(vec![BROKER_HEADER.1]));
+    let status = svids(&mut client, None).await.map(drop).unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "it is known who calls");
 }
 
 /// Covers BEP-18.

@@ -131,19 +131,29 @@ impl Stage {
 
     /// A connection of whoever shows this SVID.
     async fn connect(&self, transport: Transport, shown: Option<X509Svid>) -> Result<Channel, Error> {
+        let socket = match transport {
+            Transport::Unix => Either::Left(UnixStream::connect(&self.path).await.unwrap()),
+            Transport::Tcp => Either::Right(TcpStream::connect(self.tcp).await.unwrap()),
+        };
+        self.connect_over(socket, shown).await
+    }
+
+    /// The same over a socket that is open already.
+    async fn connect_over(
+        &self,
+        socket: Either<UnixStream, TcpStream>,
+        shown: Option<X509Svid>,
+    ) -> Result<Channel, Error> {
         let clock = self.world.clock.clone();
         let trusted = Arc::new(SharedBundles::fixed(bundles(&[&self.world.authority])));
         let verifier = peer::server_verifier(trusted, PeerPolicy::Anyone, clock.clone());
         let shown = shown.map(|svid| watch::channel(Some(Arc::new(svid))).1);
         let tls = TlsConnector::from(Arc::new(peer::client_config(verifier, shown, clock)));
-        let (path, tcp) = (self.path.clone(), self.tcp);
+        let mut socket = Some(socket);
         let dial = tower::service_fn(move |_uri: http::Uri| {
-            let (path, tls) = (path.clone(), tls.clone());
+            let (socket, tls) = (socket.take(), tls.clone());
             async move {
-                let socket = match transport {
-                    Transport::Unix => Either::Left(UnixStream::connect(path).await?),
-                    Transport::Tcp => Either::Right(TcpStream::connect(tcp).await?),
-                };
+                let socket = socket.ok_or(std::io::ErrorKind::NotConnected)?;
                 let name = "ignored.example".try_into().map_err(std::io::Error::other)?;
                 tls.connect(name, socket).await.map(TokioIo::new)
             }
