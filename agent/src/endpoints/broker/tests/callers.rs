@@ -10,16 +10,51 @@ use tonic_prost::ProstCodec;
 
 use super::*;
 
-/// Whether somebody who shows this SVID can call at all. A handshake that the agent refuses may end for the client
-/// before it hears of it.
-async fn may_call(stage: &Stage, transport: Transport, shown: Option<X509Svid>) -> bool {
-    let Ok(channel) = stage.connect(transport, shown).await else {
-        return false;
+/// What becomes of somebody who shows this SVID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Calls are answered.
+    Calls,
+    /// The agent ended the connection before any call, or at the handshake.
+    GetsNoConnection,
+}
+
+/// A handshake that the agent refuses may end for the client before it hears of it: then the first call tells. Every
+/// other answer is a mistake of this test's.
+async fn fate(stage: &Stage, transport: Transport, shown: Option<X509Svid>) -> Fate {
+    let channel = match stage.connect(transport, shown).await {
+        Ok(channel) => channel,
+        Err(error) => {
+            assert!(is_refused_handshake(&error), "{error:?}");
+            return Fate::GetsNoConnection;
+        }
     };
     let mut client = ApiClient::with_interceptor(channel, Metadata(vec![BROKER_HEADER.1]));
     let status = svids(&mut client, None).await.map(drop).unwrap_err();
-    // Without a reference, so who may call is told that.
-    status.code() == Code::InvalidArgument
+    match status.code() {
+        // Without a reference, so who may call is told that.
+        Code::InvalidArgument => Fate::Calls,
+        Code::Unknown | Code::Unavailable if is_refused_handshake(&status) => Fate::GetsNoConnection,
+        _ => panic!("{status:?}"),
+    }
+}
+
+/// Whether the agent ended the connection: by a TLS alert, or by closing it after one that was not read.
+fn is_refused_handshake(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, UnexpectedEof};
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| match error.kind() {
+            BrokenPipe | ConnectionReset | UnexpectedEof => true,
+            InvalidData => error.to_string().contains("received fatal alert"),
+            _ => false,
+        })
+    })
+}
+
+async fn may_call(stage: &Stage, transport: Transport, shown: Option<X509Svid>) -> bool {
+    fate(stage, transport, shown).await == Fate::Calls
 }
 
 /// Covers BEP-06, BEP-14.
