@@ -242,7 +242,9 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
             tasks.spawn(name, task);
         }
     }
-    let admission = Admission::for_open_files(files).limited_to(config.rate_limits());
+    let admission = Admission::for_open_files(files)
+        .limited_to(config.rate_limits())
+        .telling_pods(config.workload_attestors().k8s.is_some());
     if let Some(pod_sockets) = pod_sockets {
         let parts = PodSocketParts {
             routes: routes.clone(),

@@ -217,8 +217,8 @@ impl Accept {
                 continue; // Gone already.
             };
             let who = match &self.pod {
-                Some(pod) => Who::Pod(pod.place()),
-                None => Who::of(&credentials, &self.procfs),
+                Some(pod) => Who::of_pod(pod),
+                None => Who::of(&credentials, &self.procfs, self.admission.tells_pods()),
             };
             let Some(admitted) = self.admission.admit(who) else {
                 self.report("too many connections");
