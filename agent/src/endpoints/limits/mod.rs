@@ -21,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 pub use self::layer::LimitLayer;
@@ -34,6 +34,7 @@ use self::who::Holder;
 pub use self::who::{PodNumber, Who};
 use crate::config::RateLimits;
 use crate::telemetry::metrics;
+use crate::workload::permits::Permits;
 
 /// Most connections, however many files may be open.
 const MAX_CONNECTIONS: usize = 32_768;
@@ -136,7 +137,7 @@ struct Shared {
     of_methods: RateLimits,
     open: Mutex<Open>,
     rates: Mutex<Rates>,
-    turns: Mutex<HashMap<Turns, Arc<Semaphore>>>,
+    turns: Permits<Turns>,
     signing: Signing,
 }
 
@@ -211,7 +212,7 @@ impl Admission {
                 of_methods,
                 open: Mutex::default(),
                 rates: Mutex::default(),
-                turns: Mutex::default(),
+                turns: Permits::default(),
                 signing: Signing::default(),
             }),
         }
@@ -323,8 +324,7 @@ impl Admitted {
         let users = self.who.user_of_container().map(Turns::OfAllContainers);
         let mut permits = Vec::with_capacity(2);
         for turns in std::iter::once(own).chain(users) {
-            let semaphore = self.shared.semaphore(turns);
-            permits.extend(semaphore.acquire_owned().await); // Never closed.
+            permits.push(self.shared.turns.acquire(turns, turns.at_a_time()).await);
         }
         Turn { _permits: permits }
     }
@@ -360,16 +360,12 @@ impl Admitted {
     }
 }
 
-impl Shared {
-    fn semaphore(&self, turns: Turns) -> Arc<Semaphore> {
-        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever waits or works has a reference of its own, taken under this lock.
-        all.retain(|_turns, semaphore| Arc::strong_count(semaphore) > 1);
-        let many = match turns {
-            Turns::Of(_) => TURNS,
-            Turns::OfAllContainers(_) => TURNS_OF_ALL_CONTAINERS,
-        };
-        Arc::clone(all.entry(turns).or_insert_with(|| Arc::new(Semaphore::new(many))))
+impl Turns {
+    fn at_a_time(self) -> usize {
+        match self {
+            Self::Of(_) => TURNS,
+            Self::OfAllContainers(_) => TURNS_OF_ALL_CONTAINERS,
+        }
     }
 }
 
