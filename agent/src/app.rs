@@ -37,8 +37,8 @@ use crate::node::{
     Jitter, JoinTokenAttestor, K8sPsatAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState,
     RotationStrategy, X509PopAttestor,
 };
-use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
+use crate::svids::tokens::JwtCacheSettings;
 use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
 use crate::telemetry::LogControl;
 use crate::workload::{

@@ -28,7 +28,7 @@ use super::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sess
 use super::workload_api::WorkloadApi;
 use crate::config::SdsSettings;
 use crate::node::{Jitter, NodeState};
-use crate::svids::jwt::{JwtCache, JwtCacheSettings, JwtSource};
+use crate::svids::tokens::{JwtCache, JwtCacheSettings, JwtSource};
 use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache, WitCache, WitSigner, WitSource};
 use crate::test_pki::Authority;
 use crate::upstream::UpstreamError;

@@ -19,8 +19,8 @@ use zeroize::Zeroizing;
 
 use super::counters::CacheCounters;
 use super::entries::Entries;
-use super::jwt::{JwtCache, JwtError, SignedJwt};
 use super::subscriptions::{News, Subscribers, Subscription};
+use super::tokens::{JwtCache, JwtError, SignedJwt};
 use super::wit::WitCache;
 
 /// All that the agent can hand out, at one moment.

@@ -19,7 +19,7 @@ use zeroize::Zeroize as _;
 use super::encoding::secret;
 use super::jwt::requested_identity;
 use crate::endpoints::session::{Access, ISSUE_WAIT, Session, Sessions, denied};
-use crate::svids::jwt::{Signed as _, Token};
+use crate::svids::tokens::{Signed as _, Token};
 use crate::svids::{CachedEntry, SignedWit, WitCache};
 
 /// How many tokens of one stream are requested at the same time.

@@ -5,8 +5,8 @@
 //! `hit_timeout`, or as soon as the server has failed once. From then on nobody waits for that token's successor,
 //! which is asked for in the background, until there is one or the token expires.
 
+mod kept;
 mod source;
-mod tokens;
 mod withdrawn;
 
 #[cfg(test)]
@@ -28,13 +28,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use self::tokens::{Key, Tokens};
+use self::kept::{Key, Tokens};
 use self::withdrawn::Withdrawn;
 use super::counters::{CacheCounters, TokenCounters};
 use crate::node::{Backoff, Jitter};
 
+pub use self::kept::Token;
 pub use self::source::{JwtError, JwtSource, Signed};
-pub use self::tokens::Token;
 pub use crate::upstream::SignedJwt;
 
 /// The cache of JWT-SVIDs.
