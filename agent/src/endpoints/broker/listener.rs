@@ -32,7 +32,7 @@ use super::{BrokerApi, Shared};
 use crate::config::{AllowedBroker, BindAddress, BrokerSettings};
 use crate::endpoints::calls::CallsLayer;
 use crate::endpoints::connection::{self, Connection};
-use crate::endpoints::limits::{AdminShare, Admission, LimitLayer, Who};
+use crate::endpoints::limits::{Admission, LimitLayer, SocketShare, Who};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::session::Sessions;
@@ -73,7 +73,7 @@ pub struct BrokerParts {
     /// Where processes are looked up by their pids.
     pub procfs: ProcFs,
     /// How much brokers may take up, all together.
-    pub share: AdminShare,
+    pub share: SocketShare,
     /// When streams are to end.
     pub stop: Stop,
 }

@@ -87,7 +87,7 @@ const BROKER_RATE: Rate = Rate {
 
 /// What the admin socket, or brokers, may take of the files that can be open, so that none can shut out the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AdminShare {
+pub struct SocketShare {
     /// Most connections.
     pub connections: usize,
     /// Most processes that are held on behalf of delegates, or of brokers.
@@ -148,7 +148,7 @@ struct Open {
     calls: HashMap<Holder, usize>,
 }
 
-impl AdminShare {
+impl SocketShare {
     /// The share that suits a process that may open so many files.
     pub fn of_open_files(files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
@@ -646,15 +646,15 @@ mod tests {
     #[test]
     fn the_admin_socket_leaves_most_files_to_workloads() {
         for files in [1024, 4096, 1 << 20] {
-            let share = AdminShare::of_open_files(files);
+            let share = SocketShare::of_open_files(files);
             assert!(share.files() * 4 < files, "{share:?} of {files}");
         }
-        let share = AdminShare::of_open_files(1024);
+        let share = SocketShare::of_open_files(1024);
         assert_eq!(
             (share.connections, share.processes, share.files()),
             (32, 128, 192)
         );
-        let most = AdminShare::of_open_files(u64::MAX);
+        let most = SocketShare::of_open_files(u64::MAX);
         assert_eq!((most.connections, most.processes), (256, 4096));
     }
 }

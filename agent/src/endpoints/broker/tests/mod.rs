@@ -32,7 +32,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::reference::ReferenceType;
 use super::{BROKER_HEADER, BrokerEndpoint, BrokerParts, Transport};
 use crate::config::{AllowedBroker, AllowedReference, BindAddress, BrokerSettings};
-use crate::endpoints::limits::AdminShare;
+use crate::endpoints::limits::SocketShare;
 use crate::endpoints::listener::LocalSocket;
 use crate::endpoints::session::{SessionParts, Sessions};
 use crate::endpoints::testing::{FactsByPid, TRUST_DOMAIN, Workload, World};
@@ -79,7 +79,7 @@ impl Stage {
         Self::with(World::new(), |_share| {}).await
     }
 
-    async fn with(mut world: World, change: impl FnOnce(&mut AdminShare)) -> Self {
+    async fn with(mut world: World, change: impl FnOnce(&mut SocketShare)) -> Self {
         let facts = FactsByPid::default();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("broker/broker.sock");
@@ -90,7 +90,7 @@ impl Stage {
         let tcp = endpoint.tcp_addr().unwrap();
         let svid = watch::Sender::new(Some(Arc::new(world.authority.svid("/spire/agent/a"))));
         let own_bundle = watch::Sender::new(Arc::new(bundles(&[&world.authority])));
-        let mut share = AdminShare {
+        let mut share = SocketShare {
             connections: 64,
             processes: 64,
         };
