@@ -16,10 +16,10 @@ use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
 use tonic::service::Routes;
 
-use super::caller::Peer;
 use super::calls::CallsLayer;
 use super::connection::{self, Connection};
 use super::limits::{Admission, Admitted, LimitLayer, Who};
+use super::peer::Peer;
 use crate::workload::{Pod, ProcFs, ProcessError};
 
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.

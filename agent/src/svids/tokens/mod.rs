@@ -1,5 +1,5 @@
-//! JWT-SVIDs: cached, renewed at half of their life, requested once for all who wait. WIT-SVIDs
-//! ([`super::wit`]) are kept in the same way.
+//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their life, requested once for all who
+//! wait, and forgotten wherever they are.
 //!
 //! A token past half of its life that is still valid is handed out when no new one comes in time: after
 //! `hit_timeout`, or as soon as the server has failed once. From then on nobody waits for that token's successor,
