@@ -11,6 +11,7 @@ pub mod derive;
 mod federations;
 pub mod label_filter;
 mod manifests;
+pub mod objects;
 mod outbox;
 mod publish;
 pub mod resources;
