@@ -132,12 +132,8 @@ impl Core {
 
     /// The entry that gives the same identity for the same facts, of the derived or of the stored ones.
     pub(super) fn similar(&self, entry: &Entry, is_derived: bool) -> Option<Slot> {
-        let number = self.index.id_number(&entry.spiffe_id)?;
-        let parent = self.index.id_number(&entry.parent_id)?;
-        self.index.holders(number).find(|slot| {
-            (self.index.row(*slot) >= FIRST_DERIVED_ROW) == is_derived
-                && self.index.parent(*slot) == parent
-                && self.index.entry(*slot).same_identity(entry)
+        self.index.similar(entry, |index, slot| {
+            (index.row(slot) >= FIRST_DERIVED_ROW) == is_derived
         })
     }
 

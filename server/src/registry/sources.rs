@@ -47,7 +47,10 @@ impl Registry {
     /// Takes in entries that are derived from rules and never stored, and takes out those of the
     /// given ids. An entry whose id a stored one has is ignored.
     pub fn apply_derived(&self, upserts: &[Derived], removals: &[String]) {
+        // First, so that nobody is sent an entry whose way is not known yet.
+        self.note_derived(upserts);
         self.write().apply_derived(upserts, removals);
+        self.note_gone(removals);
     }
 
     /// The object that declares a derived entry; none for stored entries.
