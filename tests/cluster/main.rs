@@ -10,4 +10,5 @@ mod helm;
 mod identities;
 mod installation;
 mod smoke;
+mod why;
 mod workload;

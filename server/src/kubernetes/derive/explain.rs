@@ -225,8 +225,10 @@ fn distance(difference: &LabelDifference) -> usize {
     let wanted = difference.wanted.trim_matches('"');
     let same = |pair: &(char, char)| pair.0 == pair.1;
     let start = found.chars().zip(wanted.chars()).take_while(same).count();
-    let (found, wanted): (Vec<char>, Vec<char>) =
-        (found.chars().skip(start).collect(), wanted.chars().skip(start).collect());
+    let (found, wanted): (Vec<char>, Vec<char>) = (
+        found.chars().skip(start).collect(),
+        wanted.chars().skip(start).collect(),
+    );
     let end = found.iter().rev().zip(wanted.iter().rev());
     let end = end.take_while(|(one, other)| one == other).count();
     found.len().max(wanted.len()) - end

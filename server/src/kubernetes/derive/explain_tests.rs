@@ -96,7 +96,11 @@ fn one_label_that_differs_is_named_with_both_values() {
 #[test]
 fn the_near_miss_that_looks_like_a_slip_comes_first() {
     let found = outcomes(vec![
-        pod("shop", "a", &json!({"metadata": {"labels": {"app": "wep-server"}}})),
+        pod(
+            "shop",
+            "a",
+            &json!({"metadata": {"labels": {"app": "wep-server"}}}),
+        ),
         rule("absent", 9, &pods(json!({"matchLabels": {"tier": "front"}}))),
         rule("broken", 0, &pods(json!({"matchLabels": {"app": "broken"}}))),
         rule("web", 0, &pods(json!({"matchLabels": {"app": "web-server"}}))),
