@@ -14,4 +14,5 @@ mod recovery;
 mod release;
 mod smoke;
 mod turns;
+mod why;
 mod workload;
