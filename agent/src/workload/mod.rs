@@ -8,7 +8,7 @@
 pub mod container;
 pub mod docker;
 pub mod k8s;
-mod permits;
+pub mod permits;
 pub mod pods;
 pub mod process;
 pub mod procfs;

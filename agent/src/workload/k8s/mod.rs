@@ -25,7 +25,7 @@ pub use self::kubelet::KubeletError;
 use self::kubelet::{FetchPods, Kubelet};
 pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
 use self::poller::{Poller, Waited};
-use super::container::{self, ContainerRef};
+use super::container::{self, Cgroup, ContainerRef};
 use super::{AttestorError, PodFacts, Process, WorkloadAttestor, cgroups, off_thread};
 use crate::config::K8sSettings;
 
@@ -109,7 +109,18 @@ fn locate(process: &Process, verbose: bool) -> Result<Option<ContainerRef>, Atte
     if verbose {
         tracing::debug!(pid = process.pid(), ?groups, "cgroups of a workload");
     }
-    let Some(place) = container::in_cgroups(&groups)?.filter(is_of_kubelet) else {
+    place_in(&groups)
+}
+
+/// The pod's UID that these control groups (`/proc/<pid>/cgroup`) name, if they are such as a kubelet made. The kubelet
+/// is not asked.
+pub fn pod_uid(cgroups: &str) -> Option<String> {
+    let groups = container::parse_cgroups(cgroups).ok()?;
+    place_in(&groups).ok()??.pod_uid
+}
+
+fn place_in(groups: &[Cgroup]) -> Result<Option<ContainerRef>, AttestorError> {
+    let Some(place) = container::in_cgroups(groups)?.filter(is_of_kubelet) else {
         return Ok(None);
     };
     // Who may make groups within a container, or is delegated a part of the tree, may name one after the container

@@ -32,7 +32,7 @@ use tonic::{Code, Request, Status, Streaming};
 use super::reference::ReferenceType;
 use super::{BROKER_HEADER, BrokerEndpoint, BrokerParts, Transport};
 use crate::config::{AllowedBroker, AllowedReference, BindAddress, BrokerSettings};
-use crate::endpoints::limits::AdminShare;
+use crate::endpoints::limits::SocketShare;
 use crate::endpoints::listener::LocalSocket;
 use crate::endpoints::session::{SessionParts, Sessions};
 use crate::endpoints::testing::{FactsByPid, TRUST_DOMAIN, Workload, World};
@@ -79,7 +79,7 @@ impl Stage {
         Self::with(World::new(), |_share| {}).await
     }
 
-    async fn with(mut world: World, change: impl FnOnce(&mut AdminShare)) -> Self {
+    async fn with(mut world: World, change: impl FnOnce(&mut SocketShare)) -> Self {
         let facts = FactsByPid::default();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("broker/broker.sock");
@@ -90,7 +90,7 @@ impl Stage {
         let tcp = endpoint.tcp_addr().unwrap();
         let svid = watch::Sender::new(Some(Arc::new(world.authority.svid("/spire/agent/a"))));
         let own_bundle = watch::Sender::new(Arc::new(bundles(&[&world.authority])));
-        let mut share = AdminShare {
+        let mut share = SocketShare {
             connections: 64,
             processes: 64,
         };
@@ -131,19 +131,29 @@ impl Stage {
 
     /// A connection of whoever shows this SVID.
     async fn connect(&self, transport: Transport, shown: Option<X509Svid>) -> Result<Channel, Error> {
+        let socket = match transport {
+            Transport::Unix => Either::Left(UnixStream::connect(&self.path).await.unwrap()),
+            Transport::Tcp => Either::Right(TcpStream::connect(self.tcp).await.unwrap()),
+        };
+        self.connect_over(socket, shown).await
+    }
+
+    /// The same over a socket that is open already.
+    async fn connect_over(
+        &self,
+        socket: Either<UnixStream, TcpStream>,
+        shown: Option<X509Svid>,
+    ) -> Result<Channel, Error> {
         let clock = self.world.clock.clone();
         let trusted = Arc::new(SharedBundles::fixed(bundles(&[&self.world.authority])));
         let verifier = peer::server_verifier(trusted, PeerPolicy::Anyone, clock.clone());
         let shown = shown.map(|svid| watch::channel(Some(Arc::new(svid))).1);
         let tls = TlsConnector::from(Arc::new(peer::client_config(verifier, shown, clock)));
-        let (path, tcp) = (self.path.clone(), self.tcp);
+        let mut socket = Some(socket);
         let dial = tower::service_fn(move |_uri: http::Uri| {
-            let (path, tls) = (path.clone(), tls.clone());
+            let (socket, tls) = (socket.take(), tls.clone());
             async move {
-                let socket = match transport {
-                    Transport::Unix => Either::Left(UnixStream::connect(path).await?),
-                    Transport::Tcp => Either::Right(TcpStream::connect(tcp).await?),
-                };
+                let socket = socket.ok_or(std::io::ErrorKind::NotConnected)?;
                 let name = "ignored.example".try_into().map_err(std::io::Error::other)?;
                 tls.connect(name, socket).await.map(TokioIo::new)
             }
@@ -174,7 +184,7 @@ fn settings(path: &Path) -> BrokerSettings {
     BrokerSettings {
         socket_path: Some(path.to_owned()),
         bind_address: Some(BindAddress {
-            host: "127.0.0.1".to_owned(),
+            host: Some("127.0.0.1".to_owned()),
             port: 0,
         }),
         brokers: vec![
