@@ -8,13 +8,13 @@ use std::time::Duration;
 use finial_identity::entry::Entry;
 use finial_identity::process::{Clock, Stop};
 use finial_identity::spiffe_id::SpiffeId;
-use k8s_openapi::api::core::v1::Node;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
 use super::federations::Federations;
+use super::objects::Node;
 use super::outbox::Outbox;
 use super::times::Times;
 use super::watch::{Kind, News, Watches};

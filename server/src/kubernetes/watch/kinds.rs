@@ -219,3 +219,128 @@ fn behind<'e>(service: String, endpoints: impl Iterator<Item = &'e Endpoint>) ->
         pods: pods.collect(),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn told(object: Value) -> Told {
+        Some(serde_json::from_value(object).unwrap())
+    }
+
+    fn name() -> NamespacedName {
+        NamespacedName::new("shop", "web")
+    }
+
+    fn api_object(spec: Value, status: Value) -> Told {
+        told(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "web", "namespace": "shop", "uid": "u", "labels": {"app": "web"}, "creationTimestamp": null,
+                "annotations": {"a": "b", LAST_APPLIED: "{}"}, "managedFields": [{"manager": "kubectl"}],
+            },
+            "spec": spec, "status": status,
+        }))
+    }
+
+    fn pod_of(news: News) -> Arc<Pod> {
+        match news {
+            News::Fact(Fact::Pod(_, Some(pod))) => pod,
+            other => panic!("{other:?} is no pod"),
+        }
+    }
+
+    #[test]
+    fn of_a_pod_what_rules_and_operators_ask_for_is_held() {
+        let spec = json!({
+            "nodeName": "a", "serviceAccountName": "web", "hostPID": true, "priority": 0, "enableServiceLinks": true,
+            "tolerations": [{"key": "x"}], "nodeSelector": {"zone": "1"},
+            "containers": [{
+                "name": "app", "image": "i", "resources": {"limits": {"cpu": "1"}}, "env": [{"name": "A", "valueFrom": {}}],
+                "ports": [{"containerPort": 80, "hostIP": "::"}],
+            }],
+            "volumes": [{"name": "c", "configMap": {"name": "m"}}, {"name": "s", "csi": {"driver": "csi.spiffe.io"}}],
+        });
+        let scheduled =
+            json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let status = json!({
+            "phase": "Running", "podIP": "10.0.0.1",
+            "conditions": [{"type": "Ready", "status": "True", "lastProbeTime": null, "lastTransitionTime": null}, scheduled],
+        });
+        let pod = pod_of(pod(&name(), api_object(spec, status)).unwrap());
+        assert_eq!(pod.metadata.managed_fields, None);
+        let annotations = pod.metadata.annotations.as_ref().unwrap();
+        assert_eq!(annotations.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(pod.metadata.uid.as_deref(), Some("u"));
+        // As templates see it.
+        assert_eq!(
+            serde_json::to_value(pod.spec.as_ref().unwrap()).unwrap(),
+            json!({
+                "nodeName": "a", "serviceAccountName": "web", "hostPID": true, "priority": 0, "nodeSelector": {"zone": "1"},
+                "containers": [{
+                    "name": "app", "image": "i", "env": [{"name": "A"}], "ports": [{"containerPort": 80, "hostIP": "::"}],
+                }],
+            })
+        );
+        let volumes = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap();
+        assert_eq!(volumes.len(), 1);
+        assert_eq!(volumes[0].csi.as_ref().unwrap().driver, "csi.spiffe.io");
+        let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
+        assert_eq!(conditions.len(), 1);
+        assert!(conditions[0].last_transition_time.is_some());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error_and_not_a_pod_without_it() {
+        for spec in [json!({"nodeName": 1}), json!({"containers": "none"})] {
+            assert!(
+                pod(&name(), api_object(spec.clone(), Value::Null)).is_err(),
+                "{spec}"
+            );
+        }
+        let without = pod_of(pod(&name(), api_object(Value::Null, Value::Null)).unwrap());
+        assert_eq!((&without.spec, &without.status), (&None, &None));
+    }
+
+    #[test]
+    fn pods_behind_a_service_are_told_alike_by_slices_and_by_what_they_replaced() {
+        let target =
+            |pod: &str| json!({"targetRef": {"kind": "Pod", "name": pod, "uid": format!("uid-{pod}")}});
+        let of_slice = slice(
+            &name(),
+            told(json!({
+                "metadata": {"name": "web-x", "labels": {SERVICE_NAME: "web"}}, "ports": [],
+                "endpoints": [target("a"), target("b"), {"addresses": ["10.0.0.1"]}],
+            })),
+        );
+        let of_old = old_endpoints(
+            &name(),
+            told(json!({
+                "metadata": {"name": "web"},
+                "subsets": [{"addresses": [target("a")], "notReadyAddresses": [target("b")], "ports": null}],
+            })),
+        );
+        let expected = ServiceEndpoints {
+            service: "web".to_owned(),
+            pods: [("a", "uid-a"), ("b", "uid-b")]
+                .map(|(name, uid)| (name.to_owned(), uid.to_owned()))
+                .into(),
+        };
+        for news in [of_slice.unwrap(), of_old.unwrap()] {
+            let News::Fact(Fact::Endpoints(_, Some(endpoints))) = &news else {
+                panic!("{news:?} tells no pods")
+            };
+            assert_eq!(**endpoints, expected);
+        }
+        let empty = slice(
+            &name(),
+            told(json!({"metadata": {"labels": {SERVICE_NAME: "web"}}, "endpoints": null})),
+        );
+        let News::Fact(Fact::Endpoints(_, Some(endpoints))) = empty.unwrap() else {
+            panic!("a service without pods is a service")
+        };
+        assert!(endpoints.pods.is_empty());
+    }
+}
