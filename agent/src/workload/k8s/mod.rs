@@ -17,6 +17,7 @@ mod trust;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use finial_identity::selector::Selector;
@@ -26,7 +27,9 @@ use self::kubelet::{FetchPods, Kubelet};
 pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
 use self::poller::{Poller, Waited};
 use super::container::{self, ContainerRef};
-use super::{AttestorError, PodFacts, Process, WorkloadAttestor, cgroups, off_thread};
+use super::{
+    AttestorError, ListedPod, PodFacts, PodReference, Process, WorkloadAttestor, cgroups, off_thread,
+};
 use crate::config::K8sSettings;
 
 const NAME: &str = "k8s";
@@ -82,6 +85,26 @@ impl PodFacts for K8sAttestor {
             .await
             .map_err(|waited| untold(waited, &format!("pod {pod_uid}")))?;
         Ok(facts?)
+    }
+
+    async fn listed(
+        &self,
+        meant: &PodReference,
+        max_age: Duration,
+    ) -> Result<Option<ListedPod>, AttestorError> {
+        let found = self.pods.look(max_age, |pods| {
+            let pod = pods.meant(meant)?;
+            Ok(pod.map(|pod| (pod.record(), pod.started_at(), selectors::of_pod(pod))))
+        });
+        let found = found.await.map_err(|waited| untold(waited, "a pod"))?;
+        let Some((record, started_at, facts)) = found else {
+            return Ok(None);
+        };
+        Ok(Some(ListedPod {
+            record,
+            started_at,
+            facts: facts?,
+        }))
     }
 }
 

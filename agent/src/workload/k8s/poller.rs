@@ -68,6 +68,40 @@ impl Poller {
         Err(Waited::InVain(self.attempts))
     }
 
+    /// Looks once, at a list that is no older than this or an interval; what is not found there is looked for once more,
+    /// in the next one. May be dropped at any time.
+    ///
+    /// # Errors
+    /// When the kubelet does not answer, or `look` fails.
+    pub(super) async fn look<T>(
+        &self,
+        max_age: Duration,
+        look: impl Fn(&PodList) -> Result<Option<T>, PodsError>,
+    ) -> Result<Option<T>, Waited> {
+        let answer = match self.held(max_age).await {
+            Some(answer) => answer,
+            None => return Ok(look(&*self.told(None).await?.1)?),
+        };
+        let (number, pods) = answer;
+        match look(&pods)? {
+            Some(found) => Ok(Some(found)),
+            None => Ok(look(&*self.told(Some(number)).await?.1)?),
+        }
+    }
+
+    async fn told(&self, seen: Option<u64>) -> Result<(u64, Arc<PodList>), Waited> {
+        let answer = self.newer_than(seen).await;
+        Ok((answer.number, answer.pods.map_err(Waited::Kubelet)?))
+    }
+
+    /// The last list, if it is no older than this.
+    async fn held(&self, max_age: Duration) -> Option<(u64, Arc<PodList>)> {
+        let last = self.last.lock().await;
+        let answer = last.as_ref()?;
+        let pods = answer.pods.as_ref().ok()?;
+        (answer.at.elapsed() < max_age.max(self.interval)).then(|| (answer.number, Arc::clone(pods)))
+    }
+
     /// An answer that is not this one, and is no older than an interval.
     async fn newer_than(&self, seen: Option<u64>) -> Answer {
         if let Some(next) = self.next_after(seen).await {

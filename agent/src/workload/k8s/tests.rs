@@ -397,6 +397,109 @@ async fn a_pod_is_known_by_its_uid_alone() {
     assert!(error.contains(OTHER), "{error}");
 }
 
+fn named(namespace: &str, name: &str) -> PodReference {
+    PodReference {
+        name: Some((namespace.to_owned(), name.to_owned())),
+        uid: None,
+    }
+}
+
+fn of_uid(uid: &str) -> PodReference {
+    PodReference {
+        name: None,
+        uid: Some(uid.to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_somebody_names_is_one_that_the_kubelet_lists_and_that_runs() {
+    let mut running = web();
+    running["status"]["startTime"] = json!("2026-01-02T03:04:05Z");
+    let mut ended = web();
+    ended["metadata"]["name"] = json!("job");
+    ended["metadata"]["uid"] = json!(OTHER);
+    ended["status"]["phase"] = json!("Succeeded");
+    let kubelet = Fake::new(vec![Ok(list(&[running, ended, imitation()]))]);
+    let attestor = attestor(&kubelet, |settings| {
+        settings.poll_retry_interval = Duration::from_millis(1);
+    });
+    let found = async |meant: &PodReference| attestor.listed(meant, Duration::ZERO).await;
+    let pod = found(&of_uid(WEB)).await.unwrap().unwrap();
+    assert_eq!(
+        (
+            &*pod.record.namespace,
+            &*pod.record.name,
+            &*pod.record.service_account
+        ),
+        ("shop", "web-7", "web")
+    );
+    assert_eq!(pod.started_at.unwrap().unix_timestamp(), 1_767_323_045);
+    let facts: BTreeSet<String> = pod.facts.iter().map(ToString::to_string).collect();
+    assert_eq!(facts, set(&of_web()));
+    // A static pod's UID has no dashes; the reference has them.
+    let dashed = of_uid("0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0");
+    assert!(found(&dashed).await.unwrap().is_some());
+    let both = PodReference {
+        uid: Some(WEB.to_owned()),
+        ..named("shop", "web-7")
+    };
+    assert!(found(&both).await.unwrap().is_some());
+    for missing in [
+        named("shop", "job"),
+        of_uid(OTHER),
+        named("other", "web-7"),
+        PodReference {
+            uid: Some(OTHER.to_owned()),
+            ..named("shop", "web-7")
+        },
+        of_uid(""),
+        PodReference::default(),
+    ] {
+        assert!(found(&missing).await.unwrap().is_none(), "{missing:?}");
+    }
+    let ambiguous = found(&named("shop", "web-7")).await.unwrap_err().to_string();
+    assert!(ambiguous.contains("several pods"), "{ambiguous}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_not_there_is_looked_for_once_more_and_not_waited_for() {
+    let kubelet = Fake::new(vec![
+        Ok(list(&[])),
+        Ok(list(&[])),
+        Ok(list(&[web()])),
+        Ok(list(&[])),
+    ]);
+    let attestor = attestor(&kubelet, |_| {});
+    let found = async |max_age| {
+        let found = attestor.listed(&of_uid(WEB), max_age).await;
+        found.unwrap().is_some()
+    };
+    assert!(!found(Duration::ZERO).await);
+    assert_eq!(kubelet.asked(), 1, "what was just heard is not asked again");
+    let begun = Instant::now();
+    assert!(!found(Duration::ZERO).await);
+    assert_eq!((kubelet.asked(), begun.elapsed().as_millis()), (2, 500));
+    assert!(found(Duration::ZERO).await);
+    // Who can do with an older list has the last one, until it is too old.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(found(Duration::from_secs(5)).await);
+    assert_eq!(kubelet.asked(), 3);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!found(Duration::from_secs(5)).await);
+    assert_eq!(kubelet.asked(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_list_is_not_taken_for_what_holds_now() {
+    let kubelet = Fake::new(vec![Ok(list(&[web()])), Err(StatusCode::SERVICE_UNAVAILABLE)]);
+    let attestor = attestor(&kubelet, |_| {});
+    assert!(attestor.by_uid(WEB).await.is_ok());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(attestor.by_uid(WEB).await.is_err());
+    assert!(attestor.listed(&of_uid(WEB), Duration::ZERO).await.is_err());
+    assert!(facts(&attestor, &in_web(A)).await.is_err());
+}
+
 #[test]
 fn a_list_of_five_hundred_pods_is_read_and_what_is_null_is_empty() {
     let pods: Vec<_> = (0..500)
