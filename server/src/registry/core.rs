@@ -132,13 +132,22 @@ impl Core {
 
     /// The entry that gives the same identity for the same facts, of the derived or of the stored ones.
     pub(super) fn similar(&self, entry: &Entry, is_derived: bool) -> Option<Slot> {
-        let number = self.index.id_number(&entry.spiffe_id)?;
-        let parent = self.index.id_number(&entry.parent_id)?;
-        self.index.holders(number).find(|slot| {
-            (self.index.row(*slot) >= FIRST_DERIVED_ROW) == is_derived
-                && self.index.parent(*slot) == parent
-                && self.index.entry(*slot).same_identity(entry)
-        })
+        let mut similar = self.index.similar(entry);
+        similar.find(|slot| self.is_derived(*slot) == is_derived)
+    }
+
+    /// Derived entries that give the same identity for the same facts and have another id: those of other sources.
+    pub(super) fn rivals(&self, entry: &Entry) -> impl Iterator<Item = Arc<Entry>> {
+        let derived = self
+            .index
+            .similar(entry)
+            .filter(|slot| self.is_derived(*slot))
+            .map(|slot| self.index.entry(slot));
+        derived.filter(|rival| rival.id != entry.id)
+    }
+
+    fn is_derived(&self, slot: Slot) -> bool {
+        self.index.row(slot) >= FIRST_DERIVED_ROW
     }
 
     fn derived_row(&self, id: &str) -> Option<u64> {

@@ -1,5 +1,5 @@
-//! The entries in memory and the ways to find them: by id, by row, by parent, by SPIFFE ID, and node
-//! aliases by selector. Pure: it knows neither store nor time.
+//! The entries in memory and the ways to find them: by id, by row, by parent, by SPIFFE ID, by both with the
+//! selectors, and node aliases by selector. Pure: it knows neither store nor time.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -29,6 +29,8 @@ pub(super) struct Index {
     free: Vec<Slot>,
     freed: Vec<Slot>,
     by_id: HashTable<Slot>,
+    /// By SPIFFE ID, parent and selectors: what two entries have in common that give the same identity.
+    by_identity: HashTable<Slot>,
     by_row: Rows,
     ids: Interner,
     /// For each number of an ID, the first entry in its lists.
@@ -60,6 +62,7 @@ impl Index {
             free: Vec::new(),
             freed: Vec::new(),
             by_id: HashTable::new(),
+            by_identity: HashTable::new(),
             by_row: Rows::default(),
             ids: Interner::default(),
             places: Vec::new(),
@@ -248,6 +251,30 @@ impl Index {
         })
     }
 
+    /// Entries that give the same identity for the same facts.
+    pub(super) fn similar(&self, entry: &Entry) -> impl Iterator<Item = Slot> {
+        let numbers = self.numbers_of(entry);
+        let hash = numbers.as_ref().map(|identity| self.hasher.hash_one(identity));
+        let candidates = hash.map(|hash| self.by_identity.iter_hash(hash).copied());
+        candidates.into_iter().flatten().filter(move |slot| {
+            let record = self.record(*slot);
+            numbers.as_ref().is_some_and(|(spiffe, parent, selectors)| {
+                (record.spiffe, record.parent, record.selectors()) == (*spiffe, *parent, selectors)
+            })
+        })
+    }
+
+    /// SPIFFE ID, parent and selectors, if some entry has each of them.
+    fn numbers_of(&self, entry: &Entry) -> Option<(IdNumber, IdNumber, Vec<u32>)> {
+        let selectors = entry.selectors.iter();
+        let selectors = selectors.map(|selector| self.selectors.find(selector.as_str()));
+        Some((
+            self.id_number(&entry.spiffe_id)?,
+            self.id_number(&entry.parent_id)?,
+            selectors.collect::<Option<_>>()?,
+        ))
+    }
+
     /// Node aliases whose selectors are all among these.
     pub(super) fn aliases_within(&self, selectors: &[Selector]) -> Vec<Slot> {
         let mut numbers: Vec<u32> = selectors
@@ -343,6 +370,17 @@ impl Index {
         if parent == self.server {
             self.link_alias(slot);
         }
+        let Self {
+            by_identity,
+            records,
+            hasher,
+            ..
+        } = self;
+        let hash = |slot: &Slot| {
+            let record = records[*slot as usize].as_ref();
+            record.map_or(0, |record| identity_hash(hasher, record))
+        };
+        by_identity.insert_unique(hash(&slot), slot, hash);
     }
 
     fn link_alias(&mut self, slot: Slot) {
@@ -357,6 +395,10 @@ impl Index {
     fn unlink(&mut self, slot: Slot) {
         if self.is_alias(slot) {
             self.unlink_alias(slot);
+        }
+        let hash = identity_hash(&self.hasher, self.record(slot));
+        if let Ok(found) = self.by_identity.find_entry(hash, |candidate| *candidate == slot) {
+            found.remove();
         }
         let record = self.record(slot);
         let (row, spiffe, parent) = (record.row, record.spiffe, record.parent);
@@ -400,6 +442,11 @@ impl Index {
             }
         }
     }
+}
+
+/// As the hash of what [`Index::numbers_of`] gives.
+fn identity_hash(hasher: &RandomState, record: &Record) -> u64 {
+    hasher.hash_one((record.spiffe, record.parent, record.selectors()))
 }
 
 /// Follows a list from its first slot.
@@ -462,6 +509,30 @@ mod tests {
         let index = index(&[full.clone(), plain.clone()]);
         assert_eq!(*index.entry(index.slot(&full.id).unwrap()), full);
         assert_eq!(*index.entry(index.slot("plain.id").unwrap()), plain);
+    }
+
+    #[test]
+    fn finds_entries_of_one_identity_whatever_else_they_say() {
+        let one = entry("a", "/w", "/p", &["u:1", "u:2"]);
+        let mut twin = entry("b", "/w", "/p", &["u:2", "u:1"]).into_parts();
+        twin.hint = "other".to_owned();
+        let twin = Entry::check(twin, &domain()).unwrap();
+        let others = [
+            entry("c", "/w", "/p", &["u:1"]),
+            entry("d", "/w", "/q", &["u:1", "u:2"]),
+            entry("e", "/v", "/p", &["u:1", "u:2"]),
+        ];
+        let mut index = index(&[&[one.clone(), twin.clone()], &others[..]].concat());
+        assert_eq!(ids(&index, index.similar(&twin)), ["a", "b"]);
+        assert_eq!(ids(&index, index.similar(&others[0])), ["c"]);
+        let unknown = entry("x", "/w", "/p", &["u:1", "u:3"]);
+        assert_eq!(ids(&index, index.similar(&unknown)), [] as [&str; 0]);
+        // An entry that is put anew stands at its new place, and one that is removed nowhere.
+        index.put(1, &entry("a", "/w", "/p", &["u:1"])).unwrap();
+        assert_eq!(ids(&index, index.similar(&twin)), ["b"]);
+        assert_eq!(ids(&index, index.similar(&others[0])), ["a", "c"]);
+        index.remove(index.slot("b").unwrap());
+        assert_eq!(ids(&index, index.similar(&twin)), [] as [&str; 0]);
     }
 
     #[test]
