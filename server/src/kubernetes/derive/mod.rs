@@ -354,4 +354,6 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
 #[cfg(test)]
 mod history_tests;
 #[cfg(test)]
+mod samples_tests;
+#[cfg(test)]
 pub(crate) mod tests;
