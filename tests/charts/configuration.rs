@@ -41,16 +41,16 @@ fn pods_mount_what_their_configuration_names() {
                     .expect("a file");
                 let config = engine.yaml(text);
                 let containers = &object["spec"]["template"]["spec"]["containers"];
-                let mounts: Vec<_> = containers[0]["volumeMounts"]
-                    .as_array()
-                    .expect("mounts")
-                    .iter()
-                    .map(|mount| mount["mountPath"].as_str().expect("a path"))
-                    .collect();
+                let mounts: Vec<_> = mounts_of(&containers[0]).collect();
                 let block = &config[program];
                 for path in absolute_paths(&config) {
                     // Of the pod itself: its own shared memory, and folders of other containers.
-                    let elsewhere = path.starts_with("/dev/shm/") || block["csi"]["kubelet_path"] == *path;
+                    let of_driver = block["csi"]["kubelet_certificates"]
+                        .as_array()
+                        .is_some_and(|paths| paths.iter().any(|own| own == path));
+                    assert!(!of_driver || mounts_of(&containers[1]).any(|mount| path.starts_with(mount)));
+                    let elsewhere =
+                        path.starts_with("/dev/shm/") || block["csi"]["kubelet_path"] == *path || of_driver;
                     let probe = ["/live", "/ready"].contains(&path);
                     let mounted = mounts.iter().any(|mount| path.starts_with(mount));
                     assert!(
@@ -75,6 +75,11 @@ fn pods_mount_what_their_configuration_names() {
             }
         }
     }
+}
+
+fn mounts_of(container: &Value) -> impl Iterator<Item = &str> {
+    let mounts = container["volumeMounts"].as_array().expect("mounts").iter();
+    mounts.map(|mount| mount["mountPath"].as_str().expect("a path"))
 }
 
 fn absolute_paths(value: &Value) -> Vec<&str> {

@@ -448,6 +448,14 @@ mod tests {
 
     #[async_trait]
     impl PodFacts for FakeFacts {
+        async fn listed(
+            &self,
+            _meant: &PodReference,
+            _max_age: Duration,
+        ) -> Result<Option<ListedPod>, AttestorError> {
+            Err(AttestorError::CutOff)
+        }
+
         async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
             match &self.0 {
                 Fake::Knows(value) => Ok(vec![Selector::new("k8s", &format!("pod-label:{value}:{uid}"))?]),

@@ -118,19 +118,24 @@
   "socket_dir" $csi.socketsPath
   "socket_names" $a.socketAlternate.names
   "kubelet_path" $csi.kubeletPath) -}}
+{{- with include "finial.kubelet.certificates" (dict "agent" $a) }}{{ $_ := set $agent.csi "kubelet_certificates" (splitList "\n" .) }}{{ end -}}
 {{- end -}}
 
 {{- $k8s := dict
   "disable_container_selectors" $a.workloadAttestors.k8s.disableContainerSelectors
   "verbose_container_locator_logs" $a.workloadAttestors.k8s.verboseContainerLocatorLogs
+  "enable_namespace_labels" $a.workloadAttestors.k8s.enableNamespaceLabels
 -}}
+{{- /* The driver passes the kubelet's certificate on without its key; without a driver one that has no key in its file is mounted. */ -}}
+{{- $passed := ternary (printf "%s/kubelet.pem" $csi.socketsPath) "/run/finial/kubelet/kubelet.crt" $csi.enabled -}}
 {{- $verification := $a.workloadAttestors.k8s.verification.type -}}
 {{- if eq $verification "skip" -}}
 {{- $_ := set $k8s "skip_kubelet_verification" true -}}
 {{- else if eq $verification "hostCert" -}}
-{{- $_ := set $k8s "kubelet_ca_path" "/run/finial/kubelet/kubelet.crt" -}}
+{{- $_ := set $k8s "kubelet_ca_path" $passed -}}
 {{- else -}}
 {{- $_ := set $k8s "kubelet_ca_path" "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt" -}}
+{{- if and (eq $verification "auto") $csi.enabled }}{{ $_ := set $k8s "kubelet_certificate" (dict "paths" (list $passed)) }}{{ end -}}
 {{- end -}}
 {{- $attestors := dict "k8s" (dict "plugin_data" $k8s) -}}
 {{- if $a.workloadAttestors.unix.enabled -}}
@@ -150,6 +155,18 @@
 {{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" "0.0.0.0" "port" 9988)) -}}
 {{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{/* The files of the node that may have the kubelet's own certificate, one a line; takes a dict of agent. */}}
+{{- define "finial.kubelet.certificates" -}}
+{{- $verification := .agent.workloadAttestors.k8s.verification -}}
+{{- $own := printf "%s/%s" $verification.hostCert.basePath $verification.hostCert.fileName -}}
+{{- if eq $verification.type "auto" -}}
+{{ printf "%s/kubelet-server-current.pem" $verification.hostCert.basePath }}
+{{ $own }}
+{{- else if eq $verification.type "hostCert" -}}
+{{ $own }}
+{{- end -}}
 {{- end -}}
 
 {{/* The values of one pool; takes a dict of root and pool, gives YAML. */}}
