@@ -47,6 +47,7 @@
 {{- $accounts = list (printf "%s:%s" (include "finial.system.namespace" .) (include "finial.agent.serviceAccount" .)) -}}
 {{- end -}}
 {{- $psat := dict "service_account_allow_list" $accounts "audience" $s.nodeAttestor.k8sPSAT.audience -}}
+{{- if $s.nodeAttestor.k8sPSAT.verifyClientIP }}{{ $_ := set $psat "verify_client_ip" true }}{{ end -}}
 {{- with $s.nodeAttestor.k8sPSAT.allowedNodeLabelKeys }}{{ $_ := set $psat "allowed_node_label_keys" . }}{{ end -}}
 {{- with $s.nodeAttestor.k8sPSAT.allowedPodLabelKeys }}{{ $_ := set $psat "allowed_pod_label_keys" . }}{{ end -}}
 
