@@ -77,6 +77,23 @@ fn pods_mount_what_their_configuration_names() {
     }
 }
 
+/// In an IPv6-only cluster nothing listens on an IPv4 address of a pod, and nothing is asked of one.
+#[test]
+fn a_cluster_of_ipv6_alone_is_served_on_every_ipv6_address() {
+    let Some(engine) = engine() else { return };
+    for (set, values) in sets(engine) {
+        let mut values = values.clone();
+        values["global"]["k8s"]["ipFamily"] = "IPv6".into();
+        let rendered = engine.render(&values).expect("renders");
+        for map in rendered.of_kind("ConfigMap") {
+            let text = map["data"].to_string();
+            assert!(!text.contains("0.0.0.0"), "{set}: {text}");
+            let own = text.contains("bind_address: '::'") || text.contains(r#"bind_address: \"::\""#);
+            assert!(own || text.contains("127.0.0.1"), "{set}: {text}");
+        }
+    }
+}
+
 fn mounts_of(container: &Value) -> impl Iterator<Item = &str> {
     let mounts = container["volumeMounts"].as_array().expect("mounts").iter();
     mounts.map(|mount| mount["mountPath"].as_str().expect("a path"))

@@ -8,7 +8,7 @@
   "trust_domain" $spire.trustDomain
   "data_dir" "/var/lib/finial/server"
   "socket_path" "/dev/shm/finial/server/api.sock"
-  "bind_address" "0.0.0.0"
+  "bind_address" (include "finial.anyAddress" .)
   "bind_port" "8081"
   "ca_key_type" $s.caKeyType
   "ca_ttl" $s.caTTL
@@ -71,9 +71,9 @@
 {{- $_ := set $plugins "CredentialComposer" (dict "uniqueid" (dict "plugin_data" dict)) }}
 {{- end -}}
 {{- $config := dict "server" $server "plugins" $plugins "health_checks" (dict
-  "listener_enabled" true "bind_address" "0.0.0.0" "bind_port" "8080") -}}
+  "listener_enabled" true "bind_address" (include "finial.anyAddress" .) "bind_port" "8080") -}}
 {{- if .Values.global.telemetry.prometheus.enabled -}}
-{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" "0.0.0.0" "port" 9988)) -}}
+{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" (include "finial.anyAddress" .) "port" 9988)) -}}
 {{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
@@ -149,13 +149,19 @@
     "token_path" "/var/run/secrets/tokens/spire-agent")))
   "WorkloadAttestor" $attestors
 -}}
-{{- $local := ternary "127.0.0.1" "0.0.0.0" (ne (include "finial.agent.hostNetwork" .) "") -}}
+{{- $any := include "finial.anyAddress" $root -}}
+{{- $local := ternary "127.0.0.1" $any (ne (include "finial.agent.hostNetwork" .) "") -}}
 {{- $config := dict "agent" $agent "plugins" $plugins "health_checks" (dict
   "listener_enabled" true "bind_address" $local "bind_port" ($a.healthChecks.port | int | toString)) -}}
 {{- if $root.Values.global.telemetry.prometheus.enabled -}}
-{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" "0.0.0.0" "port" 9988)) -}}
+{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" $any "port" 9988)) -}}
 {{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{/* Every address of a pod. */}}
+{{- define "finial.anyAddress" -}}
+{{- ternary "::" "0.0.0.0" (eq .Values.global.k8s.ipFamily "IPv6") -}}
 {{- end -}}
 
 {{/* The files of the node that may have the kubelet's own certificate, one a line; takes a dict of agent. */}}
