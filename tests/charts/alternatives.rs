@@ -115,6 +115,7 @@ pub fn context(path: &str) -> Value {
         "spire-agent.workloadAttestors.unix.discoverWorkloadPath" => {
             json!({"spire-agent": {"workloadAttestors": {"unix": {"enabled": true}}}})
         }
+        "spire-agent.runAsUser" => json!({"spiffe-csi-driver": {"enabled": false}}),
         _ if path.contains("verification.hostCert") => {
             json!({"spire-agent": {"workloadAttestors": {"k8s": {"verification": {"type": "hostCert"}}}}})
         }

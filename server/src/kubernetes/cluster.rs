@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use finial_identity::entry::Entry;
 use finial_identity::process::{Clock, Stop};
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::derive::{Derivation, Deriver, Fact, Pass, Settings};
+use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
 use super::federations::Federations;
 use super::outbox::Outbox;
+use super::times::Times;
 use super::watch::{Kind, News, Watches};
-use crate::registry::{Registry, SourceState};
+use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
 
 /// How often everything is derived anew and compared.
@@ -33,6 +36,11 @@ pub(super) struct Cluster {
     source: SourceState,
     synced: BTreeSet<Kind>,
     troubles: BTreeMap<Kind, String>,
+    questions: mpsc::Receiver<PodQuestion>,
+    times: Times,
+    /// When the API server last told anything about pods, and when it listed them all.
+    pods_heard_at: Option<OffsetDateTime>,
+    pods_listed_at: Option<OffsetDateTime>,
 }
 
 impl Cluster {
@@ -44,12 +52,16 @@ impl Cluster {
     ) -> Self {
         Self {
             federations: Federations::new(settings.clone()),
+            questions: registry.questions(&settings.cluster_name),
             deriver: Deriver::new(settings),
             registry,
             clock,
             source,
             synced: BTreeSet::new(),
             troubles: BTreeMap::new(),
+            times: Times::default(),
+            pods_heard_at: None,
+            pods_listed_at: None,
         }
     }
 
@@ -93,6 +105,10 @@ impl Cluster {
                     masks_at = None;
                     self.deriver.others_changed();
                 }
+                Some(question) = self.questions.recv() => {
+                    self.answer(question);
+                    continue;
+                }
                 _ = compare.tick() => self.compare(),
             }
             self.pass(Some(&outbox));
@@ -111,6 +127,10 @@ impl Cluster {
                 () = stop.stopped() => return Ok(()),
                 changed = revisions.changed() => changed,
                 changed = contests.changed() => changed,
+                Some(question) = self.questions.recv() => {
+                    self.answer(question);
+                    continue;
+                }
             };
             if changed.is_err() {
                 return Ok(());
@@ -121,15 +141,28 @@ impl Cluster {
 
     fn take(&mut self, news: News) {
         match news {
-            News::Fact(fact) => self.deriver.apply(fact),
+            News::Fact(fact) => {
+                if let Fact::Pod(name, pod) = &fact {
+                    let before = self.deriver.objects().pod(name).map(AsRef::as_ref);
+                    self.times.saw(name, before, pod.as_deref(), self.clock.now());
+                }
+                self.deriver.apply(fact);
+            }
             News::Federation(name, object) => self.federations.apply(name, object),
             News::Synced(kind) => {
                 self.synced.insert(kind);
                 self.troubles.remove(&kind);
+                if kind == Kind::Pods {
+                    self.pods_listed_at = Some(self.clock.now());
+                }
             }
             News::Heard(kind) => {
                 self.troubles.remove(&kind);
-                self.source.heard_at = Some(self.clock.now());
+                let now = Some(self.clock.now());
+                self.source.heard_at = now;
+                if kind == Kind::Pods {
+                    self.pods_heard_at = now;
+                }
             }
             News::Lost(kind, text) => {
                 self.troubles.insert(kind, text);
@@ -171,6 +204,7 @@ impl Cluster {
         }
         if !self.source.is_settled {
             self.source.is_settled = true;
+            self.registry.note_from_before(&pass.upserts);
             tracing::info!(
                 cluster = self.name(),
                 pods = self.deriver.objects().pod_count(),
@@ -246,6 +280,36 @@ impl Cluster {
         self.deriver = anew;
     }
 
+    /// Tells an operator about a pod.
+    fn answer(&self, question: PodQuestion) {
+        let PodQuestion {
+            namespace,
+            name,
+            answer,
+        } = question;
+        let name = NamespacedName::new(&namespace, &name);
+        let name_stored = |entry: &Entry| {
+            let stored = self.registry.similar_stored(entry)?;
+            Some(stored.entry.id.clone())
+        };
+        let Explained { mut pod, node, rules } = self.deriver.explain(&name, &name_stored);
+        if let (Some(facts), Some(seen)) = (&mut pod, self.times.of(&name)) {
+            facts.seen_at = Some(seen.at);
+            facts.seen_bound_at = seen.bound_at;
+            facts.seen_changed_at = Some(seen.changed_at);
+        }
+        let report = PodReport {
+            heard_at: self.pods_heard_at,
+            listed_at: self.pods_listed_at,
+            pods: self.deriver.objects().pod_count(),
+            pod,
+            node,
+            rules,
+        };
+        // Whoever asked may have left.
+        let _left = answer.send(report);
+    }
+
     fn name(&self) -> &str {
         &self.deriver.settings().cluster_name
     }
@@ -261,9 +325,7 @@ async fn wait(until: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tokio::sync::mpsc;
 
-    use super::super::derive::NamespacedName;
     use super::super::derive::tests::{namespace, node, pod, rule, settings};
     use super::*;
     use crate::store::testing::domain;

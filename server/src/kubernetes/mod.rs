@@ -15,6 +15,7 @@ mod outbox;
 mod publish;
 pub mod resources;
 pub mod template;
+mod times;
 pub mod watch;
 
 use std::path::{Path, PathBuf};

@@ -132,18 +132,19 @@ impl Core {
 
     /// The entry that gives the same identity for the same facts, of the derived or of the stored ones.
     pub(super) fn similar(&self, entry: &Entry, is_derived: bool) -> Option<Slot> {
-        let mut similar = self.index.similar(entry);
-        similar.find(|slot| self.is_derived(*slot) == is_derived)
+        self.index
+            .similar(entry, |_index, slot| self.is_derived(slot) == is_derived)
     }
 
-    /// Derived entries that give the same identity for the same facts and have another id: those of other sources.
-    pub(super) fn rivals(&self, entry: &Entry) -> impl Iterator<Item = Arc<Entry>> {
-        let derived = self
-            .index
-            .similar(entry)
-            .filter(|slot| self.is_derived(*slot))
-            .map(|slot| self.index.entry(slot));
-        derived.filter(|rival| rival.id != entry.id)
+    /// A derived entry that gives the same identity for the same facts and has another id, so one of another source.
+    pub(super) fn rival(&self, entry: &Entry, is_meant: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        let slot = self.index.similar(entry, |index, slot| {
+            self.is_derived(slot) && {
+                let rival = index.entry(slot);
+                rival.id != entry.id && is_meant(&rival)
+            }
+        });
+        slot.map(|slot| self.index.entry(slot))
     }
 
     fn is_derived(&self, slot: Slot) -> bool {

@@ -1,5 +1,5 @@
-//! The entries in memory and the ways to find them: by id, by row, by parent, by SPIFFE ID, by both with the
-//! selectors, and node aliases by selector. Pure: it knows neither store nor time.
+//! The entries in memory and the ways to find them: by id, by row, by parent, by SPIFFE ID, and node
+//! aliases by selector. Pure: it knows neither store nor time.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -29,9 +29,9 @@ pub(super) struct Index {
     free: Vec<Slot>,
     freed: Vec<Slot>,
     by_id: HashTable<Slot>,
-    /// By SPIFFE ID, parent and selectors: what two entries have in common that give the same identity.
-    by_identity: HashTable<Slot>,
     by_row: Rows,
+    /// By SPIFFE ID, parent and selectors: whoever agrees in them gives the same identity for the same facts.
+    by_identity: HashTable<Slot>,
     ids: Interner,
     /// For each number of an ID, the first entry in its lists.
     places: Vec<Place>,
@@ -62,8 +62,8 @@ impl Index {
             free: Vec::new(),
             freed: Vec::new(),
             by_id: HashTable::new(),
-            by_identity: HashTable::new(),
             by_row: Rows::default(),
+            by_identity: HashTable::new(),
             ids: Interner::default(),
             places: Vec::new(),
             selectors: Interner::default(),
@@ -251,30 +251,6 @@ impl Index {
         })
     }
 
-    /// Entries that give the same identity for the same facts.
-    pub(super) fn similar(&self, entry: &Entry) -> impl Iterator<Item = Slot> {
-        let numbers = self.numbers_of(entry);
-        let hash = numbers.as_ref().map(|identity| self.hasher.hash_one(identity));
-        let candidates = hash.map(|hash| self.by_identity.iter_hash(hash).copied());
-        candidates.into_iter().flatten().filter(move |slot| {
-            let record = self.record(*slot);
-            numbers.as_ref().is_some_and(|(spiffe, parent, selectors)| {
-                (record.spiffe, record.parent, record.selectors()) == (*spiffe, *parent, selectors)
-            })
-        })
-    }
-
-    /// SPIFFE ID, parent and selectors, if some entry has each of them.
-    fn numbers_of(&self, entry: &Entry) -> Option<(IdNumber, IdNumber, Vec<u32>)> {
-        let selectors = entry.selectors.iter();
-        let selectors = selectors.map(|selector| self.selectors.find(selector.as_str()));
-        Some((
-            self.id_number(&entry.spiffe_id)?,
-            self.id_number(&entry.parent_id)?,
-            selectors.collect::<Option<_>>()?,
-        ))
-    }
-
     /// Node aliases whose selectors are all among these.
     pub(super) fn aliases_within(&self, selectors: &[Selector]) -> Vec<Slot> {
         let mut numbers: Vec<u32> = selectors
@@ -296,6 +272,27 @@ impl Index {
     pub(super) fn selectors(&self, slot: Slot) -> Vec<Selector> {
         let numbers = self.record(slot).selectors();
         numbers.iter().map(|number| self.selector(*number)).collect()
+    }
+
+    /// The entry that gives the same identity for the same facts, among those that `is_meant`.
+    pub(super) fn similar(&self, entry: &Entry, is_meant: impl Fn(&Self, Slot) -> bool) -> Option<Slot> {
+        let spiffe = self.id_number(&entry.spiffe_id)?;
+        let parent = self.id_number(&entry.parent_id)?;
+        let selectors = entry
+            .selectors
+            .iter()
+            .map(|selector| self.selectors.find(selector.as_str()));
+        let selectors: Vec<u32> = selectors.collect::<Option<_>>()?;
+        let hash = self.hasher.hash_one((spiffe, parent, &selectors[..]));
+        self.by_identity
+            .find(hash, |slot| {
+                let record = self.record(*slot);
+                record.spiffe == spiffe
+                    && record.parent == parent
+                    && record.selectors() == selectors
+                    && is_meant(self, *slot)
+            })
+            .copied()
     }
 
     fn selector(&self, number: u32) -> Selector {
@@ -356,6 +353,17 @@ impl Index {
             (record.row, record.spiffe, record.parent)
         };
         self.by_row.insert(row, slot);
+        let Self {
+            by_identity,
+            records,
+            hasher,
+            ..
+        } = self;
+        let identity = |slot: &Slot| match &records[*slot as usize] {
+            Some(record) => identity_hash(hasher, record),
+            None => 0,
+        };
+        by_identity.insert_unique(identity(&slot), slot, identity);
         let first_child = std::mem::replace(&mut self.places[parent as usize].first_child, slot);
         let first_holder = std::mem::replace(&mut self.places[spiffe as usize].first_holder, slot);
         let record = self.record_mut(slot);
@@ -370,17 +378,6 @@ impl Index {
         if parent == self.server {
             self.link_alias(slot);
         }
-        let Self {
-            by_identity,
-            records,
-            hasher,
-            ..
-        } = self;
-        let hash = |slot: &Slot| {
-            let record = records[*slot as usize].as_ref();
-            record.map_or(0, |record| identity_hash(hasher, record))
-        };
-        by_identity.insert_unique(hash(&slot), slot, hash);
     }
 
     fn link_alias(&mut self, slot: Slot) {
@@ -444,7 +441,6 @@ impl Index {
     }
 }
 
-/// As the hash of what [`Index::numbers_of`] gives.
 fn identity_hash(hasher: &RandomState, record: &Record) -> u64 {
     hasher.hash_one((record.spiffe, record.parent, record.selectors()))
 }
@@ -475,6 +471,30 @@ mod tests {
         let mut ids: Vec<String> = slots.into_iter().map(|slot| index.id(slot)).collect();
         ids.sort_unstable();
         ids
+    }
+
+    #[test]
+    fn what_gives_the_same_identity_is_found_as_entries_come_change_and_go() {
+        let like = |id: &str, selector: &str| entry(id, "/a", "/spire/agent/1", &[selector]);
+        let mut index = index(&[like("one", "u:1"), like("two", "u:2"), like("twin", "u:1")]);
+        let find = |index: &Index, selector: &str, meant: &str| {
+            let slot = index.similar(&like("other", selector), |index, slot| index.id(slot) == meant);
+            slot.is_some()
+        };
+        assert!(find(&index, "u:1", "one") && find(&index, "u:1", "twin") && find(&index, "u:2", "two"));
+        assert!(!find(&index, "u:1", "two") && !find(&index, "u:3", "one"));
+        index.put(1, &like("one", "u:3")).unwrap();
+        assert!(!find(&index, "u:1", "one") && find(&index, "u:3", "one") && find(&index, "u:1", "twin"));
+        index.remove(index.slot("twin").unwrap());
+        assert!(!find(&index, "u:1", "twin"));
+        index.recycle();
+        for n in 0..100 {
+            index
+                .put(10 + n, &like(&format!("n{n}"), &format!("u:{n}")))
+                .unwrap();
+        }
+        assert!((0..100).all(|n| find(&index, &format!("u:{n}"), &format!("n{n}"))));
+        assert!(find(&index, "u:3", "one") && find(&index, "u:2", "two"));
     }
 
     #[test]
@@ -509,30 +529,6 @@ mod tests {
         let index = index(&[full.clone(), plain.clone()]);
         assert_eq!(*index.entry(index.slot(&full.id).unwrap()), full);
         assert_eq!(*index.entry(index.slot("plain.id").unwrap()), plain);
-    }
-
-    #[test]
-    fn finds_entries_of_one_identity_whatever_else_they_say() {
-        let one = entry("a", "/w", "/p", &["u:1", "u:2"]);
-        let mut twin = entry("b", "/w", "/p", &["u:2", "u:1"]).into_parts();
-        twin.hint = "other".to_owned();
-        let twin = Entry::check(twin, &domain()).unwrap();
-        let others = [
-            entry("c", "/w", "/p", &["u:1"]),
-            entry("d", "/w", "/q", &["u:1", "u:2"]),
-            entry("e", "/v", "/p", &["u:1", "u:2"]),
-        ];
-        let mut index = index(&[&[one.clone(), twin.clone()], &others[..]].concat());
-        assert_eq!(ids(&index, index.similar(&twin)), ["a", "b"]);
-        assert_eq!(ids(&index, index.similar(&others[0])), ["c"]);
-        let unknown = entry("x", "/w", "/p", &["u:1", "u:3"]);
-        assert_eq!(ids(&index, index.similar(&unknown)), [] as [&str; 0]);
-        // An entry that is put anew stands at its new place, and one that is removed nowhere.
-        index.put(1, &entry("a", "/w", "/p", &["u:1"])).unwrap();
-        assert_eq!(ids(&index, index.similar(&twin)), ["b"]);
-        assert_eq!(ids(&index, index.similar(&others[0])), ["a", "c"]);
-        index.remove(index.slot("b").unwrap());
-        assert_eq!(ids(&index, index.similar(&twin)), [] as [&str; 0]);
     }
 
     #[test]

@@ -52,13 +52,16 @@ impl Registry {
     /// Takes in entries that are derived from rules and never stored, and takes out those of the
     /// given ids. An entry whose id a stored one has is ignored.
     pub fn apply_derived(&self, upserts: &[Derived], removals: &[String]) {
+        // First, so that nobody is sent an entry whose way is not known yet.
+        self.note_derived(upserts);
         let is_contested = {
             let mut core = self.write();
             core.apply_derived(upserts, removals);
             upserts
                 .iter()
-                .any(|Derived { entry, .. }| core.rivals(entry).next().is_some())
+                .any(|Derived { entry, .. }| core.rival(entry, |_any| true).is_some())
         };
+        self.note_gone(removals);
         let changed = upserts.iter().map(|derived| &derived.entry.id).chain(removals);
         let mut preferred = self
             .sources
@@ -83,7 +86,7 @@ impl Registry {
         }
         let place = |entry: &Entry| (entry.created_at, source_of(&entry.id).to_owned());
         let own = place(entry);
-        let Some(preferred) = core.rivals(entry).find(|rival| place(rival) < own) else {
+        let Some(preferred) = core.rival(entry, |rival| place(rival) < own) else {
             return false;
         };
         drop(core);

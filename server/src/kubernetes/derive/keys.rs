@@ -110,6 +110,24 @@ impl Declared<'_> {
     }
 }
 
+/// How a declaration stands among those of the same entry.
+#[derive(Debug)]
+pub(super) struct Standing<'k> {
+    pub(super) entry: &'k Arc<Entry>,
+    pub(super) counts: Counts<'k>,
+}
+
+/// Which of several declarations of the same entry counts.
+#[derive(Debug)]
+pub(super) enum Counts<'k> {
+    /// This one.
+    This,
+    /// That of another object.
+    Other(&'k str),
+    /// A stored entry.
+    Stored,
+}
+
 /// All declared entries by key.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
@@ -215,6 +233,24 @@ impl Keys {
         }
         upserts.sort_unstable_by(|one, other| one.entry.id.cmp(&other.entry.id));
         removals.sort_unstable();
+    }
+
+    /// What an owner declares under a key, and whose entry with it counts: that of the first object, or a stored one.
+    pub(super) fn standing(&self, key: &Uuid, owner: &Owner) -> Option<Standing<'_>> {
+        let key = self.keys.get(key)?;
+        let at = key
+            .candidates
+            .iter()
+            .position(|candidate| candidate.owner == *owner)?;
+        let first = key.candidates.first()?;
+        Some(Standing {
+            entry: &key.candidates[at].derived.entry,
+            counts: match (&key.published, at) {
+                (None, _) => Counts::Stored,
+                (Some(_), 0) => Counts::This,
+                (Some(_), _) => Counts::Other(&first.derived.origin),
+            },
+        })
     }
 
     pub(super) fn published(&self) -> impl Iterator<Item = &DerivedEntry> {

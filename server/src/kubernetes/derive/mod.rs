@@ -5,6 +5,7 @@
 //! [`Deriver`] takes facts one by one in any order and computes anew only the pods whose inputs changed;
 //! [`derive`] does it all at once. Both give the same.
 
+mod explain;
 mod keys;
 mod objects;
 mod pod;
@@ -28,6 +29,7 @@ use pod::PodState;
 use statics::StaticState;
 use statuses::RuleState;
 
+pub use explain::{Explained, NameStored, SCHEDULED};
 pub use keys::DerivedEntry;
 pub use objects::{NamespacedName, Objects, ServiceEndpoints};
 pub use pod::{PodProblem, ProblemKind};
@@ -206,7 +208,6 @@ impl Deriver {
                 self.changed.pods.extend(behind);
             }
             Fact::Rule(name, rule) => {
-                let rule = rule.filter(|rule| self.settings.is_ours(rule.spec.class_name.as_deref()));
                 self.set_rule(name, rule);
             }
             Fact::Static(name, object) => {
@@ -297,18 +298,20 @@ impl Deriver {
             }
             return;
         }
-        self.changed.all_pods = true;
+        // Rules of other classes are known for those who ask, and nothing follows from them.
+        let ours = rule
+            .as_ref()
+            .filter(|rule| self.settings.is_ours(rule.spec.class_name.as_deref()));
+        let state = ours.map(|rule| RuleState::of(rule, &name, &self.settings));
+        self.changed.all_pods |= state.is_some() || self.rules.contains_key(&name);
+        match state {
+            Some(state) => self.rules.insert(name.clone(), state),
+            None => self.rules.remove(&name),
+        };
         match rule {
-            Some(rule) => {
-                let state = RuleState::of(&rule, &name, &self.settings);
-                self.rules.insert(name.clone(), state);
-                self.objects.rules.insert(name, rule);
-            }
-            None => {
-                self.rules.remove(&name);
-                self.objects.rules.remove(&name);
-            }
-        }
+            Some(rule) => self.objects.rules.insert(name, rule),
+            None => self.objects.rules.remove(&name),
+        };
     }
 
     fn set_static(&mut self, name: Arc<str>, object: Option<Arc<ClusterStaticEntry>>) {
@@ -351,6 +354,8 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
     format!("k8s.{cluster_name}.{key}")
 }
 
+#[cfg(test)]
+mod explain_tests;
 #[cfg(test)]
 mod history_tests;
 #[cfg(test)]

@@ -73,11 +73,11 @@ pub(super) struct PodState {
 pub(super) struct NodeState {
     meta: Arc<Json>,
     spec: Arc<Json>,
-    parent_id: Result<SpiffeId, String>,
+    pub(super) parent_id: Result<SpiffeId, String>,
 }
 
 impl NodeState {
-    fn of(node: &Node, settings: &Settings) -> Self {
+    pub(super) fn of(node: &Node, settings: &Settings) -> Self {
         let meta = json(&node.metadata);
         let spec = json(&node.spec.clone().unwrap_or_default());
         let facts = Facts {

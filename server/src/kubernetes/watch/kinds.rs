@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finial_identity::process::{Stop, TaskSet};
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod};
+use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod, PodCondition, PodStatus};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use kube::core::{ClusterResourceScope, NamespaceResourceScope};
 use kube::{Api, Client, Resource};
@@ -17,7 +17,7 @@ use tokio::time::sleep;
 
 use super::follow::{Watched, follow};
 use super::{Kind, News};
-use crate::kubernetes::derive::{Fact, NamespacedName, ServiceEndpoints};
+use crate::kubernetes::derive::{Fact, NamespacedName, SCHEDULED, ServiceEndpoints};
 use crate::kubernetes::resources::{ClusterFederatedTrustDomain, ClusterSPIFFEID, ClusterStaticEntry};
 
 /// How many news may wait.
@@ -175,9 +175,25 @@ where
     }
 }
 
-/// Leaves what templates can address, and the volumes of the SPIFFE driver.
+/// Leaves what templates can address, the volumes of the SPIFFE driver, and what operators ask for: the phase, and since
+/// when the pod is bound.
 fn reduce_pod(pod: &mut Pod) {
-    pod.status = None;
+    pod.status = pod.status.take().map(|status| PodStatus {
+        phase: status.phase,
+        conditions: status.conditions.map(|conditions| {
+            let scheduled = conditions
+                .into_iter()
+                .filter(|condition| condition.type_ == SCHEDULED);
+            let reduced = scheduled.take(1).map(|condition| PodCondition {
+                type_: condition.type_,
+                status: condition.status,
+                last_transition_time: condition.last_transition_time,
+                ..PodCondition::default()
+            });
+            reduced.collect()
+        }),
+        ..PodStatus::default()
+    });
     drop_last_applied(&mut pod.metadata.annotations);
     let Some(spec) = &mut pod.spec else { return };
     if let Some(volumes) = &mut spec.volumes {
