@@ -136,18 +136,8 @@ impl Core {
             .similar(entry, |_index, slot| self.is_derived(slot) == is_derived)
     }
 
-    /// A derived entry that gives the same identity for the same facts and has another id, so one of another source.
-    pub(super) fn rival(&self, entry: &Entry, is_meant: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
-        let slot = self.index.similar(entry, |index, slot| {
-            self.is_derived(slot) && {
-                let rival = index.entry(slot);
-                rival.id != entry.id && is_meant(&rival)
-            }
-        });
-        slot.map(|slot| self.index.entry(slot))
-    }
-
-    fn is_derived(&self, slot: Slot) -> bool {
+    /// Whether the entry in the slot is derived and not stored.
+    pub(super) fn is_derived(&self, slot: Slot) -> bool {
         self.index.row(slot) >= FIRST_DERIVED_ROW
     }
 

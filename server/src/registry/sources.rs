@@ -11,6 +11,7 @@ use finial_identity::spiffe_id::SpiffeId;
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
+use super::core::Core;
 use super::{Registry, RegistryError, listed};
 use crate::store::{Revision, StoredEntry};
 
@@ -155,6 +156,19 @@ impl Registry {
     }
 }
 
+impl Core {
+    /// A derived entry that gives the same identity for the same facts and has another id, so one of another source.
+    fn rival(&self, entry: &Entry, is_meant: impl Fn(&Entry) -> bool) -> Option<Arc<Entry>> {
+        let slot = self.index.similar(entry, |index, slot| {
+            self.is_derived(slot) && {
+                let rival = index.entry(slot);
+                rival.id != entry.id && is_meant(&rival)
+            }
+        });
+        slot.map(|slot| self.index.entry(slot))
+    }
+}
+
 /// The part of a derived entry's id that names its source: `k8s.<source>.<UUID>`.
 fn source_of(id: &str) -> &str {
     id.rsplit_once('.').map_or(id, |(source, _uuid)| source)
@@ -162,6 +176,7 @@ fn source_of(id: &str) -> &str {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::disallowed_methods)] // One of them measures.
     use std::time::{Duration, Instant};
 
     use finial_identity::process::Clock;
