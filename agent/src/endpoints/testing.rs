@@ -28,7 +28,7 @@ use super::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sess
 use super::workload_api::WorkloadApi;
 use crate::config::{PodRecord, SdsSettings};
 use crate::node::{Jitter, NodeState};
-use crate::svids::jwt::{JwtCache, JwtCacheSettings, JwtSource};
+use crate::svids::tokens::{JwtCache, JwtCacheSettings, JwtSource};
 use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache, WitCache, WitSigner, WitSource};
 use crate::test_pki::Authority;
 use crate::upstream::UpstreamError;
@@ -244,15 +244,24 @@ impl World {
     }
 
     pub(crate) fn at(clock: Clock) -> Self {
-        Self::build(clock, false)
+        Self::build(clock, None)
     }
 
     /// The same with the WIT profile.
     pub(crate) fn with_wit(clock: Clock) -> Self {
-        Self::build(clock, true)
+        Self::build(clock, Some(JwtCacheSettings::default()))
     }
 
-    fn build(clock: Clock, has_wit: bool) -> Self {
+    /// The same, whose cache keeps no WIT-SVID.
+    pub(crate) fn with_wit_not_kept(clock: Clock) -> Self {
+        let settings = JwtCacheSettings {
+            max_size: 0,
+            ..JwtCacheSettings::default()
+        };
+        Self::build(clock, Some(settings))
+    }
+
+    fn build(clock: Clock, wit: Option<JwtCacheSettings>) -> Self {
         let authority = Authority::new(TRUST_DOMAIN);
         let jwt_key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
         let mut bundle = authority.bundle();
@@ -267,7 +276,7 @@ impl World {
             clock.clone(),
             Jitter::new(|| 0.5),
         );
-        let wit = has_wit.then(|| {
+        let wit = wit.map(|settings| {
             let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
             bundle.append_wit(vec![WitAuthority(JwtAuthority {
                 key_id: WIT_KEY_ID.to_owned(),
@@ -279,7 +288,7 @@ impl World {
             };
             WitCache::new(
                 Arc::new(WitSigner::new(Arc::new(server), KeyType::EcP256)),
-                JwtCacheSettings::default(),
+                settings,
                 clock.clone(),
                 Jitter::new(|| 0.5),
             )

@@ -9,7 +9,7 @@ pub mod container;
 pub mod docker;
 pub mod k8s;
 pub mod listed;
-mod permits;
+pub mod permits;
 pub mod pods;
 pub mod process;
 pub mod procfs;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use finial_identity::entry::Entry;
 use finial_identity::process::{Clock, Stop};
+use finial_identity::spiffe_id::SpiffeId;
+use k8s_openapi::api::core::v1::Node;
 use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -36,6 +38,8 @@ pub(super) struct Cluster {
     source: SourceState,
     synced: BTreeSet<Kind>,
     troubles: BTreeMap<Kind, String>,
+    /// Agents whose nodes are gone and that are not evicted yet.
+    orphans: Vec<SpiffeId>,
     questions: mpsc::Receiver<PodQuestion>,
     times: Times,
     /// When the API server last told anything about pods, and when it listed them all.
@@ -59,6 +63,7 @@ impl Cluster {
             source,
             synced: BTreeSet::new(),
             troubles: BTreeMap::new(),
+            orphans: Vec::new(),
             times: Times::default(),
             pods_heard_at: None,
             pods_listed_at: None,
@@ -112,6 +117,7 @@ impl Cluster {
                 _ = compare.tick() => self.compare(),
             }
             self.pass(Some(&outbox));
+            self.evict_orphans().await;
         }
     }
 
@@ -142,6 +148,9 @@ impl Cluster {
     fn take(&mut self, news: News) {
         match news {
             News::Fact(fact) => {
+                if let Fact::Node(name, now) = &fact {
+                    self.orphans.extend(self.orphan(name, now.as_deref()));
+                }
                 if let Fact::Pod(name, pod) = &fact {
                     let before = self.deriver.objects().pod(name).map(AsRef::as_ref);
                     self.times.saw(name, before, pod.as_deref(), self.clock.now());
@@ -246,6 +255,32 @@ impl Cluster {
         }
     }
 
+    /// The agent that the node's object so far stands for, as `k8s_psat` names it, when that object is gone: deleted, or
+    /// made anew under its name. What runs on the machine then has the parent of nothing.
+    fn orphan(&self, name: &str, now: Option<&Node>) -> Option<SpiffeId> {
+        let before = self.deriver.objects().node(name)?.metadata.uid.as_deref()?;
+        if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
+            return None;
+        }
+        let path = format!("/spire/agent/k8s_psat/{}/{before}", self.name());
+        SpiffeId::new(self.registry.trust_domain(), &path).ok()
+    }
+
+    /// An agent that may attest again does so at once, as the agent of the node that its pod is on now.
+    async fn evict_orphans(&mut self) {
+        for agent_id in std::mem::take(&mut self.orphans) {
+            match self.registry.evict(&agent_id).await {
+                Ok(true) => {
+                    tracing::info!(cluster = self.name(), %agent_id, "agent of a node that is gone was evicted");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(cluster = self.name(), %agent_id, %error, "failed to evict the agent of a node that is gone");
+                }
+            }
+        }
+    }
+
     /// Derives everything anew. A difference is a fault of ours: it is told, and what is new counts.
     fn compare(&mut self) {
         if !self.source.is_settled {
@@ -328,12 +363,18 @@ mod tests {
 
     use super::super::derive::tests::{namespace, node, pod, rule, settings};
     use super::*;
-    use crate::store::testing::domain;
+    use crate::store::testing::{agent, domain};
     use crate::store::{SqliteStore, Store};
 
+    async fn store() -> Arc<dyn Store> {
+        Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap())
+    }
+
     async fn cluster() -> (Cluster, Arc<Registry>) {
-        let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap());
+        cluster_on(store().await).await
+    }
+
+    async fn cluster_on(store: Arc<dyn Store>) -> (Cluster, Arc<Registry>) {
         let registry = Registry::load(store, &domain(), Clock::system()).await.unwrap();
         let source = SourceState {
             parent_prefix: "spiffe://example.test/spire/agent/k8s_psat/demo/".to_owned(),
@@ -496,5 +537,34 @@ mod tests {
         news.send(News::Fact(gone)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(registry.entry_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_agent_of_a_node_object_that_is_gone_is_evicted_and_a_banned_one_stays_banned() {
+        let store = store().await;
+        let (mut cluster, registry) = cluster_on(Arc::clone(&store)).await;
+        let agent = |uid: &str| agent(&format!("/spire/agent/k8s_psat/demo/{uid}"), "1", &[]);
+        for (name, uid) in [("n1", "u1"), ("n2", "u2"), ("n3", "u3"), ("n4", "u4")] {
+            store.put_agent(agent(uid)).await.unwrap();
+            if uid == "u3" {
+                store.ban_agent(&agent(uid).id).await.unwrap();
+            }
+            cluster.take(News::Fact(node(name, uid)));
+        }
+        for fact in [
+            Fact::Node("n1".into(), None),
+            node("n2", "new"),
+            Fact::Node("n3".into(), None),
+            node("n4", "u4"),
+        ] {
+            cluster.take(News::Fact(fact));
+        }
+        cluster.evict_orphans().await;
+        let mut left = Vec::new();
+        for uid in ["u1", "u2", "u3", "u4"] {
+            let found = registry.agent(&agent(uid).id).await.unwrap();
+            left.extend(found.map(|agent| (uid, agent.is_banned())));
+        }
+        assert_eq!(left, [("u3", true), ("u4", false)]);
     }
 }

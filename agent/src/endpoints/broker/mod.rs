@@ -9,6 +9,7 @@
 mod allowed;
 mod caller;
 mod gate;
+mod handshakes;
 mod listener;
 pub mod reference;
 mod refusal;

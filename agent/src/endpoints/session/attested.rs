@@ -12,7 +12,7 @@ use tonic::{Code, Request, Status};
 
 use super::refusals::{Refused, refuse_unknown};
 use super::view::{Selectors, View};
-use super::{Access, SessionParts, Sessions, Shared};
+use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
 use crate::endpoints::jwt_svids::signing_turns;
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
@@ -22,8 +22,6 @@ use crate::workload::Workload;
 
 /// How long a change takes at most from the server to here, when it is pushed.
 const PUSH_LAG: Duration = Duration::from_millis(500);
-/// How long an SVID that is being signed is waited for before a caller gets what there is.
-const ISSUE_WAIT: Duration = Duration::from_secs(10);
 /// How often a caller looks whether an expired SVID has left the cache.
 const EXPIRY_LOOK: Duration = Duration::from_secs(1);
 

@@ -30,7 +30,7 @@ use self::kubelet::{FetchPods, Kubelet};
 use self::namespaces::{FetchNamespace, InCluster, Namespaces};
 pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
 use self::poller::{Poller, Waited};
-use super::container::{self, ContainerRef};
+use super::container::{self, Cgroup, ContainerRef};
 use super::{
     AttestorError, ListedPod, PodFacts, PodReference, Process, WorkloadAttestor, cgroups, off_thread,
 };
@@ -178,7 +178,18 @@ fn locate(process: &Process, verbose: bool) -> Result<Option<ContainerRef>, Atte
     if verbose {
         tracing::debug!(pid = process.pid(), ?groups, "cgroups of a workload");
     }
-    let Some(place) = container::in_cgroups(&groups)?.filter(is_of_kubelet) else {
+    place_in(&groups)
+}
+
+/// The pod's UID that these control groups (`/proc/<pid>/cgroup`) name, if they are such as a kubelet made. The kubelet
+/// is not asked.
+pub fn pod_uid(cgroups: &str) -> Option<String> {
+    let groups = container::parse_cgroups(cgroups).ok()?;
+    place_in(&groups).ok()??.pod_uid
+}
+
+fn place_in(groups: &[Cgroup]) -> Result<Option<ContainerRef>, AttestorError> {
+    let Some(place) = container::in_cgroups(groups)?.filter(is_of_kubelet) else {
         return Ok(None);
     };
     // Who may make groups within a container, or is delegated a part of the tree, may name one after the container
