@@ -20,6 +20,7 @@ mod latency;
 mod life;
 mod log_selectors;
 mod openssl;
+mod pod_sockets;
 mod raw_http2;
 mod rotation;
 mod scale;

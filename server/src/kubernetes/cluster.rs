@@ -78,6 +78,7 @@ impl Cluster {
         stop: Stop,
     ) -> Result<(), Infallible> {
         let mut revisions = self.registry.revisions();
+        let mut contests = self.registry.contests();
         let mut compare = interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         compare.reset();
@@ -99,10 +100,15 @@ impl Cluster {
                     masks_at = Some(Instant::now() + STORE_DELAY);
                     continue;
                 }
+                Ok(()) = contests.changed(), if masks_at.is_none() => {
+                    masks_at = Some(Instant::now() + STORE_DELAY);
+                    continue;
+                }
                 () = wait(masks_at) => {
                     revisions.mark_unchanged();
+                    contests.mark_unchanged();
                     masks_at = None;
-                    self.deriver.stored_changed();
+                    self.deriver.others_changed();
                 }
                 Some(question) = self.questions.recv() => {
                     self.answer(question);
@@ -120,19 +126,22 @@ impl Cluster {
         self.synced.extend(Kind::ALL);
         facts.into_iter().for_each(|fact| self.deriver.apply(fact));
         let mut revisions = self.registry.revisions();
+        let mut contests = self.registry.contests();
         loop {
             self.pass(None);
-            tokio::select! {
+            let changed = tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                changed = revisions.changed() => if changed.is_err() {
-                    return Ok(());
-                },
+                changed = revisions.changed() => changed,
+                changed = contests.changed() => changed,
                 Some(question) = self.questions.recv() => {
                     self.answer(question);
                     continue;
                 }
+            };
+            if changed.is_err() {
+                return Ok(());
             }
-            self.deriver.stored_changed();
+            self.deriver.others_changed();
         }
     }
 
@@ -178,9 +187,7 @@ impl Cluster {
         if waits.is_empty() {
             let began = Instant::now();
             let registry = &self.registry;
-            let pass = self
-                .deriver
-                .pass(&|entry: &Entry| registry.has_similar_stored(entry));
+            let pass = self.deriver.pass(&|entry: &Entry| registry.gives_way(entry));
             if !pass.upserts.is_empty() || !pass.removals.is_empty() || !self.source.is_settled {
                 metrics().called("kubernetes_pass", &[], began.elapsed());
             }
@@ -280,13 +287,13 @@ impl Cluster {
             return;
         }
         let registry = &self.registry;
-        let is_stored = |entry: &Entry| registry.has_similar_stored(entry);
-        self.deriver.stored_changed();
-        let late = self.deriver.pass(&is_stored);
+        let is_taken = |entry: &Entry| registry.gives_way(entry);
+        self.deriver.others_changed();
+        let late = self.deriver.pass(&is_taken);
         registry.apply_derived(&late.upserts, &late.removals);
         let mut anew = Deriver::new(self.deriver.settings().clone());
         self.deriver.objects().facts().for_each(|fact| anew.apply(fact));
-        anew.pass(&is_stored);
+        anew.pass(&is_taken);
         let (held, right): (Derivation, Derivation) = (self.deriver.derivation(), anew.derivation());
         if held.entries == right.entries {
             return;
@@ -404,6 +411,103 @@ mod tests {
         cluster.pass(None);
         assert_eq!(registry.entry_count(), 1);
         assert!(registry.sources()["demo"].is_settled);
+    }
+
+    /// A cluster of this name with one static entry, the same for all clusters, that was made at this second.
+    fn declaring(name: &str, registry: &Arc<Registry>, second: u32) -> Cluster {
+        let settings = Settings {
+            cluster_name: name.to_owned(),
+            ..settings()
+        };
+        let mut cluster = Cluster::new(
+            settings,
+            Arc::clone(registry),
+            Clock::system(),
+            SourceState::default(),
+        );
+        cluster.synced.extend(Kind::ALL);
+        cluster.take(News::Fact(fixed(second, true)));
+        cluster
+    }
+
+    fn fixed(second: u32, is_there: bool) -> Fact {
+        let object = json!({
+            "apiVersion": "spire.spiffe.io/v1alpha1", "kind": "ClusterStaticEntry",
+            "metadata": {"name": "vm", "uid": "u", "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
+            "spec": {"spiffeID": "spiffe://example.test/vm", "parentID": "spiffe://example.test/agent", "selectors": ["unix:uid:1"]},
+        });
+        let object = serde_json::from_value(object).unwrap();
+        Fact::Static("vm".into(), is_there.then(|| Arc::new(object)))
+    }
+
+    fn looks_again(cluster: &mut Cluster) {
+        cluster.deriver.others_changed();
+        cluster.pass(None);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_two_clusters_declare_is_one_whichever_was_heard_first() {
+        for first in ["a", "b"] {
+            for (seconds, winner, loser) in [((5, 5), "a", "b"), ((5, 6), "a", "b"), ((6, 5), "b", "a")] {
+                let (_own, registry) = cluster().await;
+                let mut clusters = BTreeMap::from([
+                    ("a", declaring("a", &registry, seconds.0)),
+                    ("b", declaring("b", &registry, seconds.1)),
+                ]);
+                let mut contests = registry.contests();
+                clusters.get_mut(first).unwrap().pass(None);
+                let second = if first == "a" { "b" } else { "a" };
+                clusters.get_mut(second).unwrap().pass(None);
+                if first == loser {
+                    assert!(contests.has_changed().unwrap(), "the loser is told");
+                }
+                contests.mark_unchanged();
+                clusters.values_mut().for_each(looks_again);
+                let entries = registry.entries(0, 10);
+                let ids: Vec<&str> = entries.iter().map(|stored| &*stored.entry.id).collect();
+                assert_eq!(ids.len(), 1, "{first} first, {seconds:?}: {ids:?}");
+                assert!(ids[0].starts_with(&format!("k8s.{winner}.")), "{ids:?}");
+                let told = |name: &str| clusters[name].deriver.derivation().statics["vm"].clone();
+                assert!(told(winner).is_set && !told(winner).is_masked);
+                assert!(told(loser).is_masked && !told(loser).is_set);
+                assert_eq!(clusters[loser].deriver.totals().statics, [0, 1, 0]);
+
+                let cluster = clusters.get_mut(winner).unwrap();
+                cluster.take(News::Fact(fixed(0, false)));
+                cluster.pass(None);
+                assert!(contests.has_changed().unwrap(), "the loser may come back");
+                looks_again(clusters.get_mut(loser).unwrap());
+                let entries = registry.entries(0, 10);
+                assert!(entries[0].entry.id.starts_with(&format!("k8s.{loser}.")));
+                assert_eq!(entries.len(), 1);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clusters_that_declare_the_same_hear_of_each_other() {
+        let (_own, registry) = cluster().await;
+        let mut tasks = finial_identity::process::TaskSet::new();
+        let (news_of_a, of_a) = mpsc::channel(64);
+        let (_news_of_b, of_b) = mpsc::channel(64);
+        let (a, b) = (declaring("a", &registry, 5), declaring("b", &registry, 5));
+        let stop = tasks.stop_signal();
+        tasks.spawn("b", b.run(of_b, Arc::default(), stop.clone()));
+        _news_of_b.send(News::Heard(Kind::Pods)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let only = || {
+            let entries = registry.entries(0, 10);
+            assert_eq!(entries.len(), 1);
+            entries[0].entry.id.clone()
+        };
+        assert!(only().starts_with("k8s.b."));
+        tasks.spawn("a", a.run(of_a, Arc::default(), stop));
+        news_of_a.send(News::Heard(Kind::Pods)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(only().starts_with("k8s.a."));
+        news_of_a.send(News::Fact(fixed(0, false))).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(only().starts_with("k8s.b."));
     }
 
     #[tokio::test(start_paused = true)]

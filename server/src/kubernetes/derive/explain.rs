@@ -114,7 +114,7 @@ impl Deriver {
                     Counts::Stored => RuleOutcome::Masked {
                         by: match name_stored(&entry) {
                             Some(id) => format!("stored entry {id}"),
-                            None => "a stored entry".to_owned(),
+                            None => "an entry that another cluster declares".to_owned(),
                         },
                         entry,
                     },
