@@ -3,6 +3,7 @@
 mod broker;
 mod bundle;
 mod coverage;
+mod federation;
 mod fixture;
 mod jwt_svid;
 mod spiffe_id;
