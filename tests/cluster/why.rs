@@ -26,11 +26,19 @@ fn an_operator_is_told_the_way_of_an_identity_and_the_label_that_lacks() {
     installation.wait_for_identity(&space, "has", &id);
     let answer = asked(installation, &format!("{space}/has"), "HAS_IDENTITY");
     let entry = &answer["entries"][0];
-    assert_eq!((&entry["spiffe_id"], &entry["is_at_agent"]), (&json!(id), &json!(true)));
+    assert_eq!(
+        (&entry["spiffe_id"], &entry["is_at_agent"]),
+        (&json!(id), &json!(true))
+    );
     assert_eq!(answer["pod"]["phase"], "Running");
     let agent = installation.agent_id(answer["node"]["name"].as_str().expect("a node"));
     assert_eq!(answer["node"]["agents"][0]["spiffe_id"], agent.as_str());
-    let milliseconds = |value: &Value| value.as_str().and_then(|text| text.parse::<i64>().ok()).unwrap_or_default();
+    let milliseconds = |value: &Value| {
+        value
+            .as_str()
+            .and_then(|text| text.parse::<i64>().ok())
+            .unwrap_or_default()
+    };
     let hops = [
         &answer["pod"]["created_at_ms"],
         &answer["pod"]["scheduled_at_ms"],
@@ -49,7 +57,11 @@ fn an_operator_is_told_the_way_of_an_identity_and_the_label_that_lacks() {
     );
 
     // Where no fallback hides it: rules pass over nothing in the agents' namespace but by selectors.
-    cluster.apply(&Workload::new(SYSTEM_NAMESPACE, "nearly").label("why", "yess").manifest());
+    cluster.apply(
+        &Workload::new(SYSTEM_NAMESPACE, "nearly")
+            .label("why", "yess")
+            .manifest(),
+    );
     installation.wait_for_refusal(SYSTEM_NAMESPACE, "nearly");
     let answer = asked(installation, &format!("{SYSTEM_NAMESPACE}/nearly"), "NO_RULE");
     let rules = answer["rules"].as_array().expect("rules");

@@ -7,16 +7,16 @@
 //!     FINIAL_BIN=target/release/finial FINIAL_TEST_PODS=10000 cargo test --release -p finial-tests --test e2e scale -- --ignored --nocapture
 
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::x509::{Csr, CsrSubject};
-use finial_proto::finial::server::explain::v1::ExplainPodRequest;
-use finial_proto::finial::server::explain::v1::explain_client::ExplainClient;
-use finial_proto::finial::server::sync::v1::WatchRequest;
 use finial_proto::finial::server::sync::v1::sync_client::SyncClient;
 use finial_proto::finial::server::sync::v1::watch_response::Event;
+use finial_proto::finial::server::sync::v1::{WatchRequest, WatchResponse};
 use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use finial_proto::spire::api::server::agent::v1::attest_agent_request::{Params, Step};
 use finial_proto::spire::api::server::agent::v1::{
@@ -69,6 +69,12 @@ async fn measures_rules_over_many_pods() {
         agents.push(identity.clone());
         follow(stack.port(), identity, Arc::clone(&seen));
     }
+    let mut last = Last {
+        cluster: &cluster,
+        seen: &seen,
+        number: 0,
+    };
+    last.comes().await;
     let empty = memory(stack.server().pid());
 
     // All pods but some appear as fast as they come.
@@ -82,7 +88,7 @@ async fn measures_rules_over_many_pods() {
         cluster.put(pod);
     });
     let put = began.elapsed();
-    seen.wait(pods).await;
+    seen.wait(0..pods).await;
     println!(
         "all pods at once: put in {put:.2?}, the last entry pushed after {:.2?}",
         began.elapsed()
@@ -101,7 +107,8 @@ async fn measures_rules_over_many_pods() {
     for n in pods..pods + bound {
         cluster.put(pod(n, n % APPS, false));
     }
-    settle(&private, pods + bound).await;
+    // What was told before is taken in when what is told last is.
+    last.comes().await;
     let mut times = Vec::new();
     let pace = Duration::from_secs_f64(1.0 / rate as f64);
     let cpu = cpu_time(stack.server().pid());
@@ -112,7 +119,7 @@ async fn measures_rules_over_many_pods() {
         cluster.put(pod(pods + n, (pods + n) % APPS, true));
         times.push((uid(pods + n), began));
     }
-    seen.wait(pods + bound).await;
+    seen.wait(pods..pods + bound).await;
     let spent = cpu_time(stack.server().pid()) - cpu;
     let latencies = times.iter().map(|(uid, began)| seen.last(uid) - *began);
     print_times(
@@ -167,34 +174,54 @@ async fn measures_rules_over_many_pods() {
     );
     seen.check(&moved, "/app-4/");
 
-    // The whole list again.
+    // The whole list again, which ends with a pod that is new in it.
     for _ in 0..3 {
-        let began = now_ms();
         cluster.forget_history();
-        let listed = relisted(&private, began).await;
-        println!(
-            "all watches broken and listed anew: {} ms until all pods were taken in again",
-            listed - began
-        );
+        let took = last.comes().await;
+        println!("all watches broken and all listed anew: {took:.2?} until the last pod's entry");
     }
+
     // A server that starts with all of it.
-    let count = seen.count();
     stack.server().terminate();
-    let began = now_ms();
+    seen.forget();
+    let began = Instant::now();
     stack.start_server();
-    stack.wait_server();
-    let private = unix(stack.server_socket()).await.expect("the private socket");
-    settle(&private, pods + bound).await;
-    let listed = relisted(&private, began).await;
+    for identity in agents {
+        follow(stack.port(), identity, Arc::clone(&seen));
+    }
+    seen.wait(0..pods + bound).await;
+    let took = began.elapsed();
     let started = memory(stack.server().pid());
     println!(
-        "server started anew: {} ms until all pods were taken in; {} KiB, peak {} KiB: {} bytes a pod",
-        listed - began,
+        "server started anew: {took:.2?} until the agents had all entries; {} KiB, peak {} KiB: {} bytes a pod",
         started.rss / 1024,
         started.peak / 1024,
         started.rss.saturating_sub(empty.rss) / (pods + bound) as u64
     );
-    assert!(count >= pods + bound, "every pod had its entry");
+}
+
+/// Pods that come last in every list and every stream, one after the other.
+struct Last<'a> {
+    cluster: &'a FakeCluster,
+    seen: &'a Seen,
+    number: usize,
+}
+
+impl Last<'_> {
+    const NAMESPACE: &'static str = "team-last";
+    const FIRST: usize = 900_000_000;
+
+    /// How long it takes for a new one.
+    async fn comes(&mut self) -> Duration {
+        let n = Self::FIRST + self.number;
+        self.number += 1;
+        let mut pod = pod(n, 0, true);
+        pod["metadata"]["namespace"] = json!(Self::NAMESPACE);
+        let began = Instant::now();
+        self.cluster.put(pod);
+        self.seen.wait(n..n + 1).await;
+        began.elapsed()
+    }
 }
 
 fn options(cluster: &FakeCluster, directory: &TempDir) -> StackOptions {
@@ -212,8 +239,8 @@ fn options(cluster: &FakeCluster, directory: &TempDir) -> StackOptions {
 
 /// Namespaces and rules: one for each app, and one for the rest.
 fn objects(cluster: &FakeCluster) {
-    for n in 0..NAMESPACES {
-        let name = format!("team-{n}");
+    let names = (0..NAMESPACES).map(|n| format!("team-{n}"));
+    for name in names.chain([Last::NAMESPACE.to_owned()]) {
         let labels = json!({"kubernetes.io/metadata.name": name, "tier": "apps"});
         cluster.put(
             json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}),
@@ -271,7 +298,7 @@ fn pod(n: usize, app: usize, is_bound: bool) -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
         "metadata": {
-            "name": format!("app-{app}-5c9f7d6b8-{n:06}"), "generateName": format!("app-{app}-5c9f7d6b8-"),
+            "name": format!("backend-5c9f7d6b8-{n:06}"), "generateName": "backend-5c9f7d6b8-",
             "namespace": format!("team-{}", n / APPS % NAMESPACES), "uid": uid(n),
             "labels": {
                 "app": format!("app-{app}"), "pod-template-hash": "5c9f7d6b8",
@@ -284,7 +311,7 @@ fn pod(n: usize, app: usize, is_bound: bool) -> Value {
             }]
         },
         "spec": {
-            "serviceAccountName": format!("app-{app}"), "nodeName": node, "schedulerName": "default-scheduler",
+            "serviceAccountName": format!("app-{}", n % APPS), "nodeName": node, "schedulerName": "default-scheduler",
             "restartPolicy": "Always", "terminationGracePeriodSeconds": 30, "dnsPolicy": "ClusterFirst",
             "containers": [container("app"), container("proxy")],
             "tolerations": [{"key": "node.kubernetes.io/not-ready", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 300}],
@@ -350,8 +377,20 @@ impl Seen {
         waited.await.expect("the entries come in time");
     }
 
-    async fn wait(&self, pods: usize) {
-        self.until(|inner| inner.pods.len() >= pods).await;
+    /// Waits for the entries of these pods.
+    async fn wait(&self, pods: Range<usize>) {
+        let next = AtomicUsize::new(pods.start);
+        self.until(|inner| {
+            let first = next.load(Ordering::Relaxed);
+            let lacking = (first..pods.end).find(|n| !inner.pods.contains_key(&uid(*n)));
+            next.store(lacking.unwrap_or(pods.end), Ordering::Relaxed);
+            lacking.is_none()
+        })
+        .await;
+    }
+
+    fn forget(&self) {
+        *self.inner.lock().expect("nobody panics while holding the lock") = Inner::default();
     }
 
     /// Waits until so many entries more came, and as many went.
@@ -426,16 +465,18 @@ async fn attest(port: u16, token: &str) -> Identity {
     }
 }
 
-/// Opens a stream and reads it to its end in the background.
+/// Opens a stream, as often as it takes, and reads it to its end in the background.
 fn follow(port: u16, identity: Identity, seen: Arc<Seen>) {
     tokio::spawn(async move {
-        let channel = tls(port, Some(identity)).await.expect("TLS with a certificate");
-        let mut client = SyncClient::new(channel).max_decoding_message_size(16 << 20);
-        let mut stream = client
-            .watch(WatchRequest::default())
-            .await
-            .expect("a stream")
-            .into_inner();
+        let limit = Instant::now() + LIMIT;
+        let mut stream = loop {
+            match watch(port, identity.clone()).await {
+                Ok(stream) => break stream,
+                // A server that has just started asks agents to come again.
+                Err(error) if Instant::now() > limit => panic!("no stream: {error:#}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+            }
+        };
         while let Ok(Some(message)) = stream.message().await {
             match message.event {
                 Some(Event::Snapshot(snapshot)) => seen.take(&snapshot.entries, 0),
@@ -446,45 +487,10 @@ fn follow(port: u16, identity: Identity, seen: Arc<Seen>) {
     });
 }
 
-async fn explained(private: &Channel) -> finial_proto::finial::server::explain::v1::Watch {
-    let request = ExplainPodRequest {
-        namespace: "team-0".to_owned(),
-        name: "none".to_owned(),
-        cluster: String::new(),
-    };
-    let answer = ExplainClient::new(private.clone()).explain_pod(request).await;
-    answer
-        .expect("an explanation")
-        .into_inner()
-        .watch
-        .expect("how the watch stands")
-}
-
-/// Waits until the server knows that many pods.
-async fn settle(private: &Channel, pods: usize) {
-    let pods = i64::try_from(pods).expect("few");
-    let limit = Instant::now() + LIMIT;
-    loop {
-        let watch = explained(private).await;
-        if watch.is_settled && watch.pods >= pods {
-            return;
-        }
-        assert!(Instant::now() < limit, "the server knows {} pods", watch.pods);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-}
-
-/// When all pods were listed after a moment.
-async fn relisted(private: &Channel, after: i64) -> i64 {
-    let limit = Instant::now() + LIMIT;
-    loop {
-        let listed = explained(private).await.listed_at_ms;
-        if listed > after {
-            return listed;
-        }
-        assert!(Instant::now() < limit, "pods are not listed again");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn watch(port: u16, identity: Identity) -> anyhow::Result<tonic::Streaming<WatchResponse>> {
+    let channel = tls(port, Some(identity)).await?;
+    let mut client = SyncClient::new(channel).max_decoding_message_size(16 << 20);
+    Ok(client.watch(WatchRequest::default()).await?.into_inner())
 }
 
 struct Memory {
@@ -533,11 +539,6 @@ fn print_times(what: &str, mut times: Vec<Duration>) {
         at(99),
         at(100)
     );
-}
-
-fn now_ms() -> i64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970");
-    i64::try_from(since.as_millis()).expect("a time of this era")
 }
 
 fn variable(name: &str, default: usize) -> usize {

@@ -161,6 +161,11 @@ impl Sessions {
         &self.shared.parts.clock
     }
 
+    /// Who the workloads are.
+    pub fn attestation(&self) -> &WorkloadAttestation {
+        &self.shared.parts.attestation
+    }
+
     /// What the operator decided about callers.
     pub fn policy(&self) -> &CallerPolicy {
         &self.shared.parts.policy

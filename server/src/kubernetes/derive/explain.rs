@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use finial_identity::entry::Entry;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use time::OffsetDateTime;
 
@@ -12,6 +11,7 @@ use super::objects::node_name;
 use super::pod::Outcome;
 use super::{Deriver, NamespacedName};
 use crate::kubernetes::label_filter::{LabelFilter, Labels};
+use crate::kubernetes::objects::Pod;
 use crate::kubernetes::resources::ClusterSPIFFEID;
 use crate::registry::{LabelDifference, NodeReport, PodFacts, RuleOutcome, RuleReport};
 
@@ -114,7 +114,7 @@ impl Deriver {
                     Counts::Stored => RuleOutcome::Masked {
                         by: match name_stored(&entry) {
                             Some(id) => format!("stored entry {id}"),
-                            None => "a stored entry".to_owned(),
+                            None => "an entry that another cluster declares".to_owned(),
                         },
                         entry,
                     },
@@ -203,18 +203,35 @@ fn differences<'a>(
     })
 }
 
-/// What concerns a pod most comes first.
-fn order(outcome: &RuleOutcome) -> u8 {
+/// What concerns a pod most comes first; of near misses those that look like a slip of the pen.
+fn order(outcome: &RuleOutcome) -> (u8, usize) {
     match outcome {
-        RuleOutcome::Matches(_) => 0,
-        RuleOutcome::Masked { .. } => 1,
-        RuleOutcome::Broken(_) => 2,
-        RuleOutcome::WaitsForNode => 3,
-        RuleOutcome::FallbackNotUsed(_) => 4,
-        RuleOutcome::NearlyMatches(_) => 5,
-        RuleOutcome::OtherClass(_) => 6,
-        RuleOutcome::DoesNotMatch(_) => 7,
+        RuleOutcome::Matches(_) => (0, 0),
+        RuleOutcome::Masked { .. } => (1, 0),
+        RuleOutcome::Broken(_) => (2, 0),
+        RuleOutcome::WaitsForNode => (3, 0),
+        RuleOutcome::FallbackNotUsed(_) => (4, 0),
+        RuleOutcome::NearlyMatches(difference) => (5, distance(difference)),
+        RuleOutcome::OtherClass(_) => (6, 0),
+        RuleOutcome::DoesNotMatch(_) => (7, 0),
     }
+}
+
+/// How much of a label's value is in the way: what is left without a common beginning and end.
+fn distance(difference: &LabelDifference) -> usize {
+    let Some(found) = difference.found.as_deref() else {
+        return usize::MAX;
+    };
+    let wanted = difference.wanted.trim_matches('"');
+    let same = |pair: &(char, char)| pair.0 == pair.1;
+    let start = found.chars().zip(wanted.chars()).take_while(same).count();
+    let (found, wanted): (Vec<char>, Vec<char>) = (
+        found.chars().skip(start).collect(),
+        wanted.chars().skip(start).collect(),
+    );
+    let end = found.iter().rev().zip(wanted.iter().rev());
+    let end = end.take_while(|(one, other)| one == other).count();
+    found.len().max(wanted.len()) - end
 }
 
 /// The selectors that hold for every process of the pod, or for those of one of its containers. Images are left

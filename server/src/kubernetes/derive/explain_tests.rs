@@ -94,6 +94,22 @@ fn one_label_that_differs_is_named_with_both_values() {
 }
 
 #[test]
+fn the_near_miss_that_looks_like_a_slip_comes_first() {
+    let found = outcomes(vec![
+        pod(
+            "shop",
+            "a",
+            &json!({"metadata": {"labels": {"app": "wep-server"}}}),
+        ),
+        rule("absent", 9, &pods(json!({"matchLabels": {"tier": "front"}}))),
+        rule("broken", 0, &pods(json!({"matchLabels": {"app": "broken"}}))),
+        rule("web", 0, &pods(json!({"matchLabels": {"app": "web-server"}}))),
+    ]);
+    let names: Vec<&str> = found.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["web", "broken", "absent"]);
+}
+
+#[test]
 fn two_labels_that_differ_are_no_near_miss() {
     let spec = json!({"namespaceSelector": {"matchLabels": {"team": "b"}}, "podSelector": {"matchLabels": {"app": "db"}}});
     let outcome = only(vec![pod("shop", "a", &json!({})), rule("r", 0, &spec)]);

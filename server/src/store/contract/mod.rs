@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::entry::{Entry, EntryError};
+use finial_identity::federation::{EndpointProfile, EndpointUrl, Relationship};
 use finial_identity::spiffe_id::TrustDomain;
 use time::OffsetDateTime;
 
@@ -38,6 +39,7 @@ pub(crate) async fn all(open: impl AsyncFn() -> Arc<dyn Store>) {
     the_own_bundle_counts_effective_edits(&*open().await).await;
     a_foreign_bundle_is_kept_as_it_is(&*open().await).await;
     deleting_a_bundle_respects_the_mode(&*open().await).await;
+    relationships_are_stored_with_the_bundles_that_come_with_them(&*open().await).await;
     journals_are_replaced_by_key(&*open().await).await;
     revisions_are_dense_and_carry_what_changed(&*open().await).await;
     what_changes_nothing_makes_no_revision(&*open().await).await;

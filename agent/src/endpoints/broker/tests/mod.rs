@@ -3,6 +3,7 @@
 
 mod answers;
 mod callers;
+mod objects;
 mod refusals;
 
 use std::net::SocketAddr;
@@ -35,7 +36,7 @@ use crate::config::{AllowedBroker, AllowedReference, BindAddress, BrokerSettings
 use crate::endpoints::limits::SocketShare;
 use crate::endpoints::listener::LocalSocket;
 use crate::endpoints::session::{SessionParts, Sessions};
-use crate::endpoints::testing::{FactsByPid, TRUST_DOMAIN, Workload, World};
+use crate::endpoints::testing::{FactsByPid, FakePods, TRUST_DOMAIN, Workload, World};
 use crate::svids::CachedEntry;
 use crate::test_pki::Authority;
 use crate::workload::{ProcFs, WorkloadAttestation};
@@ -79,8 +80,22 @@ impl Stage {
         Self::with(World::new(), |_share| {}).await
     }
 
-    async fn with(mut world: World, change: impl FnOnce(&mut SocketShare)) -> Self {
+    async fn with(world: World, change: impl FnOnce(&mut SocketShare)) -> Self {
+        Self::of(world, change, None).await
+    }
+
+    /// With an attestor that knows pods.
+    async fn with_pods(pods: &FakePods) -> Self {
+        Self::of(World::new(), |_share| {}, Some(pods.clone())).await
+    }
+
+    async fn of(mut world: World, change: impl FnOnce(&mut SocketShare), pods: Option<FakePods>) -> Self {
         let facts = FactsByPid::default();
+        let attestation = WorkloadAttestation::new(vec![Arc::new(facts.clone())], Duration::from_secs(5));
+        let attestation = match pods {
+            Some(pods) => attestation.with_pod_facts(Arc::new(pods)),
+            None => attestation,
+        };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("broker/broker.sock");
         let public = LocalSocket::public(&dir.path().join("public/api.sock")).unwrap();
@@ -97,7 +112,7 @@ impl Stage {
         change(&mut share);
         let stop = world.tasks.stop_signal();
         let sessions = Sessions::new(SessionParts {
-            attestation: WorkloadAttestation::new(vec![Arc::new(facts.clone())], Duration::from_secs(5)),
+            attestation,
             ..world.parts()
         });
         let serving = endpoint.into_tasks(BrokerParts {
@@ -223,16 +238,20 @@ fn pid(pid: u32) -> Option<pb::WorkloadReference> {
 }
 
 fn object() -> Option<pb::WorkloadReference> {
+    of_kind("pods", "core", Some(("shop", "web")), "")
+}
+
+fn of_kind(plural: &str, group: &str, key: Option<(&str, &str)>, uid: &str) -> Option<pb::WorkloadReference> {
     let message = pb::KubernetesObjectReference {
         r#type: Some(pb::KubernetesObjectType {
-            plural: "pods".to_owned(),
-            group: "core".to_owned(),
+            plural: plural.to_owned(),
+            group: group.to_owned(),
         }),
-        key: Some(pb::KubernetesObjectKey {
-            namespace: "shop".to_owned(),
-            name: "web".to_owned(),
+        key: key.map(|(namespace, name)| pb::KubernetesObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
         }),
-        uid: String::new(),
+        uid: uid.to_owned(),
     };
     reference(ReferenceType::KubernetesObject, &message)
 }
