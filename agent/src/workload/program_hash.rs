@@ -422,7 +422,7 @@ mod tests {
     async fn a_user_hashes_one_program_at_a_time_and_a_call_that_waited_reads_nothing() {
         let workload = Workload::start();
         let hashes = hashes_at(Clock::system().now() + LATER);
-        let turn = hashes.per_user.acquire(7).await.unwrap();
+        let turn = hashes.per_user.acquire(7, HASHES_OF_A_USER).await;
         let mut waiting = Box::pin(hashes.sha256(&workload.process, 7, 0));
         tokio::select! {
             biased;

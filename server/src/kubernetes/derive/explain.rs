@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use finial_identity::entry::Entry;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use time::OffsetDateTime;
 
@@ -12,6 +11,7 @@ use super::objects::node_name;
 use super::pod::Outcome;
 use super::{Deriver, NamespacedName};
 use crate::kubernetes::label_filter::{LabelFilter, Labels};
+use crate::kubernetes::objects::Pod;
 use crate::kubernetes::resources::ClusterSPIFFEID;
 use crate::registry::{LabelDifference, NodeReport, PodFacts, RuleOutcome, RuleReport};
 

@@ -17,13 +17,13 @@ use std::sync::Arc;
 
 use finial_identity::entry::Entry;
 use finial_identity::spiffe_id::TrustDomain;
-use k8s_openapi::api::core::v1::{Node, Pod};
 use regex::RegexSet;
 use uuid::Uuid;
 
 use super::label_filter::Labels;
 use super::resources::{ClusterSPIFFEID, ClusterStaticEntry};
 use super::template::Template;
+use crate::kubernetes::objects::{Node, Pod};
 use keys::Keys;
 use pod::PodState;
 use statics::StaticState;
