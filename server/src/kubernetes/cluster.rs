@@ -395,6 +395,14 @@ mod tests {
         Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap())
     }
 
+    /// Nobody takes in what is declared.
+    fn declarations() -> Declarations {
+        Declarations {
+            sets: tokio::sync::watch::Sender::default(),
+            states: tokio::sync::watch::channel(Default::default()).1,
+        }
+    }
+
     async fn cluster() -> (Cluster, Arc<Registry>) {
         cluster_on(store().await).await
     }
@@ -406,14 +414,10 @@ mod tests {
             ..SourceState::default()
         };
         registry.set_source("demo", source.clone());
-        let declarations = Declarations {
-            sets: tokio::sync::watch::Sender::default(),
-            states: tokio::sync::watch::channel(Default::default()).1,
-        };
         let cluster = Cluster::new(
             settings(),
             Arc::clone(&registry),
-            declarations,
+            declarations(),
             Clock::system(),
             source,
         );
@@ -457,6 +461,7 @@ mod tests {
         let mut cluster = Cluster::new(
             settings,
             Arc::clone(registry),
+            declarations(),
             Clock::system(),
             SourceState::default(),
         );
