@@ -193,6 +193,21 @@ fn the_sample_rule_gives_the_known_controllers_entry() {
 }
 
 #[test]
+fn a_pod_without_the_label_of_a_template_gets_no_identity_that_others_without_it_share() {
+    let spec = json!({"spiffeIDTemplate": "spiffe://{{ .TrustDomain }}/team-{{ .PodMeta.Labels.team }}"});
+    let derivation = derived(
+        settings(),
+        vec![
+            rule("r", 0, &spec),
+            pod("shop", "a", &json!({"metadata": {"labels": {"team": "a"}}})),
+            pod("shop", "b", &json!({})),
+        ],
+    );
+    assert_eq!(ids(&derivation), ["/team-a"]);
+    assert_eq!(status(&derivation, "r").stats.pod_entry_render_failures, 1);
+}
+
+#[test]
 fn ids_times_and_revisions_depend_on_the_objects_alone() {
     let facts = || vec![rule("r", 0, &json!({})), pod("shop", "a", &json!({}))];
     let one = derived(settings(), facts());
@@ -527,7 +542,7 @@ fn what_cannot_be_an_entry_is_counted_with_its_reason() {
             "out of range",
         ),
         (
-            json!({"workloadSelectorTemplates": ["k8s:{{ .PodMeta.Labels.no }}"]}),
+            json!({"workloadSelectorTemplates": ["k8s:{{ index .PodMeta.Labels \"no\" }}"]}),
             1,
             0,
             "selector value is empty",
