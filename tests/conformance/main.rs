@@ -4,6 +4,7 @@ mod broker;
 mod broker_objects;
 mod bundle;
 mod coverage;
+mod federation;
 mod fixture;
 mod jwt_svid;
 mod spiffe_id;

@@ -10,6 +10,7 @@ mod cli;
 mod csi;
 mod delegated;
 mod dev;
+mod federation;
 mod freeze;
 mod full_disk;
 mod helper;

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::Declarations;
 use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
 use super::federations::Federations;
 use super::objects::Node;
@@ -33,6 +34,7 @@ const STORE_DELAY: Duration = Duration::from_millis(200);
 pub(super) struct Cluster {
     deriver: Deriver,
     federations: Federations,
+    declarations: Declarations,
     registry: Arc<Registry>,
     clock: Clock,
     source: SourceState,
@@ -51,6 +53,7 @@ impl Cluster {
     pub(super) fn new(
         settings: Settings,
         registry: Arc<Registry>,
+        declarations: Declarations,
         clock: Clock,
         source: SourceState,
     ) -> Self {
@@ -59,6 +62,7 @@ impl Cluster {
             questions: registry.questions(&settings.cluster_name),
             deriver: Deriver::new(settings),
             registry,
+            declarations,
             clock,
             source,
             synced: BTreeSet::new(),
@@ -79,6 +83,7 @@ impl Cluster {
     ) -> Result<(), Infallible> {
         let mut revisions = self.registry.revisions();
         let mut contests = self.registry.contests();
+        let mut refreshes = self.declarations.states.clone();
         let mut compare = interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         compare.reset();
@@ -104,6 +109,7 @@ impl Cluster {
                     masks_at = Some(Instant::now() + STORE_DELAY);
                     continue;
                 }
+                Ok(()) = refreshes.changed() => self.federations.refreshed(),
                 () = wait(masks_at) => {
                     revisions.mark_unchanged();
                     contests.mark_unchanged();
@@ -121,10 +127,10 @@ impl Cluster {
         }
     }
 
-    /// Takes in facts that stay as they are, and follows the store's changes until `stop`.
-    pub(super) async fn run_once(mut self, facts: Vec<Fact>, stop: Stop) -> Result<(), Infallible> {
+    /// Takes in objects that stay as they are, and follows the store's changes until `stop`.
+    pub(super) async fn run_once(mut self, objects: Vec<News>, stop: Stop) -> Result<(), Infallible> {
         self.synced.extend(Kind::ALL);
-        facts.into_iter().for_each(|fact| self.deriver.apply(fact));
+        objects.into_iter().for_each(|object| self.take(object));
         let mut revisions = self.registry.revisions();
         let mut contests = self.registry.contests();
         loop {
@@ -193,6 +199,7 @@ impl Cluster {
             }
             self.publish(pass, outbox);
         }
+        self.publish_federations(outbox);
         let lost = self
             .troubles
             .iter()
@@ -249,8 +256,26 @@ impl Cluster {
             for problem in pass.problems {
                 outbox.put_problem(problem);
             }
-            for (name, status, before) in self.federations.pass() {
-                outbox.put_federation(name, status, before);
+        }
+    }
+
+    /// Says which relationships are declared, and what became of each.
+    fn publish_federations(&mut self, outbox: Option<&Outbox>) {
+        if !self.synced.contains(&Kind::Federations) {
+            return;
+        }
+        let states = self.declarations.states.borrow().clone();
+        let pass = self.federations.pass(&states);
+        if let Some(declared) = pass.declared {
+            let cluster: Arc<str> = self.name().into();
+            self.declarations.sets.send_modify(|sets| {
+                sets.insert(cluster, declared);
+            });
+        }
+        for (name, status, before) in pass.told {
+            match outbox {
+                Some(outbox) => outbox.put_federation(name, status, before),
+                None => status.warn(&name),
             }
         }
     }
@@ -370,6 +395,14 @@ mod tests {
         Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap())
     }
 
+    /// Nobody takes in what is declared.
+    fn declarations() -> Declarations {
+        Declarations {
+            sets: tokio::sync::watch::Sender::default(),
+            states: tokio::sync::watch::channel(Default::default()).1,
+        }
+    }
+
     async fn cluster() -> (Cluster, Arc<Registry>) {
         cluster_on(store().await).await
     }
@@ -381,7 +414,13 @@ mod tests {
             ..SourceState::default()
         };
         registry.set_source("demo", source.clone());
-        let cluster = Cluster::new(settings(), Arc::clone(&registry), Clock::system(), source);
+        let cluster = Cluster::new(
+            settings(),
+            Arc::clone(&registry),
+            declarations(),
+            Clock::system(),
+            source,
+        );
         (cluster, registry)
     }
 
@@ -422,6 +461,7 @@ mod tests {
         let mut cluster = Cluster::new(
             settings,
             Arc::clone(registry),
+            declarations(),
             Clock::system(),
             SourceState::default(),
         );

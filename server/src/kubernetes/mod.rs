@@ -1,4 +1,5 @@
-//! Entries that operators declare as objects in Kubernetes: watches -> facts -> [`derive`] -> registry.
+//! Entries and federation relationships that operators declare as objects in Kubernetes: watches -> facts -> [`derive`]
+//! -> registry, and `federations` -> whoever fetches bundles.
 //!
 //! Each cluster of the configuration has its own watches ([`watch`]), whose news the cluster's one task
 //! ([`cluster`]) gives to the pure derivation and publishes to the registry, at once and in memory only.
@@ -22,10 +23,12 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use finial_identity::federation::{DeclaredSets, RefreshStates};
 use finial_identity::process::{Clock, TaskSet};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
+use tokio::sync::watch as channel;
 
 use crate::config::{ClusterSource, ConfigMapPublisher, KubernetesCluster};
 use crate::registry::{Registry, SourceState};
@@ -87,6 +90,15 @@ pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTempla
     }
 }
 
+/// Where federation relationships go that objects declare, and what became of them.
+#[derive(Clone, Debug)]
+pub struct Declarations {
+    /// What each cluster declares.
+    pub sets: channel::Sender<DeclaredSets>,
+    /// How the refresh of each bundle stands.
+    pub states: channel::Receiver<RefreshStates>,
+}
+
 /// Begins to derive entries from the objects of the configured clusters.
 ///
 /// # Errors
@@ -94,6 +106,7 @@ pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTempla
 pub async fn start(
     clusters: &[KubernetesCluster],
     registry: &Arc<Registry>,
+    declarations: &Declarations,
     clock: &Clock,
     tasks: &mut TaskSet,
 ) -> Result<(), KubernetesError> {
@@ -104,7 +117,13 @@ pub async fn start(
             ..SourceState::default()
         };
         registry.set_source(&configured.name, source.clone());
-        let cluster = Cluster::new(settings, Arc::clone(registry), clock.clone(), source);
+        let cluster = Cluster::new(
+            settings,
+            Arc::clone(registry),
+            declarations.clone(),
+            clock.clone(),
+            source,
+        );
         let stop = tasks.stop_signal();
         match &configured.source {
             ClusterSource::Api {
@@ -127,8 +146,8 @@ pub async fn start(
                 tasks.spawn("kubernetes", cluster.run(watches, outbox, stop));
             }
             ClusterSource::Manifests(path) => {
-                let facts = manifests(&configured.name, path)?;
-                tasks.spawn("kubernetes", cluster.run_once(facts, stop));
+                let objects = manifests(&configured.name, path)?;
+                tasks.spawn("kubernetes", cluster.run_once(objects, stop));
             }
         }
     }
@@ -245,7 +264,7 @@ fn check_trust(config: &Config) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn manifests(cluster: &str, path: &Path) -> Result<Vec<derive::Fact>, KubernetesError> {
+fn manifests(cluster: &str, path: &Path) -> Result<Vec<watch::News>, KubernetesError> {
     manifests::read(path).map_err(|text| KubernetesError::Manifests {
         cluster: cluster.to_owned(),
         text,
