@@ -445,8 +445,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_pod_that_has_lost_its_socket_has_no_facts() {
-        let tasks = finial_identity::process::TaskSet::new();
+        let mut tasks = finial_identity::process::TaskSet::new();
         let gone = tasks.stop_signal();
+        let socket = gone.clone().stopped_owned();
+        tasks.spawn("socket", async {
+            socket.await;
+            Ok::<(), std::convert::Infallible>(())
+        });
         tasks.run_until_first_exit(async {}).await.unwrap();
         let record = pods::tests::pod("0a1b").record().clone();
         let workload = Workload::Pod(Arc::new(Pod::new(record, None, 1, gone)));
