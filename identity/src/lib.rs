@@ -3,7 +3,7 @@
 //!
 //! A text or a message from outside is parsed once into a type that cannot be wrong: [`spiffe_id`],
 //! [`selector`], [`entry`]. Keys ([`key`]) sign and verify certificates ([`x509`]) and tokens ([`jwt`], [`wit`]);
-//! a trust domain's authorities form a [`bundle`], against which [`peer`] checks who is at the other
+//! a trust domain's authorities form a [`bundle`], which [`federation`] brings from elsewhere, and against which [`peer`] checks who is at the other
 //! end of a connection. [`wire`] and [`json`] are the way to and from the messages of `finial-proto`;
 //! [`settings`] reads configuration files; [`process`] is what every process stands on,
 //! [`command`] what its commands spell alike, [`metrics`] and [`traces`] what operators watch it by.
@@ -11,6 +11,7 @@
 pub mod bundle;
 pub mod command;
 pub mod entry;
+pub mod federation;
 pub mod json;
 pub mod jwt;
 pub mod key;

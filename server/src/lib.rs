@@ -5,7 +5,7 @@
 //! [`registry`] who may have which identity and [`authority`] for signatures on what
 //! [`credential`] describes; [`store`] remembers. A change is committed in the store with the next
 //! revision, and the registry tells the streams of exactly those agents that it concerns.
-//! Entries that objects in Kubernetes declare come from [`kubernetes`] straight into the registry.
+//! Bundles of foreign trust domains come by [`federation`]. Entries that objects in Kubernetes declare come from [`kubernetes`] straight into the registry.
 //! [`config`] is read before anything starts, [`app`] puts the parts together, [`cli`] is what an
 //! operator types, [`telemetry`] what the operator reads.
 
@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod credential;
 pub mod endpoints;
+pub mod federation;
 pub mod kubernetes;
 pub mod registry;
 pub mod store;

@@ -20,6 +20,7 @@ pub fn alternative(path: &str, default: &Value) -> Value {
         }
         ("spire-server.nodeAttestor.k8sPSAT.serviceAccountAllowList", _) => json!(["nodes:agent"]),
         ("spire-agent.kubeletAddress.mode", _) => json!("hostname"),
+        ("global.k8s.ipFamily", _) => json!("IPv6"),
         ("spire-agent.kubeletAuthorization", _) => json!("nodesProxy"),
         ("spire-agent.hostNetwork", _) => json!(true),
         ("spire-agent.runAsUser", _) => json!(1000),

@@ -25,6 +25,13 @@ fn every_node_is_attested_and_a_pod_on_each_gets_its_svid() {
     expected.sort();
     assert_eq!(attested, expected);
 
+    for node in cluster.nodes() {
+        let pod = cluster.get(&["-n", SYSTEM_NAMESPACE, "pod", &installation.agent_pod(&node)]);
+        for container in pod["status"]["containerStatuses"].as_array().expect("statuses") {
+            assert_eq!(container["image"], installation.image(), "{container}");
+        }
+    }
+
     let space = cluster.namespace("attested");
     for node in cluster.nodes() {
         let name = format!("on-{node}");
@@ -49,9 +56,23 @@ fn pods_with_different_labels_get_different_identities_and_one_without_the_fallb
     cluster.apply(&Workload::new(&space, "red").label("team", "red").manifest());
     cluster.apply(&Workload::new(&space, "blue").label("team", "blue").manifest());
     cluster.apply(&Workload::new(&space, "none").label("app", "red").manifest());
-    installation.wait_for_identity(&space, "red", &id("team/red"));
-    installation.wait_for_identity(&space, "blue", &id("team/blue"));
-    installation.wait_for_identity(&space, "none", &id("ns/labels/sa/default"));
+    cluster.kubectl_ok(&["-n", &space, "create", "serviceaccount", "db"]);
+    cluster.apply(&Workload::new(&space, "db").service_account("db").manifest());
+    for (pod, path) in [
+        ("red", "team/red"),
+        ("blue", "team/blue"),
+        ("none", "ns/labels/sa/default"),
+        ("db", "ns/labels/sa/db"),
+    ] {
+        installation.wait_for_identity(&space, pod, &id(path));
+        let uid = pod_uid(installation, &space, pod);
+        let entries = installation.entries();
+        let own = entries
+            .iter()
+            .filter(|entry| entry["selectors"].to_string().contains(&uid));
+        let own: Vec<_> = own.map(|entry| &entry["spiffe_id"]["path"]).collect();
+        assert_eq!(own, [&json!(format!("/{path}"))], "{pod}");
+    }
 }
 
 /// One in a namespace that rules pass over, one in a namespace that no rule selects.

@@ -59,6 +59,7 @@ impl<'a> Installation<'a> {
     /// Installs the chart with the values of tests, or brings a release back to them, and waits until it is ready.
     /// `None` where Helm's engine is not.
     pub fn install(&self) -> Option<()> {
+        volume(self.cluster);
         let done = self.helm(&self.with_values(&["upgrade", "--install", "finial"]))?;
         if !done.status.success() {
             panic!("{}\n{}", done.stderr, self.state());
@@ -91,7 +92,6 @@ impl<'a> Installation<'a> {
         );
         let busybox = cluster.busybox().display().to_string();
         cluster.import_image(WORKLOAD_IMAGE, &["--program", &program, "--busybox", &busybox]);
-        volume(cluster);
         cluster.apply(
             &json!({
                 "apiVersion": "v1",
@@ -312,12 +312,27 @@ pub fn ids(printed: &str) -> Vec<String> {
 }
 
 /// A volume for the server, which Kubernetes gives to the group of the pod as it does with a disk. It outlives its
-/// claim.
+/// claim, and is of no use to another one until somebody has wiped it: that is done here.
 fn volume(cluster: &Cluster) {
     const PLACE: &str = "/var/lib/finial-volume";
     let node = cluster.nodes().remove(0);
-    let made = run(cluster.enter_node(&node, "mkdir").args(["-p", PLACE]));
-    assert!(made.status.success(), "{}", made.stderr);
+    let on_node = |program: &str, args: &[&str]| {
+        let done = run(cluster.enter_node(&node, program).args(args));
+        assert!(done.status.success(), "{}", done.stderr);
+    };
+    let phase = [
+        "get",
+        "persistentvolume",
+        "finial",
+        "-o",
+        "jsonpath={.status.phase}",
+    ];
+    let phase = cluster.kubectl(&phase).stdout;
+    if phase == "Released" {
+        cluster.kubectl_ok(&["delete", "persistentvolume", "finial", "--timeout=60s"]);
+        on_node("rm", &["-r", PLACE]);
+    }
+    on_node("mkdir", &["-p", PLACE]);
     cluster.apply(
         &json!({
             "apiVersion": "v1",

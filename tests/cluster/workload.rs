@@ -18,7 +18,7 @@ pub struct Workload {
 
 impl Workload {
     pub fn new(namespace: &str, name: &str) -> Self {
-        let mut workload = Self {
+        let bare = Self {
             pod: json!({
                 "apiVersion": "v1",
                 "kind": "Pod",
@@ -27,16 +27,15 @@ impl Workload {
                     "terminationGracePeriodSeconds": 1,
                     "automountServiceAccountToken": false,
                     "containers": [],
-                    "volumes": [{
-                        "name": "spiffe-workload-api",
-                        "csi": {"driver": "csi.spiffe.io", "readOnly": true},
-                    }],
+                    "volumes": [],
                 },
             }),
         };
-        workload = workload
-            .container(json!({"name": "main", "image": WORKLOAD_IMAGE, "command": ["sleep", "86400"]}));
-        workload
+        bare.volume(json!({
+            "name": "spiffe-workload-api",
+            "csi": {"driver": "csi.spiffe.io", "readOnly": true},
+        }))
+        .container(json!({"name": "main", "image": WORKLOAD_IMAGE, "command": ["sleep", "86400"]}))
     }
 
     pub fn label(mut self, key: &str, value: &str) -> Self {
@@ -45,14 +44,12 @@ impl Workload {
     }
 
     /// Past the scheduler, onto this node.
-    pub fn node(mut self, node: &str) -> Self {
-        self.pod["spec"]["nodeName"] = json!(node);
-        self
+    pub fn node(self, node: &str) -> Self {
+        self.spec("nodeName", json!(node))
     }
 
-    pub fn service_account(mut self, name: &str) -> Self {
-        self.pod["spec"]["serviceAccountName"] = json!(name);
-        self
+    pub fn service_account(self, name: &str) -> Self {
+        self.spec("serviceAccountName", json!(name))
     }
 
     /// One more container, with the CSI volume and the variable that names the socket. What `container` says itself
@@ -69,12 +66,6 @@ impl Workload {
             }
         }
         self.list("containers").push(container);
-        self
-    }
-
-    /// What the first container runs in place of sleeping.
-    pub fn command(mut self, words: &[&str]) -> Self {
-        self.list("containers")[0]["command"] = json!(words);
         self
     }
 

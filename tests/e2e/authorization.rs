@@ -58,10 +58,9 @@ async fn every_rpc_refuses_whom_the_table_does_not_name() {
                 .is_err_and(|status| status.code() == Code::Unimplemented)
                 && *class != "local";
             let local_only = classes == ["local"];
-            let unserved = method.contains(".trustdomain.");
             let right = match allowed {
                 true => !refused,
-                false => refused || (local_only && absent) || (unserved && absent),
+                false => refused || (local_only && absent),
             };
             if !right {
                 wrong.push(format!("{method} by {class}: allowed {allowed}, got {outcome:?}"));

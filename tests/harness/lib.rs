@@ -1,15 +1,18 @@
 //! Starts the real program for the suites beside it and watches it.
 //!
 //! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary
-//! directory; `peer` finds programs that nobody here wrote and decides between skip and failure;
+//! directory; `https` has bundle endpoints that
+//! answer as they are told; `peer` finds programs that nobody here wrote and decides between skip and failure;
 //! `wait_until` is the only place of the Rust suites that sleeps.
 
+mod https;
 pub mod kubernetes;
 mod peer;
 mod program;
 mod stack;
 mod wait;
 
+pub use https::{BundleEndpoint, TlsIdentity, WebAuthority, https_get};
 pub use peer::{Peer, absent, require_all, skipped};
 pub use program::{Output, Program, finial, run, run_ok};
 pub use stack::{Entry, Stack, StackOptions};

@@ -31,6 +31,8 @@ pub struct StackOptions {
     pub unix_attestor: String,
     /// Lines inside the agent's `plugins { }`.
     pub agent_plugins: String,
+    /// Variables of the server's environment.
+    pub server_env: Vec<(String, String)>,
     /// Variables of the agent's environment.
     pub agent_env: Vec<(String, String)>,
 }
@@ -48,6 +50,7 @@ impl Default for StackOptions {
             agent_blocks: String::new(),
             unix_attestor: String::new(),
             agent_plugins: String::new(),
+            server_env: Vec::new(),
             agent_env: Vec::new(),
         }
     }
@@ -241,6 +244,7 @@ impl Stack {
         let config = self.dir().join("server.conf");
         let mut command = Command::new(finial());
         command.args(["server", "run", "-config"]).arg(config);
+        command.envs(self.options.server_env.iter().cloned());
         self.server = Some(Program::start("server", &mut command));
     }
 

@@ -1,4 +1,4 @@
-//! TLS of the listener that Prometheus scrapes.
+//! TLS of HTTP listeners: the one that Prometheus scrapes, and a server's bundle endpoint.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,7 +19,7 @@ use crate::spiffe_id::SpiffeId;
 use crate::x509::X509Svid;
 
 const HTTP1: &[u8] = b"http/1.1";
-/// The files are read again when a handshake comes and they were read longer ago than this.
+/// The files are read again when a handshake comes and they were read longer ago than this, unless said otherwise.
 const FRESH: Duration = Duration::from_secs(60);
 /// Most bytes of each file.
 const MAX_FILE: usize = 1024 * 1024;
@@ -55,6 +55,7 @@ pub struct CertificateFiles {
     key_file: PathBuf,
     client_ca_file: Option<PathBuf>,
     clock: Clock,
+    fresh_for: Duration,
     held: Mutex<(Instant, Arc<ServerConfig>)>,
 }
 
@@ -75,14 +76,21 @@ impl CertificateFiles {
             key_file,
             client_ca_file,
             clock,
+            fresh_for: FRESH,
             held: Mutex::new((Instant::now(), Arc::new(config))),
         })
+    }
+
+    /// The same, read again when a handshake comes and they were read longer ago than this.
+    #[must_use]
+    pub fn fresh_for(self, fresh_for: Duration) -> Self {
+        Self { fresh_for, ..self }
     }
 
     /// What the next handshake uses. Files that cannot be used leave in place what was read before.
     pub fn config(&self) -> Arc<ServerConfig> {
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        if held.0.elapsed() >= FRESH {
+        if held.0.elapsed() >= self.fresh_for {
             held.0 = Instant::now();
             match load(
                 &self.cert_file,
@@ -92,7 +100,7 @@ impl CertificateFiles {
             ) {
                 Ok(config) => held.1 = Arc::new(config),
                 Err(error) => {
-                    tracing::warn!(%error, "certificate of the metrics listener cannot be read again")
+                    tracing::warn!(%error, "certificate of an HTTP listener cannot be read again")
                 }
             }
         }

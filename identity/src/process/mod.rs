@@ -2,11 +2,13 @@
 //!
 //! Nothing here knows SPIFFE. [`Clock`] is the only source of time, [`TaskSet`] the only owner of
 //! tasks, [`private_file`] the only way to write state, [`unix_listener`] the only way to open a
-//! local socket, [`http_listener`] the only way to answer plain HTTP, [`AuthorityAdapter`] what makes such a socket serve gRPC clients of every language.
+//! local socket, [`http_listener`] the only way to answer plain HTTP,
+//! [`http_get`] the only way to ask by it, [`AuthorityAdapter`] what makes such a socket serve gRPC clients of every language.
 
 pub mod authority;
 pub mod clock;
 mod header_block;
+pub mod http_get;
 pub mod http_listener;
 pub mod limits;
 pub mod log;

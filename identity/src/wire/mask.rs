@@ -74,6 +74,21 @@ pub fn apply_bundle_mask(bundle: types::Bundle, mask: &Option<types::BundleMask>
     }
 }
 
+/// Keeps the fields of a federation relationship that the mask names.
+#[must_use]
+pub fn apply_relationship_mask(
+    relationship: types::FederationRelationship,
+    mask: &Option<types::FederationRelationshipMask>,
+) -> types::FederationRelationship {
+    let Some(mask) = mask else { return relationship };
+    types::FederationRelationship {
+        trust_domain: relationship.trust_domain,
+        bundle_endpoint_url: keep(mask.bundle_endpoint_url, relationship.bundle_endpoint_url),
+        bundle_endpoint_profile: keep(mask.bundle_endpoint_profile, relationship.bundle_endpoint_profile),
+        trust_domain_bundle: keep(mask.trust_domain_bundle, relationship.trust_domain_bundle),
+    }
+}
+
 fn keep<T: Default>(bit: bool, value: T) -> T {
     if bit { value } else { T::default() }
 }
@@ -164,6 +179,23 @@ mod tests {
         for number in 2..=6 {
             let masked = apply_bundle_mask(bundle.clone(), &one_bit(number));
             assert_eq!(field_numbers(&masked), [1, u32::from(number)]);
+        }
+    }
+
+    #[test]
+    fn each_bit_of_the_relationship_mask_keeps_its_field() {
+        use types::federation_relationship::BundleEndpointProfile;
+        let relationship = types::FederationRelationship {
+            trust_domain: "a.test".into(),
+            bundle_endpoint_url: "https://a.test".into(),
+            trust_domain_bundle: Some(types::Bundle::default()),
+            bundle_endpoint_profile: Some(BundleEndpointProfile::HttpsWeb(types::HttpsWebProfile {})),
+        };
+        assert_eq!(apply_relationship_mask(relationship.clone(), &None), relationship);
+        // The numbers of the mask are not those of the message.
+        for (bit, number) in [(1, 2), (2, 3), (3, 5)] {
+            let masked = apply_relationship_mask(relationship.clone(), &one_bit(bit));
+            assert_eq!(field_numbers(&masked), [1, number]);
         }
     }
 

@@ -8,6 +8,7 @@ mod bundle;
 mod digest;
 mod log_level;
 mod mask;
+mod relationship;
 
 use std::borrow::Borrow;
 
@@ -15,6 +16,7 @@ use finial_proto::spire::api::types;
 use thiserror::Error;
 
 use crate::entry::{Entry, EntryParts};
+use crate::federation::{EndpointUrlError, ProfileError};
 use crate::key::KeyError;
 use crate::selector::{Selector, SelectorError};
 use crate::spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
@@ -26,7 +28,10 @@ pub use bundle::{
 };
 pub use digest::{DigestSum, entry_digest};
 pub use log_level::{LogLevelError, log_level_from_wire, log_level_to_wire, logger_to_wire};
-pub use mask::{agent_entry_mask, apply_agent_mask, apply_bundle_mask, apply_entry_mask};
+pub use mask::{
+    agent_entry_mask, apply_agent_mask, apply_bundle_mask, apply_entry_mask, apply_relationship_mask,
+};
+pub use relationship::{relationship_from_wire, relationship_to_wire};
 
 /// A field that does not hold what it should.
 #[derive(Debug, Error)]
@@ -56,6 +61,12 @@ pub enum WireCause {
     /// It is not a public key.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// It is not the URL of a bundle endpoint.
+    #[error(transparent)]
+    Url(#[from] EndpointUrlError),
+    /// It is not the profile of a bundle endpoint.
+    #[error(transparent)]
+    Profile(#[from] ProfileError),
     /// It is a key of a kind that signs no JWT-SVIDs (JWT-SVID §2.1).
     #[error("a key of this kind signs no JWT-SVIDs")]
     NotForJwt,

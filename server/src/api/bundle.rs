@@ -432,13 +432,7 @@ impl BundleService {
 
     fn convert(&self, bundle: types::Bundle, doing: &str) -> Result<Bundle, Refusal> {
         self.foreign(&bundle.trust_domain, doing)?;
-        let mut bundle = bundle;
-        if !self.0.settings.wit_svids {
-            bundle.wit_authorities.clear();
-        }
-        wire::bundle_from_wire(bundle)
-            .map(untainted)
-            .or_refuse("failed to convert bundle")
+        foreign_bundle(&self.0, bundle)
     }
 
     fn foreign(&self, name: &str, doing: &str) -> Result<TrustDomain, Refusal> {
@@ -467,6 +461,17 @@ impl BundleService {
     fn masked(&self, bundle: &Bundle, mask: &Option<types::BundleMask>) -> types::Bundle {
         wire::apply_bundle_mask(self.0.bundle_to_wire(bundle), mask)
     }
+}
+
+/// A bundle of another trust domain as an operator gave it.
+pub(super) fn foreign_bundle(services: &Services, bundle: types::Bundle) -> Result<Bundle, Refusal> {
+    let mut bundle = bundle;
+    if !services.settings.wit_svids {
+        bundle.wit_authorities.clear();
+    }
+    wire::bundle_from_wire(bundle)
+        .map(untainted)
+        .or_refuse("failed to convert bundle")
 }
 
 /// Only this server's own operations taint.

@@ -231,6 +231,9 @@ pub mod field {
     pub const MODE: &str = "mode";
     pub const AGENT_VERSION: &str = "agent_version";
     pub const HELD: &str = "held";
+    pub const BUNDLE_ENDPOINT_URL: &str = "bundle_endpoint_url";
+    pub const BUNDLE_ENDPOINT_PROFILE: &str = "bundle_endpoint_profile";
+    pub const ENDPOINT_SPIFFE_ID: &str = "endpoint_spiffe_id";
 }
 
 impl Call {

@@ -1,6 +1,4 @@
 //! The services, one file each: wire messages in, checked types to the parts below, wire messages out.
-//! `SPIRE`'s TrustDomain service is not served; its rows stand in the table of callers, and calls are
-//! answered with `UNIMPLEMENTED`.
 
 pub mod agent;
 pub mod agent_attest;
@@ -22,6 +20,7 @@ pub mod status;
 pub mod streaming;
 pub mod svid;
 pub mod sync;
+pub mod trust_domain;
 
 mod refusals;
 mod svid_wit;
@@ -39,6 +38,7 @@ use time::OffsetDateTime;
 
 use crate::attestation::Attestors;
 use crate::authority::{AuthorityKind, AuthorityManager, X509Request, X509Subject};
+use crate::federation::Federation;
 use crate::registry::Registry;
 use crate::store::Store;
 use crate::telemetry::LogControl;
@@ -55,6 +55,8 @@ pub struct Services {
     pub registry: Arc<Registry>,
     /// Who signs.
     pub authority: Arc<AuthorityManager>,
+    /// Who keeps foreign bundles fresh.
+    pub federation: Arc<Federation>,
     /// How nodes are attested.
     pub attestors: Attestors,
     /// The time.

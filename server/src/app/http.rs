@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use finial_identity::metrics::{Exposition, OwnIdentity, tls_source};
-use finial_identity::process::http_listener::HttpListener;
+use finial_identity::metrics::{CertificateFiles, Exposition, OwnIdentity, tls_of_svid, tls_source};
+use finial_identity::process::http_listener::{HttpListener, TlsSource};
 use tokio::net::TcpListener;
 
-use super::BuildError;
+use super::{BuildError, RegisteredBundles};
 use crate::api::Services;
-use crate::config::Config;
+use crate::config::{Config, EndpointCertificate};
 use crate::endpoints::http::{health_routes, scrape};
+use crate::federation::endpoint;
 use crate::telemetry::{HELP, PREFIX};
 
 /// The health checks, when they are on.
@@ -40,6 +41,40 @@ pub(super) async fn metrics(
     let routes = scrape(exposition, Arc::clone(services)).routes();
     let listener = listen(&prometheus.host, prometheus.port).await?;
     Ok(Some(HttpListener::new(listener, routes).with_tls(tls)))
+}
+
+/// The own bundle for other trust domains, when it is to be served.
+pub(super) async fn bundle_endpoint(
+    config: &Config,
+    services: &Arc<Services>,
+) -> Result<Option<HttpListener<TcpListener>>, BuildError> {
+    let Some(settings) = &config.federation().bundle_endpoint else {
+        return Ok(None);
+    };
+    let clock = services.clock.clone();
+    let tls = match &settings.certificate {
+        EndpointCertificate::Svid => {
+            let bundles = Arc::new(RegisteredBundles(Arc::clone(&services.registry)));
+            let tls = tls_of_svid(services.authority.server_svid(), bundles, Vec::new(), clock);
+            TlsSource::new(move || Arc::clone(&tls))
+        }
+        EndpointCertificate::Files {
+            cert_file,
+            key_file,
+            sync_interval,
+        } => {
+            let files = CertificateFiles::read(cert_file.clone(), key_file.clone(), None, clock)
+                .map_err(BuildError::EndpointTls)?
+                .fresh_for(*sync_interval);
+            TlsSource::new(move || files.config())
+        }
+    };
+    let registry = Arc::clone(&services.registry);
+    let own_bundle = Box::new(move || registry.own_bundle());
+    let routes = endpoint::routes(own_bundle, settings.refresh_hint, services.settings.wit_svids);
+    let listener = super::listen(settings.bind).await?;
+    tracing::info!(address = %settings.bind, "serving the bundle endpoint");
+    Ok(Some(HttpListener::new(listener, routes).with_tls(Some(tls))))
 }
 
 async fn listen(host: &str, port: u16) -> Result<TcpListener, BuildError> {

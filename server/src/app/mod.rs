@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use finial_identity::federation::DeclaredSets;
 use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::key::{KeyError, KeyManager};
 use finial_identity::metrics::{OwnIdentity, TlsError};
@@ -28,8 +29,10 @@ use finial_proto::spire::api::server::entry::v1::entry_server::EntryServer;
 use finial_proto::spire::api::server::localauthority::v1::local_authority_server::LocalAuthorityServer;
 use finial_proto::spire::api::server::logger::v1::logger_server::LoggerServer;
 use finial_proto::spire::api::server::svid::v1::svid_server::SvidServer;
+use finial_proto::spire::api::server::trustdomain::v1::trust_domain_server::TrustDomainServer;
 use thiserror::Error;
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tonic::service::{Routes, RoutesBuilder};
 use tonic::transport::Channel;
 
@@ -43,6 +46,7 @@ use crate::api::logger::LoggerService;
 use crate::api::registry::RegistryService;
 use crate::api::svid::SvidService;
 use crate::api::sync::SyncService;
+use crate::api::trust_domain::TrustDomainService;
 use crate::api::{ApiSettings, Services};
 use crate::attestation::Attestors;
 use crate::attestation::join_token::JoinTokenAttestor;
@@ -56,6 +60,7 @@ use crate::endpoints::health::HealthService;
 use crate::endpoints::limits::{LimitSettings, Limits};
 use crate::endpoints::tcp::TcpEndpoint;
 use crate::endpoints::uds::UdsEndpoint;
+use crate::federation::{Federation, FederationParts};
 use crate::kubernetes::{self, KubernetesError};
 use crate::registry::{Registry, RegistryError};
 use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
@@ -94,6 +99,9 @@ pub enum BuildError {
     /// The metrics cannot be served over TLS.
     #[error("telemetry.Prometheus.tls: {0}")]
     MetricsTls(#[from] TlsError),
+    /// The bundle endpoint's certificate cannot be used.
+    #[error("federation.bundle_endpoint: {0}")]
+    EndpointTls(#[source] TlsError),
     /// An address cannot be listened on.
     #[error("listen on {address}: {source}")]
     Listen {
@@ -111,6 +119,7 @@ pub struct Bound {
     socket_path: PathBuf,
     health_addr: Option<SocketAddr>,
     metrics_addr: Option<SocketAddr>,
+    bundle_addr: Option<SocketAddr>,
     trust_domain: TrustDomain,
     store: Arc<SqliteStore>,
     tasks: TaskSet,
@@ -142,13 +151,26 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
 
     let mut tasks = TaskSet::with_deadline(STOP_DEADLINE);
     let stop = tasks.stop_signal();
-    kubernetes::start(config.kubernetes(), &registry, &clock, &mut tasks).await?;
+    let (declare, declared) = watch::channel(DeclaredSets::new());
+    let federation = Federation::new(FederationParts {
+        store: Arc::clone(&store),
+        clock: clock.clone(),
+        configured: config.federation().federates_with.clone(),
+        declared,
+        wit_svids: config.authority().wit.is_some(),
+    });
+    let declarations = kubernetes::Declarations {
+        sets: declare,
+        states: federation.states(),
+    };
+    kubernetes::start(config.kubernetes(), &registry, &declarations, &clock, &mut tasks).await?;
     kubernetes::publish_bundles(config.configmap_publishers(), &registry, &mut tasks).await?;
     let services = Arc::new(Services {
         trust_domain: trust_domain.clone(),
         store: Arc::clone(&store),
         registry: Arc::clone(&registry),
         authority: Arc::clone(&authority),
+        federation: Arc::clone(&federation),
         attestors: attestors(&config, &store, &clock).await?,
         clock: clock.clone(),
         log,
@@ -198,8 +220,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         bundles,
     };
     let health = http::health(&config, &services).await?;
+    let bundle_endpoint = http::bundle_endpoint(&config, &services).await?;
     let metrics = http::metrics(&config, &services, own).await?;
     let health_addr = health.as_ref().and_then(HttpListener::local_addr);
+    let bundle_addr = bundle_endpoint.as_ref().and_then(HttpListener::local_addr);
     let metrics_addr = metrics.as_ref().and_then(HttpListener::local_addr);
 
     tasks.spawn("store", watch_store(Arc::clone(&sqlite), stop.clone()));
@@ -214,7 +238,13 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     tasks.spawn("prune", prune(store, clock, config.prune_agents(), stop.clone()));
     tasks.spawn("tcp", tcp.run(stop.clone()));
     tasks.spawn("uds", uds.run(stop.clone()));
-    for (name, listener) in [("health", health), ("metrics", metrics)] {
+    tasks.spawn("federation", federation.run(stop.clone()));
+    let http = [
+        ("health", health),
+        ("metrics", metrics),
+        ("bundle endpoint", bundle_endpoint),
+    ];
+    for (name, listener) in http {
         if let Some(listener) = listener {
             tasks.spawn(name, listener.run(stop.clone()));
         }
@@ -224,6 +254,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         socket_path: config.socket_path().to_owned(),
         health_addr,
         metrics_addr,
+        bundle_addr,
         trust_domain,
         store: sqlite,
         tasks,
@@ -249,6 +280,11 @@ impl Bound {
     /// Where Prometheus scrapes, when it does.
     pub fn metrics_addr(&self) -> Option<SocketAddr> {
         self.metrics_addr
+    }
+
+    /// Where the own bundle is served to other trust domains, when it is.
+    pub fn bundle_addr(&self) -> Option<SocketAddr> {
+        self.bundle_addr
     }
 
     /// Sends traces for as long as the server runs.
@@ -329,6 +365,9 @@ fn shared_routes(services: &Arc<Services>) -> RoutesBuilder {
         .add_service(AgentServer::new(AgentService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(SvidServer::new(SvidService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(BundleServer::new(BundleService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(
+            TrustDomainServer::new(TrustDomainService::new(of())).max_decoding_message_size(MAX_MESSAGE),
+        )
         .add_service(
             LocalAuthorityServer::new(LocalAuthorityService::new(of()))
                 .max_decoding_message_size(MAX_MESSAGE),

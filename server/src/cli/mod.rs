@@ -9,6 +9,8 @@ mod bundle;
 mod entry;
 mod entry_document;
 mod entry_text;
+mod federation;
+mod federation_document;
 mod health;
 mod logger;
 mod mint;
@@ -44,6 +46,7 @@ pub fn command() -> Command {
         .subcommand(entry::command())
         .subcommand(agent::command())
         .subcommand(bundle::command())
+        .subcommand(federation::command())
         .subcommand(mint::x509())
         .subcommand(mint::jwt())
         .subcommand(authority::command())
@@ -65,6 +68,7 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
         ["token", "generate"] => token::generate(matches, console).await,
         ["entry", name] => entry::run(name, matches, console).await,
         ["agent", name] => agent::run(name, matches, console).await,
+        ["federation", name] => federation::run(name, matches, console).await,
         ["bundle", name] => bundle::run(name, matches, console).await,
         ["x509", "mint"] => mint::run_x509(matches, console).await,
         ["jwt", "mint"] => mint::run_jwt(matches, console).await,

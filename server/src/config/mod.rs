@@ -4,6 +4,7 @@
 mod authority;
 mod bundle_publisher;
 mod experimental;
+mod federation;
 mod k8s_psat;
 mod kubernetes;
 mod plugins;
@@ -21,6 +22,7 @@ use crate::telemetry::LogSettings;
 
 pub use authority::{AuthorityConfig, CaSubject, WitConfig};
 pub use bundle_publisher::{BundleFormat, ConfigMapPublisher};
+pub use federation::{BundleEndpoint, EndpointCertificate, FederationConfig};
 pub use finial_identity::settings::{ConfigError, HealthChecks};
 pub use k8s_psat::K8sPsatCluster;
 pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, PARENT_ID_TEMPLATE};
@@ -77,6 +79,7 @@ pub struct Config {
     keys: Keys,
     k8s_psat: Vec<K8sPsatCluster>,
     kubernetes: Vec<KubernetesCluster>,
+    federation: FederationConfig,
     configmap_publishers: Vec<ConfigMapPublisher>,
     warnings: Vec<String>,
 }
@@ -157,6 +160,7 @@ impl Config {
             keys: Keys::Disk(data_dir.join("keys.json")),
             k8s_psat: Vec::new(),
             kubernetes: Vec::new(),
+            federation: FederationConfig::default(),
             configmap_publishers: Vec::new(),
             warnings: Vec::new(),
             trust_domain,
@@ -185,6 +189,12 @@ impl Config {
             health_checks: Some(health_checks),
             ..self
         }
+    }
+
+    /// The same with this federation.
+    #[must_use]
+    pub fn with_federation(self, federation: FederationConfig) -> Self {
+        Self { federation, ..self }
     }
 
     /// `trust_domain`
@@ -270,6 +280,11 @@ impl Config {
     /// `kubernetes.clusters`: where objects declare entries.
     pub fn kubernetes(&self) -> &[KubernetesCluster] {
         &self.kubernetes
+    }
+
+    /// `federation`: the bundle endpoint, and trust domains to federate with.
+    pub fn federation(&self) -> &FederationConfig {
+        &self.federation
     }
 
     /// `BundlePublisher "k8s_configmap"`: where the bundle is published.

@@ -11,6 +11,7 @@ use finial_identity::settings::{
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
 use super::experimental;
+use super::federation::{self, FederationConfig};
 use super::k8s_psat;
 use super::kubernetes::{self, KubernetesCluster};
 use super::plugins::{self, Plugins};
@@ -62,6 +63,7 @@ struct Server {
     prune_agents: Option<PruneAgents>,
     agent_spiffe_id_as_selector: bool,
     kubernetes: Vec<KubernetesCluster>,
+    federation: FederationConfig,
 }
 
 impl Server {
@@ -97,6 +99,10 @@ impl Server {
             .section("kubernetes")
             .map(|section| kubernetes::read(section, warnings))
             .unwrap_or_default();
+        let federation = server
+            .section("federation")
+            .map(|section| federation::read(section, trust_domain.as_ref(), warnings))
+            .unwrap_or_default();
         refuse_unserved(&server, warnings);
         // Read before the early return, so that its mistakes are told together with the others.
         let fallback = TrustDomain::parse("example.org").ok()?;
@@ -116,6 +122,7 @@ impl Server {
             prune_agents,
             agent_spiffe_id_as_selector: experimental.agent_spiffe_id_as_selector,
             kubernetes,
+            federation,
         })
     }
 
@@ -146,6 +153,7 @@ impl Server {
             keys: plugins.keys,
             k8s_psat: plugins.k8s_psat,
             kubernetes: self.kubernetes,
+            federation: self.federation,
             configmap_publishers: plugins.configmap_publishers,
             warnings,
         }
@@ -221,12 +229,6 @@ fn read_prune(server: &Section<'_>) -> Option<PruneAgents> {
 }
 
 fn refuse_unserved(server: &Section<'_>, warnings: &mut Vec<String>) {
-    if server.ignore("federation") {
-        server.problem(
-            "federation",
-            "the bundle endpoint and the refresh of foreign bundles are not served by this version: set foreign bundles with `bundle set`",
-        );
-    }
     if !server.strings("proxy_protocol_trusted_cidrs").is_empty() {
         server.problem(
             "proxy_protocol_trusted_cidrs",
@@ -413,14 +415,14 @@ mod tests {
     fn what_is_not_served_is_refused_by_name() {
         let text = MINIMAL.replace(
             "trust_domain",
-            r#"federation { bundle_endpoint { port = 8443 } }
+            r#"federation { bundle_endpoint { port = 8443 acme {} } }
                proxy_protocol_trusted_cidrs = ["10.0.0.0/8"]
                experimental { require_pq_kem = true feature_flags = ["other"] }
                trust_domain"#,
         );
         let error = parse(&text).unwrap_err();
         for part in [
-            "server.federation",
+            "server.federation.bundle_endpoint.acme",
             "proxy_protocol",
             "require_pq_kem",
             "feature_flags",

@@ -148,6 +148,9 @@ impl Line<'_> {
             wit_authority_key_id = of(field::WIT_KEY_ID),
             public_key = of(field::PUBLIC_KEY),
             mode = of(field::MODE),
+            bundle_endpoint_url = of(field::BUNDLE_ENDPOINT_URL),
+            bundle_endpoint_profile = of(field::BUNDLE_ENDPOINT_PROFILE),
+            endpoint_spiffe_id = of(field::ENDPOINT_SPIFFE_ID),
             "API accessed"
         );
     }

@@ -54,6 +54,13 @@ fn poll(polled: &mut Polled, services: &Services) {
     ] {
         polled.gauge(name, &[], value as f64);
     }
+    for (trust_domain, state) in services.federation.states().borrow().iter() {
+        let labels = [("trust_domain_id", trust_domain.as_str())];
+        polled.gauge("federation_failing", &labels, f64::from(state.trouble.is_some()));
+        if let Some(at) = state.refreshed_at {
+            polled.gauge("federation_last_success", &labels, at.unix_timestamp() as f64);
+        }
+    }
     for (cluster, source) in registry.sources() {
         let cluster = ("cluster", &*cluster);
         polled.gauge("kubernetes_settled", &[cluster], f64::from(source.is_settled));
@@ -80,18 +87,28 @@ async fn ready(State(services): State<Arc<Services>>) -> Response {
     answer(services.health().await, services.unready(), sources(&services))
 }
 
-/// How the clusters stand from which entries are derived. Their trouble makes nobody unhealthy: what is known
+/// How the clusters stand from which entries are derived, and the refresh of foreign bundles. Their trouble makes nobody unhealthy: what is known
 /// stays in force, and a server that is restarted for it would know less.
 fn sources(services: &Services) -> Vec<(String, serde_json::Value)> {
     let now = services.clock.now();
-    let told = services.registry.sources().into_iter().map(|(name, source)| {
+    let clusters = services.registry.sources().into_iter().map(|(name, source)| {
         let age = source.heard_at.map(|heard_at| (now - heard_at).whole_seconds());
         let details = serde_json::json!({
             "settled": source.is_settled, "heard_seconds_ago": age, "trouble": source.trouble,
         });
         (format!("server.kubernetes.{name}"), details)
     });
-    told.collect()
+    let states = services.federation.states().borrow().clone();
+    let partners = states.into_iter().map(|(trust_domain, state)| {
+        let age = state
+            .refreshed_at
+            .map(|refreshed_at| (now - refreshed_at).whole_seconds());
+        let details = serde_json::json!({
+            "refreshed_seconds_ago": age, "trouble": state.trouble.as_deref(),
+        });
+        (format!("server.federation.{trust_domain}"), details)
+    });
+    clusters.chain(partners).collect()
 }
 
 fn answer(

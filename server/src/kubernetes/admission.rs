@@ -4,10 +4,10 @@
 
 use finial_identity::bundle::Bundle;
 use finial_identity::entry::{check_dns_name, check_hint};
+use finial_identity::federation::{EndpointProfile, EndpointUrl, HTTPS_SPIFFE, HTTPS_WEB, Relationship};
 use finial_identity::selector::Selector;
 use finial_identity::settings::parse_duration;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
-use http::Uri;
 use thiserror::Error;
 
 use super::label_filter::LabelFilter;
@@ -87,12 +87,8 @@ pub struct StaticEntry {
 /// A `ClusterFederatedTrustDomain` whose fields are what they should be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Federation {
-    /// The foreign trust domain.
-    pub trust_domain: TrustDomain,
-    /// Where its bundle is fetched.
-    pub endpoint_url: String,
-    /// The endpoint's SPIFFE ID with the profile `https_spiffe`; else it is `https_web`.
-    pub endpoint_id: Option<SpiffeId>,
+    /// How the bundle is fetched.
+    pub relationship: Relationship,
     /// The bundle to start from.
     pub bundle: Option<Bundle>,
 }
@@ -184,15 +180,15 @@ pub fn static_entry(spec: &ClusterStaticEntrySpec) -> Result<StaticEntry, Refuse
 pub fn federation(spec: &ClusterFederatedTrustDomainSpec) -> Result<Federation, Refused> {
     let trust_domain =
         TrustDomain::parse(&spec.trust_domain).map_err(|error| refused("trustDomain", error))?;
-    check_url(&spec.bundle_endpoint_url).map_err(|text| refused("bundleEndpointURL", text))?;
-    let field = "bundleEndpointProfile.endpointSPIFFEID";
-    let id = spec.bundle_endpoint_profile.endpoint_spiffe_id.as_deref();
-    let endpoint_id = match (spec.bundle_endpoint_profile.kind, id.unwrap_or_default()) {
-        (ProfileType::HttpsWeb, "") => None,
-        (ProfileType::HttpsWeb, _) => return Err(refused(field, "https_web has none")),
-        (ProfileType::HttpsSpiffe, "") => return Err(refused(field, "https_spiffe needs it")),
-        (ProfileType::HttpsSpiffe, id) => Some(SpiffeId::parse(id).map_err(|error| refused(field, error))?),
+    let endpoint_url =
+        EndpointUrl::parse(&spec.bundle_endpoint_url).map_err(|error| refused("bundleEndpointURL", error))?;
+    let name = match spec.bundle_endpoint_profile.kind {
+        ProfileType::HttpsWeb => HTTPS_WEB,
+        ProfileType::HttpsSpiffe => HTTPS_SPIFFE,
     };
+    let id = spec.bundle_endpoint_profile.endpoint_spiffe_id.as_deref();
+    let profile = EndpointProfile::parse(name, id.unwrap_or_default())
+        .map_err(|error| refused("bundleEndpointProfile.endpointSPIFFEID", error))?;
     let document = spec
         .trust_domain_bundle
         .as_deref()
@@ -202,28 +198,13 @@ pub fn federation(spec: &ClusterFederatedTrustDomainSpec) -> Result<Federation, 
         .transpose()
         .map_err(|error| refused("trustDomainBundle", error))?;
     Ok(Federation {
-        trust_domain,
-        endpoint_url: spec.bundle_endpoint_url.clone(),
-        endpoint_id,
+        relationship: Relationship {
+            trust_domain,
+            endpoint_url,
+            profile,
+        },
         bundle,
     })
-}
-
-fn check_url(url: &str) -> Result<(), String> {
-    let parsed: Uri = url.parse().map_err(|error| format!("{error}: {url:?}"))?;
-    if parsed.scheme_str() != Some("https") {
-        return Err(format!("scheme must be https: {url:?}"));
-    }
-    let Some(authority) = parsed
-        .authority()
-        .filter(|authority| !authority.host().is_empty())
-    else {
-        return Err(format!("host is missing: {url:?}"));
-    };
-    if authority.as_str().contains('@') {
-        return Err(format!("user information is not allowed: {:?}", authority.host()));
-    }
-    Ok(())
 }
 
 /// Whole seconds; a fraction is cut off.

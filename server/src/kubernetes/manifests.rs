@@ -1,4 +1,4 @@
-//! Static entries from files in place of a cluster: `static_manifest_path`.
+//! Static entries and federation relationships from files in place of a cluster: `static_manifest_path`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::derive::Fact;
 use super::resources::{ClusterFederatedTrustDomain, ClusterStaticEntry, GROUP};
+use super::watch::News;
 
 /// Largest file in bytes.
 const MAX_FILE: usize = 4 * 1024 * 1024;
@@ -16,7 +17,7 @@ const MAX_FILE: usize = 4 * 1024 * 1024;
 ///
 /// # Errors
 /// The first file that cannot be read, or has something else in it.
-pub(super) fn read(directory: &Path) -> Result<Vec<Fact>, String> {
+pub(super) fn read(directory: &Path) -> Result<Vec<News>, String> {
     let listed = std::fs::read_dir(directory).map_err(|error| format!("{}: {error}", directory.display()))?;
     let mut paths = Vec::new();
     for entry in listed {
@@ -31,12 +32,12 @@ pub(super) fn read(directory: &Path) -> Result<Vec<Fact>, String> {
         }
     }
     paths.sort_unstable();
-    let mut facts = Vec::new();
+    let mut news = Vec::new();
     for path in paths {
         let text = private_file::read_text(&path, MAX_FILE).map_err(|error| error.to_string())?;
-        facts.extend(parse(&text).map_err(|error| named(&path, &error))?);
+        news.extend(parse(&text).map_err(|error| named(&path, &error))?);
     }
-    Ok(facts)
+    Ok(news)
 }
 
 fn named(path: &PathBuf, error: &str) -> String {
@@ -44,9 +45,9 @@ fn named(path: &PathBuf, error: &str) -> String {
 }
 
 /// The objects of one file.
-pub(super) fn parse(text: &str) -> Result<Vec<Fact>, String> {
+pub(super) fn parse(text: &str) -> Result<Vec<News>, String> {
     let documents: Vec<Value> = serde_saphyr::from_multiple(text).map_err(|error| error.to_string())?;
-    let mut facts = Vec::new();
+    let mut news = Vec::new();
     for document in documents.into_iter().filter(|document| !document.is_null()) {
         let text = |key: &str| document[key].as_str().unwrap_or_default().to_owned();
         if text("apiVersion") != format!("{GROUP}/v1alpha1") {
@@ -60,20 +61,19 @@ pub(super) fn parse(text: &str) -> Result<Vec<Fact>, String> {
                 let object: ClusterStaticEntry =
                     serde_json::from_value(document).map_err(|error| error.to_string())?;
                 let name = object.metadata.name.clone().unwrap_or_default();
-                facts.push(Fact::Static(name.into(), Some(Arc::new(object))));
+                let fact = Fact::Static(name.into(), Some(Arc::new(object)));
+                news.push(News::Fact(fact));
             }
             "ClusterFederatedTrustDomain" => {
                 let object: ClusterFederatedTrustDomain =
                     serde_json::from_value(document).map_err(|error| error.to_string())?;
-                tracing::warn!(
-                    trust_domain = object.spec.trust_domain,
-                    "foreign bundles are not fetched by this version"
-                );
+                let name = object.metadata.name.clone().unwrap_or_default();
+                news.push(News::Federation(name.into(), Some(Arc::new(object))));
             }
             other => return Err(format!("kind {other:?} has no meaning without a cluster")),
         }
     }
-    Ok(facts)
+    Ok(news)
 }
 
 #[cfg(test)]
@@ -82,18 +82,20 @@ mod tests {
 
     const ENTRY: &str = "apiVersion: spire.spiffe.io/v1alpha1\nkind: ClusterStaticEntry\nmetadata: {name: db}\nspec:\n  spiffeID: spiffe://example.test/db\n  parentID: spiffe://example.test/spire/agent/x\n  selectors: [\"unix:uid:70\"]\n";
 
+    const FEDERATION: &str = "apiVersion: spire.spiffe.io/v1alpha1\nkind: ClusterFederatedTrustDomain\nmetadata: {name: partner}\nspec:\n  trustDomain: partner.test\n  bundleEndpointURL: https://partner.test\n  bundleEndpointProfile: {type: https_web}\n";
+
     #[test]
     fn several_objects_in_a_file_are_read() {
         let second = ENTRY.replace("name: db", "name: db2");
-        let facts = parse(&format!("{ENTRY}---\n{second}")).unwrap();
-        let names: Vec<&str> = facts
+        let news = parse(&format!("{ENTRY}---\n{second}---\n{FEDERATION}")).unwrap();
+        let names: Vec<&str> = news
             .iter()
-            .map(|fact| match fact {
-                Fact::Static(name, Some(_)) => &**name,
+            .map(|news| match news {
+                News::Fact(Fact::Static(name, Some(_))) | News::Federation(name, Some(_)) => &**name,
                 _ => "",
             })
             .collect();
-        assert_eq!(names, ["db", "db2"]);
+        assert_eq!(names, ["db", "db2", "partner"]);
     }
 
     #[test]

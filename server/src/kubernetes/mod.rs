@@ -1,4 +1,5 @@
-//! Entries that operators declare as objects in Kubernetes: watches -> facts -> [`derive`] -> registry.
+//! Entries and federation relationships that operators declare as objects in Kubernetes: watches -> facts -> [`derive`]
+//! -> registry, and `federations` -> whoever fetches bundles.
 //!
 //! Each cluster of the configuration has its own watches ([`watch`]), whose news the cluster's one task
 //! ([`cluster`]) gives to the pure derivation and publishes to the registry, at once and in memory only.
@@ -11,6 +12,7 @@ pub mod derive;
 mod federations;
 pub mod label_filter;
 mod manifests;
+pub mod objects;
 mod outbox;
 mod publish;
 pub mod resources;
@@ -21,10 +23,12 @@ pub mod watch;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use finial_identity::federation::{DeclaredSets, RefreshStates};
 use finial_identity::process::{Clock, TaskSet};
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
+use tokio::sync::watch as channel;
 
 use crate::config::{ClusterSource, ConfigMapPublisher, KubernetesCluster};
 use crate::registry::{Registry, SourceState};
@@ -65,6 +69,36 @@ pub enum KubernetesError {
     },
 }
 
+/// The templates of a configuration that are none, each with its place.
+#[derive(Debug, Error)]
+#[error("{}", .0.join("\n"))]
+pub struct WrongTemplates(Vec<String>);
+
+/// Parses every template of the configuration, of which the file's reader knows no more than that they are texts.
+///
+/// # Errors
+/// [`WrongTemplates`].
+pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTemplates> {
+    let wrong: Vec<String> = clusters
+        .iter()
+        .filter_map(|cluster| parent_id(cluster).err())
+        .map(|error| format!("server.{error}"))
+        .collect();
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(WrongTemplates(wrong)),
+    }
+}
+
+/// Where federation relationships go that objects declare, and what became of them.
+#[derive(Clone, Debug)]
+pub struct Declarations {
+    /// What each cluster declares.
+    pub sets: channel::Sender<DeclaredSets>,
+    /// How the refresh of each bundle stands.
+    pub states: channel::Receiver<RefreshStates>,
+}
+
 /// Begins to derive entries from the objects of the configured clusters.
 ///
 /// # Errors
@@ -72,6 +106,7 @@ pub enum KubernetesError {
 pub async fn start(
     clusters: &[KubernetesCluster],
     registry: &Arc<Registry>,
+    declarations: &Declarations,
     clock: &Clock,
     tasks: &mut TaskSet,
 ) -> Result<(), KubernetesError> {
@@ -82,7 +117,13 @@ pub async fn start(
             ..SourceState::default()
         };
         registry.set_source(&configured.name, source.clone());
-        let cluster = Cluster::new(settings, Arc::clone(registry), clock.clone(), source);
+        let cluster = Cluster::new(
+            settings,
+            Arc::clone(registry),
+            declarations.clone(),
+            clock.clone(),
+            source,
+        );
         let stop = tasks.stop_signal();
         match &configured.source {
             ClusterSource::Api {
@@ -105,8 +146,8 @@ pub async fn start(
                 tasks.spawn("kubernetes", cluster.run(watches, outbox, stop));
             }
             ClusterSource::Manifests(path) => {
-                let facts = manifests(&configured.name, path)?;
-                tasks.spawn("kubernetes", cluster.run_once(facts, stop));
+                let objects = manifests(&configured.name, path)?;
+                tasks.spawn("kubernetes", cluster.run_once(objects, stop));
             }
         }
     }
@@ -132,11 +173,7 @@ pub async fn publish_bundles(
 }
 
 fn settings(configured: &KubernetesCluster, registry: &Registry) -> Result<Settings, KubernetesError> {
-    let parent_id = Template::parse(&configured.parent_id_template, Scope::Node);
-    let parent_id = parent_id.map_err(|source| KubernetesError::ParentId {
-        cluster: configured.name.clone(),
-        source,
-    })?;
+    let parent_id = parent_id(configured)?;
     Ok(Settings {
         trust_domain: registry.trust_domain().clone(),
         cluster_name: configured.name.clone(),
@@ -145,6 +182,13 @@ fn settings(configured: &KubernetesCluster, registry: &Registry) -> Result<Setti
         class_name: configured.class_name.clone(),
         watches_classless: configured.watch_classless,
         parent_id: Arc::new(parent_id),
+    })
+}
+
+fn parent_id(configured: &KubernetesCluster) -> Result<Template, KubernetesError> {
+    Template::parse(&configured.parent_id_template, Scope::Node).map_err(|source| KubernetesError::ParentId {
+        cluster: configured.name.clone(),
+        source,
     })
 }
 
@@ -220,7 +264,7 @@ fn check_trust(config: &Config) -> Result<(), &'static str> {
     Ok(())
 }
 
-fn manifests(cluster: &str, path: &Path) -> Result<Vec<derive::Fact>, KubernetesError> {
+fn manifests(cluster: &str, path: &Path) -> Result<Vec<watch::News>, KubernetesError> {
     manifests::read(path).map_err(|text| KubernetesError::Manifests {
         cluster: cluster.to_owned(),
         text,

@@ -16,6 +16,7 @@ use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::sync::Notify;
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -283,11 +284,17 @@ fn federation_status(
     before: Option<&ClusterFederatedTrustDomainStatus>,
     now: OffsetDateTime,
 ) -> ClusterFederatedTrustDomainStatus {
-    let before = before.cloned().unwrap_or_default();
+    let old = before
+        .map(|before| before.conditions.as_slice())
+        .unwrap_or_default();
+    let whole = |time: OffsetDateTime| time.replace_nanosecond(0).unwrap_or(time);
     ClusterFederatedTrustDomainStatus {
-        conditions: conditions(&before.conditions, &status.ready, status.generation, now),
+        last_fetch_time: status
+            .refreshed_at
+            .and_then(|time| whole(time).format(&Rfc3339).ok()),
+        sequence_number: status.sequence_number,
+        conditions: conditions(old, &status.ready, status.generation, now),
         observed_generation: status.generation,
-        ..before
     }
 }
 

@@ -2,10 +2,10 @@
 
 use std::collections::HashMap;
 
-use k8s_openapi::api::core::v1::Pod;
 use time::OffsetDateTime;
 
 use super::derive::NamespacedName;
+use crate::kubernetes::objects::Pod;
 
 /// Of how many pods times are known; of further ones they are not.
 const MAX_PODS: usize = 131_072;

@@ -132,9 +132,13 @@ impl Core {
 
     /// The entry that gives the same identity for the same facts, of the derived or of the stored ones.
     pub(super) fn similar(&self, entry: &Entry, is_derived: bool) -> Option<Slot> {
-        self.index.similar(entry, |index, slot| {
-            (index.row(slot) >= FIRST_DERIVED_ROW) == is_derived
-        })
+        self.index
+            .similar(entry, |_index, slot| self.is_derived(slot) == is_derived)
+    }
+
+    /// Whether the entry in the slot is derived and not stored.
+    pub(super) fn is_derived(&self, slot: Slot) -> bool {
+        self.index.row(slot) >= FIRST_DERIVED_ROW
     }
 
     fn derived_row(&self, id: &str) -> Option<u64> {

@@ -147,6 +147,21 @@ impl Registry {
         self.found_or_caught_up(|core| core.agents.get(id).cloned()).await
     }
 
+    /// Forgets a node whose machine is gone, so that its streams end and what runs in its place attests as what it is.
+    /// One that is banned stays so. Says whether there was one.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the store cannot be asked or written.
+    pub async fn evict(&self, id: &SpiffeId) -> Result<bool, RegistryError> {
+        let found = self.agent(id).await?;
+        if found.is_none_or(|agent| agent.is_banned()) {
+            return Ok(false);
+        }
+        let deleted = self.store.delete_agent(id).await?;
+        self.catch_up().await?;
+        Ok(deleted.is_some())
+    }
+
     /// How a node stands with an SVID of this serial number (decimal).
     ///
     /// # Errors

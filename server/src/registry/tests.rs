@@ -518,7 +518,10 @@ async fn derived_entries_know_their_rule_and_what_is_like_them() {
     let like = entry("other", "/pod", AGENT, &["k8s:pod-uid:1"]);
     let found = setup.registry.similar_derived(&like).unwrap();
     assert_eq!(found.0.entry.id, "k8s.c.1");
-    assert!(!setup.registry.has_similar_stored(&like));
+    assert!(
+        setup.registry.gives_way(&like),
+        "to the derived one of another id"
+    );
     let unlike = entry("other", "/pod", AGENT, &["k8s:pod-uid:2"]);
     assert!(setup.registry.similar_derived(&unlike).is_none());
     setup.registry.apply_derived(&[], &["k8s.c.1".into()]);

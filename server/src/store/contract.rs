@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::entry::{Entry, EntryError};
+use finial_identity::federation::{EndpointProfile, EndpointUrl, Relationship};
 use finial_identity::spiffe_id::TrustDomain;
 use time::OffsetDateTime;
 
@@ -29,6 +30,7 @@ pub(crate) async fn all(open: impl AsyncFn() -> Arc<dyn Store>) {
     the_own_bundle_counts_effective_edits(&*open().await).await;
     a_foreign_bundle_is_kept_as_it_is(&*open().await).await;
     deleting_a_bundle_respects_the_mode(&*open().await).await;
+    relationships_are_stored_with_the_bundles_that_come_with_them(&*open().await).await;
     journals_are_replaced_by_key(&*open().await).await;
     revisions_are_dense_and_carry_what_changed(&*open().await).await;
     what_changes_nothing_makes_no_revision(&*open().await).await;
@@ -447,6 +449,85 @@ async fn deleting_a_bundle_respects_the_mode(store: &dyn Store) {
         BundleDeleted::Deleted(2)
     );
     assert!(store.list_entries(0, 10).await.unwrap().is_empty());
+}
+
+fn relationship(name: &str, url: &str, profile: EndpointProfile) -> Relationship {
+    Relationship {
+        trust_domain: foreign(name),
+        endpoint_url: EndpointUrl::parse(url).unwrap(),
+        profile,
+    }
+}
+
+async fn relationships_are_stored_with_the_bundles_that_come_with_them(store: &dyn Store) {
+    let id = SpiffeId::parse("spiffe://b.test/spire/server").unwrap();
+    let web = relationship("a.test", "https://a.test/b?x=1", EndpointProfile::HttpsWeb);
+    let spiffe = relationship("b.test", "https://b.test", EndpointProfile::HttpsSpiffe(id));
+    let a = store
+        .create_relationship(web.clone(), None)
+        .await
+        .unwrap()
+        .unwrap();
+    let first = Some(bundle("b.test", 1, 1));
+    let b = store
+        .create_relationship(spiffe.clone(), first)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((&a.relationship, &b.relationship), (&web, &spiffe));
+    assert_eq!(
+        store.list_relationships(0, 10).await.unwrap(),
+        [a.clone(), b.clone()]
+    );
+    assert_eq!(store.list_relationships(a.row, 10).await.unwrap(), [b.clone()]);
+    assert_eq!(store.list_relationships(0, 1).await.unwrap(), [a.clone()]);
+    assert_eq!(
+        store.relationship(&foreign("b.test")).await.unwrap(),
+        Some(b.clone())
+    );
+
+    // One that is refused leaves the bundle as it was.
+    let hint = async || {
+        store
+            .bundle(&foreign("b.test"))
+            .await
+            .unwrap()
+            .unwrap()
+            .bundle
+            .refresh_hint
+    };
+    let again = store.create_relationship(spiffe.clone(), Some(bundle("b.test", 2, 2)));
+    assert_eq!(again.await.unwrap(), None);
+    assert_eq!(hint().await, 1);
+    let change: fn(Relationship) -> Relationship = |before| Relationship {
+        trust_domain: foreign("stolen.test"),
+        profile: EndpointProfile::HttpsWeb,
+        ..before
+    };
+    let (missing, second) = (foreign("c.test"), bundle("b.test", 2, 2));
+    let unknown = store.update_relationship(&missing, Box::new(change), Some(second));
+    assert_eq!(unknown.await.unwrap(), None);
+    assert_eq!(hint().await, 1);
+    let updated = store
+        .update_relationship(&foreign("b.test"), Box::new(change), Some(bundle("b.test", 2, 2)))
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(hint().await, 2);
+    assert_eq!(updated.row, b.row);
+    let expected = relationship("b.test", "https://b.test", EndpointProfile::HttpsWeb);
+    assert_eq!(updated.relationship, expected);
+    assert_eq!(
+        store.relationship(&foreign("b.test")).await.unwrap(),
+        Some(updated)
+    );
+
+    assert!(store.delete_relationship(&foreign("b.test")).await.unwrap());
+    assert!(!store.delete_relationship(&foreign("b.test")).await.unwrap());
+    assert_eq!(store.relationship(&foreign("b.test")).await.unwrap(), None);
+    assert_eq!(hint().await, 2, "the bundle stays");
+    let anew = store.create_relationship(spiffe, None).await.unwrap().unwrap();
+    assert!(anew.row > b.row, "rows are not given again");
 }
 
 async fn journals_are_replaced_by_key(store: &dyn Store) {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use finial_identity::bundle::Bundle;
 use finial_identity::entry::Entry;
+use finial_identity::federation::Relationship;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use time::OffsetDateTime;
 use tokio::sync::watch;
@@ -15,7 +16,8 @@ use tracing::Instrument;
 use super::{
     AgentPut, AgentRecord, AgentStore, BundleDeleteMode, BundleDeleted, BundleEdit, BundleStore, Change,
     ChangeLog, EntryCreated, EntryPatch, EntryStore, EntryUpdated, HistoryError, JoinTokenStore,
-    JournalStore, Revision, Store, StoreError, StoredAgent, StoredBundle, StoredEntry,
+    JournalStore, RelationshipPatch, RelationshipStore, Revision, Store, StoreError, StoredAgent,
+    StoredBundle, StoredEntry, StoredRelationship,
 };
 use crate::telemetry::{TRACE_TARGET, metrics};
 
@@ -213,6 +215,50 @@ impl<S: Store> BundleStore for Metered<S> {
             self.0.delete_bundle(trust_domain, mode),
         )
         .await
+    }
+}
+
+#[async_trait]
+impl<S: Store> RelationshipStore for Metered<S> {
+    async fn relationship(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Result<Option<StoredRelationship>, StoreError> {
+        let work = self.0.relationship(trust_domain);
+        read("datastore_federation_relationship_fetch", work).await
+    }
+
+    async fn list_relationships(
+        &self,
+        after_row: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRelationship>, StoreError> {
+        let work = self.0.list_relationships(after_row, limit);
+        read("datastore_federation_relationship_list", work).await
+    }
+
+    async fn create_relationship(
+        &self,
+        relationship: Relationship,
+        bundle: Option<Bundle>,
+    ) -> Result<Option<StoredRelationship>, StoreError> {
+        let work = self.0.create_relationship(relationship, bundle);
+        write("datastore_federation_relationship_create", work).await
+    }
+
+    async fn update_relationship(
+        &self,
+        trust_domain: &TrustDomain,
+        patch: RelationshipPatch,
+        bundle: Option<Bundle>,
+    ) -> Result<Option<StoredRelationship>, StoreError> {
+        let work = self.0.update_relationship(trust_domain, patch, bundle);
+        write("datastore_federation_relationship_update", work).await
+    }
+
+    async fn delete_relationship(&self, trust_domain: &TrustDomain) -> Result<bool, StoreError> {
+        let work = self.0.delete_relationship(trust_domain);
+        write("datastore_federation_relationship_delete", work).await
     }
 }
 

@@ -1,5 +1,5 @@
-//! What the server remembers: registration entries, attested nodes, bundles, join tokens and journals,
-//! behind one small trait per aggregate.
+//! What the server remembers: registration entries, attested nodes, bundles, federation relationships, join
+//! tokens and journals, behind one small trait per aggregate.
 //!
 //! Every change of an entry, a node or a bundle gets the next [`Revision`] in the
 //! same transaction, so that the order of commits is the order of revisions, without gaps. Whoever
@@ -24,6 +24,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use finial_identity::bundle::Bundle;
 use finial_identity::entry::{Entry, EntryParts};
+use finial_identity::federation::Relationship;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use time::OffsetDateTime;
 use tokio::sync::{oneshot, watch};
@@ -33,14 +34,20 @@ pub use error::{OpenError, StoreError};
 pub use metered::Metered;
 pub use records::{
     AgentPut, AgentRecord, BundleDeleteMode, BundleDeleted, EntryCreated, EntryUpdated, StoredAgent,
-    StoredBundle, StoredEntry,
+    StoredBundle, StoredEntry, StoredRelationship,
 };
 pub use sqlite::SqliteStore;
 
 /// All that a server remembers. The parts are traits of their own; most callers need one of them.
-pub trait Store: EntryStore + AgentStore + JoinTokenStore + BundleStore + JournalStore + ChangeLog {}
+pub trait Store:
+    EntryStore + AgentStore + JoinTokenStore + BundleStore + RelationshipStore + JournalStore + ChangeLog
+{
+}
 
-impl<T> Store for T where T: EntryStore + AgentStore + JoinTokenStore + BundleStore + JournalStore + ChangeLog {}
+impl<T> Store for T where
+    T: EntryStore + AgentStore + JoinTokenStore + BundleStore + RelationshipStore + JournalStore + ChangeLog
+{
+}
 
 /// Changes the fields of a stored entry; the store keeps the id, the creation time and the revision
 /// number whatever the function does to them.
@@ -287,6 +294,61 @@ where
         return Ok(None);
     };
     Ok(receiver.try_recv().ok().map(|value| (stored, value)))
+}
+
+/// Changes a stored relationship; its trust domain stays whatever the function does to it.
+pub type RelationshipPatch = Box<dyn FnOnce(Relationship) -> Relationship + Send>;
+
+/// Federation relationships that operators made through the API. They are no changes that the log tells.
+#[async_trait]
+pub trait RelationshipStore: Send + Sync + Debug {
+    /// The relationship with a trust domain.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn relationship(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Result<Option<StoredRelationship>, StoreError>;
+
+    /// At most `limit` relationships with rows above `after_row`, in the order of rows.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn list_relationships(
+        &self,
+        after_row: u64,
+        limit: u32,
+    ) -> Result<Vec<StoredRelationship>, StoreError>;
+
+    /// Stores a relationship, and the bundle in place of the one stored; `None` when there is one with the trust
+    /// domain, and then the bundle is not stored either.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn create_relationship(
+        &self,
+        relationship: Relationship,
+        bundle: Option<Bundle>,
+    ) -> Result<Option<StoredRelationship>, StoreError>;
+
+    /// Changes a relationship, and stores the bundle in place of the one stored; `None` when there is no
+    /// relationship with the trust domain, and then the bundle is not stored either.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn update_relationship(
+        &self,
+        trust_domain: &TrustDomain,
+        patch: RelationshipPatch,
+        bundle: Option<Bundle>,
+    ) -> Result<Option<StoredRelationship>, StoreError>;
+
+    /// Deletes a relationship, `false` when there is none. The bundle stays, as with SPIRE.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn delete_relationship(&self, trust_domain: &TrustDomain) -> Result<bool, StoreError>;
 }
 
 /// Journals of authorities: which this server prepared, activated and gave up. Opaque here.

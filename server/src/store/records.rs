@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::entry::{Entry, EntryError};
+use finial_identity::federation::Relationship;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
@@ -103,6 +104,15 @@ pub struct StoredBundle {
     pub row: u64,
     /// The bundle.
     pub bundle: Arc<Bundle>,
+}
+
+/// A federation relationship and its row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredRelationship {
+    /// The row.
+    pub row: u64,
+    /// The relationship.
+    pub relationship: Relationship,
 }
 
 /// What becomes of the entries that federate with a trust domain whose bundle is deleted.

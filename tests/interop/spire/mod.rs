@@ -2,6 +2,7 @@
 //! They are on no package registry, so these tests are skipped without the folder even where all peers are required.
 
 mod bench;
+mod federation;
 
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};

@@ -7,11 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::header::{HOST, USER_AGENT};
-use http::{Request, Response, StatusCode, Uri};
-use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
-use hyper_util::rt::TokioIo;
+use finial_identity::process::http_get::{Get, GetError};
+use http::{StatusCode, Uri};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use time::format_description::well_known::Rfc3339;
@@ -29,13 +26,11 @@ pub(super) enum FetchError {
     #[error("connect: {0}")]
     Connect(std::io::Error),
     #[error("{0}")]
-    Http(#[from] hyper::Error),
+    Exchange(#[from] GetError),
     #[error("not a URL that can be asked for: {0}")]
     Url(String),
     #[error("answered {0}; only 200 will do, and redirects are not followed")]
     Status(StatusCode),
-    #[error("the answer has more than {MAX_BUNDLE} bytes")]
-    TooLong,
     #[error("no answer within {} s", TIMEOUT.as_secs())]
     TimedOut,
 }
@@ -105,41 +100,20 @@ async fn get(
     url: &Uri,
     target: &str,
 ) -> Result<Vec<u8>, FetchError> {
-    let authority = url
-        .authority()
-        .map(http::uri::Authority::as_str)
-        .unwrap_or_default();
-    let request = Request::get(target)
-        .header(HOST, authority)
-        .header(USER_AGENT, concat!("finial-agent/", env!("CARGO_PKG_VERSION")))
-        .body(String::new())
-        .map_err(|error| FetchError::Url(error.to_string()))?;
-    let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
-        .max_buf_size(MAX_HEAD)
-        .handshake(TokioIo::new(stream))
-        .await?;
-    let answer = async move { body_of(sender.send_request(request).await?).await };
-    let driven = async {
-        // What was read before the connection ended is still to be handed out.
-        let _ended = connection.await;
-        std::future::pending().await
+    let get = Get {
+        authority: url
+            .authority()
+            .map(http::uri::Authority::as_str)
+            .unwrap_or_default(),
+        target,
+        user_agent: concat!("finial-agent/", env!("CARGO_PKG_VERSION")),
+        max_body: MAX_BUNDLE,
     };
-    tokio::select! {
-        answer = answer => answer,
-        never = driven => never,
+    let answer = get.send(stream).await?;
+    match answer.status {
+        StatusCode::OK => Ok(answer.body.to_vec()),
+        other => Err(FetchError::Status(other)),
     }
-}
-
-async fn body_of(response: Response<Incoming>) -> Result<Vec<u8>, FetchError> {
-    if response.status() != StatusCode::OK {
-        return Err(FetchError::Status(response.status()));
-    }
-    let body = Limited::new(response.into_body(), MAX_BUNDLE).collect().await;
-    let body = body.map_err(|error| match error.downcast::<hyper::Error>() {
-        Ok(broken) => FetchError::Http(*broken),
-        Err(_too_long) => FetchError::TooLong,
-    })?;
-    Ok(body.to_bytes().to_vec())
 }
 
 fn path_and_query(url: &Uri) -> &str {
@@ -185,5 +159,3 @@ fn percent_encode(value: &str, into: &mut String) {
 
 /// For the whole exchange.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Most bytes of the answer's head.
-const MAX_HEAD: usize = 64 << 10;

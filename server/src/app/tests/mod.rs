@@ -7,6 +7,7 @@ mod bundles;
 mod callers;
 mod entries;
 mod entry_batches;
+mod federation;
 mod registry;
 mod stopping;
 mod svids;

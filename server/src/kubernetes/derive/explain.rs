@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use finial_identity::entry::Entry;
-use k8s_openapi::api::core::v1::Pod;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use time::OffsetDateTime;
 
@@ -12,6 +11,7 @@ use super::objects::node_name;
 use super::pod::Outcome;
 use super::{Deriver, NamespacedName};
 use crate::kubernetes::label_filter::{LabelFilter, Labels};
+use crate::kubernetes::objects::Pod;
 use crate::kubernetes::resources::ClusterSPIFFEID;
 use crate::registry::{LabelDifference, NodeReport, PodFacts, RuleOutcome, RuleReport};
 
@@ -114,7 +114,7 @@ impl Deriver {
                     Counts::Stored => RuleOutcome::Masked {
                         by: match name_stored(&entry) {
                             Some(id) => format!("stored entry {id}"),
-                            None => "a stored entry".to_owned(),
+                            None => "an entry that another cluster declares".to_owned(),
                         },
                         entry,
                     },

@@ -17,13 +17,13 @@ use std::sync::Arc;
 
 use finial_identity::entry::Entry;
 use finial_identity::spiffe_id::TrustDomain;
-use k8s_openapi::api::core::v1::{Node, Pod};
 use regex::RegexSet;
 use uuid::Uuid;
 
 use super::label_filter::Labels;
 use super::resources::{ClusterSPIFFEID, ClusterStaticEntry};
 use super::template::Template;
+use crate::kubernetes::objects::{Node, Pod};
 use keys::Keys;
 use pod::PodState;
 use statics::StaticState;
@@ -80,8 +80,9 @@ pub enum Fact {
     Static(Arc<str>, Option<Arc<ClusterStaticEntry>>),
 }
 
-/// Whether the store has an entry that gives the same identity for the same facts.
-pub type IsStored<'a> = &'a dyn Fn(&Entry) -> bool;
+/// Whether an entry gives way to another that gives the same identity for the same facts: a stored one, or one that
+/// another cluster declares.
+pub type IsTaken<'a> = &'a dyn Fn(&Entry) -> bool;
 
 /// What a pass changed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -121,12 +122,12 @@ pub struct Totals {
 }
 
 /// Derives everything.
-pub fn derive(objects: &Objects, settings: &Settings, is_stored: IsStored<'_>) -> Derivation {
+pub fn derive(objects: &Objects, settings: &Settings, is_taken: IsTaken<'_>) -> Derivation {
     let mut deriver = Deriver::new(settings.clone());
     for fact in objects.facts() {
         deriver.apply(fact);
     }
-    deriver.pass(is_stored);
+    deriver.pass(is_taken);
     deriver.derivation()
 }
 
@@ -216,13 +217,13 @@ impl Deriver {
         }
     }
 
-    /// Says that stored entries changed, so that masking is looked at again.
-    pub fn stored_changed(&mut self) {
-        self.keys.settle_all();
+    /// Says that stored entries changed, or those of other clusters, so that masking is looked at again.
+    pub fn others_changed(&mut self) {
+        self.keys.look_again();
     }
 
     /// Computes what changed since the last pass.
-    pub fn pass(&mut self, is_stored: IsStored<'_>) -> Pass {
+    pub fn pass(&mut self, is_taken: IsTaken<'_>) -> Pass {
         let mut pass = Pass::default();
         let Changed {
             all_pods,
@@ -248,7 +249,7 @@ impl Deriver {
         let Pass {
             upserts, removals, ..
         } = &mut pass;
-        self.keys.settle(is_stored, upserts, removals);
+        self.keys.settle(is_taken, upserts, removals);
         self.changed_statuses(&mut pass);
         pass
     }
@@ -357,5 +358,7 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
 mod explain_tests;
 #[cfg(test)]
 mod history_tests;
+#[cfg(test)]
+mod samples_tests;
 #[cfg(test)]
 pub(crate) mod tests;

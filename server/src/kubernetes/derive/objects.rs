@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
-
 use super::Fact;
 use crate::kubernetes::label_filter::Labels;
+use crate::kubernetes::objects::{Node, Pod};
 use crate::kubernetes::resources::{ClusterSPIFFEID, ClusterStaticEntry};
 
 /// Namespace and name of an object.

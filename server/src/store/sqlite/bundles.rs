@@ -35,14 +35,7 @@ impl BundleStore for SqliteStore {
 
     async fn put_bundle(&self, bundle: Bundle) -> Result<StoredBundle, StoreError> {
         self.writer
-            .write(move |work| {
-                Box::pin(async move {
-                    match read(&mut work.connection, bundle.trust_domain.as_str()).await? {
-                        Some(before) if *before.bundle == bundle => Ok(before),
-                        _ => write(work, bundle).await,
-                    }
-                })
-            })
+            .write(move |work| Box::pin(async move { put(work, bundle).await }))
             .await
     }
 
@@ -79,6 +72,21 @@ impl BundleStore for SqliteStore {
         self.writer
             .write(move |work| Box::pin(async move { delete(work, &trust_domain, mode).await }))
             .await
+    }
+}
+
+/// Stores a bundle that comes with something else, if one does.
+pub(super) async fn put_with(work: &mut Work, bundle: Option<Bundle>) -> Result<(), StoreError> {
+    if let Some(bundle) = bundle {
+        put(work, bundle).await?;
+    }
+    Ok(())
+}
+
+async fn put(work: &mut Work, bundle: Bundle) -> Result<StoredBundle, StoreError> {
+    match read(&mut work.connection, bundle.trust_domain.as_str()).await? {
+        Some(before) if *before.bundle == bundle => Ok(before),
+        _ => write(work, bundle).await,
     }
 }
 

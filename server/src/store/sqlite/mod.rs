@@ -10,6 +10,7 @@ mod history;
 mod journals;
 mod open;
 mod readers;
+mod relationships;
 mod tokens;
 mod writer;
 
