@@ -160,7 +160,7 @@ pub fn follow(port: u16, identity: Identity, seen: Arc<Seen>) {
                 Ok(stream) => break stream,
                 // A server that has just started asks agents to come again.
                 Err(error) if Instant::now() > limit => panic!("no stream: {error:#}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(100)).await,
+                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
             }
         };
         while let Ok(Some(message)) = stream.message().await {
