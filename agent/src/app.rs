@@ -26,7 +26,7 @@ use crate::endpoints::delegated::{DelegatedIdentity, DelegatedIdentityParts};
 use crate::endpoints::explain::{ExplainParts, ExplainService, Redaction};
 use crate::endpoints::health::Probe;
 use crate::endpoints::http::{HttpError, HttpListeners, Watched};
-use crate::endpoints::limits::{AdminShare, Admission, trim_after_crowds};
+use crate::endpoints::limits::{Admission, SocketShare, trim_after_crowds};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
 use crate::endpoints::pods::{PodSocketParts, PodSockets, PodSocketsError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
@@ -37,8 +37,8 @@ use crate::node::{
     Jitter, JoinTokenAttestor, K8sPsatAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState,
     RotationStrategy, X509PopAttestor,
 };
-use crate::svids::jwt::JwtCacheSettings;
 use crate::svids::sync::{SyncSettings, Synchronizer};
+use crate::svids::tokens::JwtCacheSettings;
 use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
 use crate::telemetry::LogControl;
 use crate::workload::{
@@ -214,7 +214,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     tasks.spawn("svids", synchronizer.run(stop.clone()));
     let mut files = limits::open_files();
     if let Some((settings, admin_socket)) = config.admin().zip(admin_socket) {
-        let share = AdminShare::of_open_files(files);
+        let share = SocketShare::of_open_files(files);
         files = files.saturating_sub(share.files());
         let redaction = config.redact().map(|prefixes| Redaction::new(prefixes.to_vec()));
         let redaction = redaction.unwrap_or_default();
@@ -228,7 +228,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     }
     let broker_addr = broker.as_ref().and_then(BrokerEndpoint::tcp_addr);
     if let Some(broker) = broker {
-        let share = AdminShare::of_open_files(files);
+        let share = SocketShare::of_open_files(files);
         files = files.saturating_sub(share.files());
         let serving = broker.into_tasks(BrokerParts {
             sessions,
@@ -242,7 +242,9 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
             tasks.spawn(name, task);
         }
     }
-    let admission = Admission::for_open_files(files).limited_to(config.rate_limits());
+    let admission = Admission::for_open_files(files)
+        .limited_to(config.rate_limits())
+        .telling_pods(config.workload_attestors().k8s.is_some());
     if let Some(pod_sockets) = pod_sockets {
         let parts = PodSocketParts {
             routes: routes.clone(),
@@ -317,7 +319,7 @@ impl Bound {
 /// The services of the admin socket, beside health and reflection.
 fn admin_routes(
     settings: &AdminSettings,
-    share: AdminShare,
+    share: SocketShare,
     parts: &SessionParts,
     redaction: Redaction,
     svid: watch::Receiver<Option<Arc<X509Svid>>>,

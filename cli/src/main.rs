@@ -17,6 +17,8 @@ use clap::{ArgMatches, Command};
 
 /// What Go's command library exits with when no command or an unknown one is named.
 const NO_SUCH_COMMAND: u8 = 127;
+/// What `finial why` exits with when the pod that it was asked about has no identity.
+const NO_IDENTITY: u8 = 3;
 /// What Go's flag library exits with when a flag is wrong, as in spiffe-helper.
 const NO_SUCH_FLAG: u8 = 2;
 
@@ -43,7 +45,7 @@ fn main() -> ExitCode {
         Err(error) => return usage(&error, is_helper),
     };
     match run(&matches) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "Error: {error:#}");
             ExitCode::FAILURE
@@ -61,19 +63,30 @@ fn command() -> Command {
         .subcommand(finial_server::cli::command())
         .subcommand(finial_agent::cli::command())
         .subcommand(dev::command())
-        .subcommand(finial_agent::cli::why::command())
+        .subcommand(finial_server::cli::why::with_pod(
+            finial_agent::cli::why::command(),
+            &["pid", "reference"],
+        ))
         .subcommand(bench::command())
 }
 
-fn run(matches: &ArgMatches) -> anyhow::Result<()> {
-    match matches.subcommand() {
+fn run(matches: &ArgMatches) -> anyhow::Result<ExitCode> {
+    let ended = match matches.subcommand() {
         Some(("server", matches)) => runtime::server(matches),
         Some(("agent", matches)) => runtime::agent(matches),
         Some(("dev", matches)) => dev::run(matches),
-        Some(("why", matches)) => runtime::why(matches),
+        Some(("why", matches)) => {
+            let has_identity = runtime::why(matches)?;
+            return Ok(if has_identity {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::from(NO_IDENTITY)
+            });
+        }
         Some(("bench", matches)) => bench::run(matches),
         _ => anyhow::bail!("no command was named"),
-    }
+    };
+    ended.map(|()| ExitCode::SUCCESS)
 }
 
 fn usage(error: &clap::Error, is_helper: bool) -> ExitCode {

@@ -246,6 +246,13 @@ pub mod finial {
     }
     /// `finial.server`
     pub mod server {
+        /// Why a pod has the identities it has.
+        pub mod explain {
+            /// `finial.server.explain.v1`
+            pub mod v1 {
+                package!("finial.server.explain.v1");
+            }
+        }
         /// What the server holds in memory of its store.
         pub mod registry {
             /// `finial.server.registry.v1`

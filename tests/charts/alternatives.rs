@@ -20,6 +20,7 @@ pub fn alternative(path: &str, default: &Value) -> Value {
         }
         ("spire-server.nodeAttestor.k8sPSAT.serviceAccountAllowList", _) => json!(["nodes:agent"]),
         ("spire-agent.kubeletAddress.mode", _) => json!("hostname"),
+        ("global.k8s.ipFamily", _) => json!("IPv6"),
         ("spire-agent.kubeletAuthorization", _) => json!("nodesProxy"),
         ("spire-agent.hostNetwork", _) => json!(true),
         ("spire-agent.runAsUser", _) => json!(1000),
@@ -114,6 +115,7 @@ pub fn context(path: &str) -> Value {
         "spire-agent.workloadAttestors.unix.discoverWorkloadPath" => {
             json!({"spire-agent": {"workloadAttestors": {"unix": {"enabled": true}}}})
         }
+        "spire-agent.runAsUser" => json!({"spiffe-csi-driver": {"enabled": false}}),
         _ if path.contains("verification.hostCert") => {
             json!({"spire-agent": {"workloadAttestors": {"k8s": {"verification": {"type": "hostCert"}}}}})
         }

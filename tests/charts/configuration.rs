@@ -41,16 +41,16 @@ fn pods_mount_what_their_configuration_names() {
                     .expect("a file");
                 let config = engine.yaml(text);
                 let containers = &object["spec"]["template"]["spec"]["containers"];
-                let mounts: Vec<_> = containers[0]["volumeMounts"]
-                    .as_array()
-                    .expect("mounts")
-                    .iter()
-                    .map(|mount| mount["mountPath"].as_str().expect("a path"))
-                    .collect();
+                let mounts: Vec<_> = mounts_of(&containers[0]).collect();
                 let block = &config[program];
                 for path in absolute_paths(&config) {
                     // Of the pod itself: its own shared memory, and folders of other containers.
-                    let elsewhere = path.starts_with("/dev/shm/") || block["csi"]["kubelet_path"] == *path;
+                    let of_driver = block["csi"]["kubelet_certificates"]
+                        .as_array()
+                        .is_some_and(|paths| paths.iter().any(|own| own == path));
+                    assert!(!of_driver || mounts_of(&containers[1]).any(|mount| path.starts_with(mount)));
+                    let elsewhere =
+                        path.starts_with("/dev/shm/") || block["csi"]["kubelet_path"] == *path || of_driver;
                     let probe = ["/live", "/ready"].contains(&path);
                     let mounted = mounts.iter().any(|mount| path.starts_with(mount));
                     assert!(
@@ -75,6 +75,28 @@ fn pods_mount_what_their_configuration_names() {
             }
         }
     }
+}
+
+/// In an IPv6-only cluster nothing listens on an IPv4 address of a pod, and nothing is asked of one.
+#[test]
+fn a_cluster_of_ipv6_alone_is_served_on_every_ipv6_address() {
+    let Some(engine) = engine() else { return };
+    for (set, values) in sets(engine) {
+        let mut values = values.clone();
+        values["global"]["k8s"]["ipFamily"] = "IPv6".into();
+        let rendered = engine.render(&values).expect("renders");
+        for map in rendered.of_kind("ConfigMap") {
+            let text = map["data"].to_string();
+            assert!(!text.contains("0.0.0.0"), "{set}: {text}");
+            let own = text.contains("bind_address: '::'") || text.contains(r#"bind_address: \"::\""#);
+            assert!(own || text.contains("127.0.0.1"), "{set}: {text}");
+        }
+    }
+}
+
+fn mounts_of(container: &Value) -> impl Iterator<Item = &str> {
+    let mounts = container["volumeMounts"].as_array().expect("mounts").iter();
+    mounts.map(|mount| mount["mountPath"].as_str().expect("a path"))
 }
 
 fn absolute_paths(value: &Value) -> Vec<&str> {

@@ -177,6 +177,7 @@ fn agents_have_the_privileges_that_are_documented_and_no_other() {
             "config",
             "csi-sockets",
             "kubelet-plugin",
+            "kubelet-pki",
             "kubelet-registry",
             "kubelet-pods"
         ]

@@ -84,6 +84,10 @@ fn refuses_what_excludes_each_other_in_one_sentence() {
             json!({"spire-agent": {"hostPID": false}, "spiffe-csi-driver": {"enabled": false}}),
             "need spire-agent.hostPID",
         ),
+        (
+            json!({"spire-agent": {"runAsUser": 1000}}),
+            "needs spiffe-csi-driver.enabled false",
+        ),
     ];
     for (given, says) in cases {
         let mut values = required();

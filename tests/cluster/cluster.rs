@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use finial_tests::{Output, Peer, absent, wait_until};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// How long a pod may take to run, on a machine that is busy.
@@ -56,9 +56,14 @@ impl Cluster {
         self.dir.path()
     }
 
-    /// A new Kubernetes namespace; a test works in its own. Gives the name back once pods can be made in it.
+    /// A new Kubernetes namespace; a test works in its own. Gives the name back once pods can be made in it. It has the
+    /// label with its name, which Kubernetes gives from 1.21 on.
     pub fn namespace(&self, name: &str) -> String {
-        self.kubectl_ok(&["create", "namespace", name]);
+        self.create(&json!({
+            "apiVersion": "v1",
+            "kind": "Namespace",
+            "metadata": {"name": name, "labels": {"kubernetes.io/metadata.name": name}},
+        }));
         wait_until("the namespace's service account", READY, || {
             let account = [
                 "-n",
@@ -162,20 +167,24 @@ impl Cluster {
     /// Makes an image with `tests/cluster/image.py` (its options are `content`) and brings it to each node. Pods name
     /// it with `imagePullPolicy: Never`. Gives the digest that pods' statuses show.
     pub fn import_image(&self, name: &str, content: &[&str]) -> String {
-        let archive = self.dir().join("image.tar");
+        let archive = self.dir().join(format!("{}.tar", name.replace(['/', ':'], "_")));
         let made = run(self.script("image.py").arg(&archive).arg(name).args(content));
         assert!(made.status.success(), "no image {name}: {}", made.stderr);
-        for node in self.nodes() {
-            let import = run(self
-                .enter_node(&node, "ctr")
-                .args(["image", "import"])
-                .arg(&archive));
-            assert!(
-                import.status.success(),
-                "{node} takes no image {name}: {}",
-                import.stderr
-            );
-        }
+        std::thread::scope(|scope| {
+            for node in self.nodes() {
+                let mut import = self.enter_node(&node, "ctr");
+                import.args(["image", "import"]).arg(&archive);
+                scope.spawn(move || {
+                    let import = run(&mut import);
+                    assert!(
+                        import.status.success(),
+                        "{node} takes no image {name}: {}",
+                        import.stderr
+                    );
+                });
+            }
+        });
+        std::fs::remove_file(&archive).expect("the archive was made");
         made.stdout.trim().to_owned()
     }
 

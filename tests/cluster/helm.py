@@ -8,6 +8,10 @@
     --namespace NAME    default unless told; install makes it when it is not there
     --values FILE       YAML; later files win, value by value. Repeatable
     --set KEY=VALUE     as Helm's. Repeatable, after the files
+    --install           of upgrade: a release that is not there is installed
+    --create-namespace  taken for granted
+    --reset-then-reuse-values
+                        of upgrade: the chart's values, then those of the last release, then the ones given here
     --timeout SECONDS   120
     --no-wait           return when the objects are written, and not when they are ready
 
@@ -38,9 +42,13 @@ def run(config, arguments, waiting):
     name, namespace = arguments.release, arguments.namespace
     match arguments.command:
         case "install":
-            return config.install(arguments.chart, name, values(arguments), namespace=namespace, create_namespace=True, **waiting)
+            return install(config, arguments, waiting)
+        case "upgrade" if arguments.install and not is_installed(config, name):
+            return install(config, arguments, waiting)
         case "upgrade":
-            return config.upgrade(arguments.chart, name, values(arguments), namespace=namespace, **waiting)
+            given = config.get_values(name) if arguments.reset_then_reuse_values else {}
+            merge(given, values(arguments))
+            return config.upgrade(arguments.chart, name, given, namespace=namespace, reset_values=True, **waiting)
         case "rollback":
             config.rollback(name, version=arguments.revision, **waiting)
             return config.status(name)
@@ -50,6 +58,19 @@ def run(config, arguments, waiting):
             return config.test(name, timeout=arguments.timeout, logs=True)
         case "history":
             return config.history(name)
+
+
+def install(config, arguments, waiting):
+    return config.install(
+        arguments.chart, arguments.release, values(arguments), namespace=arguments.namespace, create_namespace=True, **waiting)
+
+
+def is_installed(config, name):
+    try:
+        config.status(name)
+    except helm.HelmNotFoundError:
+        return False
+    return True
 
 
 def values(arguments):
@@ -79,6 +100,10 @@ def parse():
             command.add_argument("chart")
             command.add_argument("--values", action="append", default=[])
             command.add_argument("--set", action="append", default=[])
+            command.add_argument("--create-namespace", action="store_true")
+        if name == "upgrade":
+            command.add_argument("--install", action="store_true")
+            command.add_argument("--reset-then-reuse-values", action="store_true")
         if name == "rollback":
             command.add_argument("--revision", type=int)
         command.add_argument("--namespace", default="default")

@@ -4,7 +4,8 @@
     image.py OUT.tar NAME:TAG --file SOURCE:/path ... --program SOURCE:/path ... [--link TARGET:/path] [--busybox FILE]
              [--entrypoint WORD]... [--env K=V]... [--user UID[:GID]] [--label K=V]...
 
---program brings the shared libraries of the program along. --busybox adds it and a link for each of its commands.
+--program brings the shared libraries of the program along, and leaves what debuggers read at home. --busybox adds it
+and a link for each of its commands. --env takes the place of a PATH with the usual folders.
 Equal content gives equal bytes, so an image has one digest however often it is made.
 """
 
@@ -17,6 +18,7 @@ import platform
 import posixpath
 import subprocess
 import tarfile
+import tempfile
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 FOLDERS = {"tmp": 0o1777, "etc": 0o755, "proc": 0o755, "sys": 0o755, "dev": 0o755, "run": 0o755}
@@ -90,7 +92,7 @@ class Layer:
         self.bytes(path, source.read_bytes(), source.stat().st_mode & 0o777)
 
     def program(self, source, path):
-        self.bytes(path, pathlib.Path(source).read_bytes(), 0o755)
+        self.bytes(path, stripped(source), 0o755)
         listed = subprocess.run(["ldd", source], capture_output=True, text=True)
         for line in listed.stdout.splitlines():
             # "libc.so.6 => /lib/…/libc.so.6 (0x…)", or the loader alone by its path
@@ -109,13 +111,23 @@ class Layer:
         return self.buffer.getvalue()
 
 
+def stripped(source):
+    """The program without debugging information, most of a debug build; as it is where there is no `strip`."""
+    with tempfile.NamedTemporaryFile() as target:
+        try:
+            subprocess.run(["strip", "--strip-debug", "-o", target.name, source], check=True, capture_output=True)
+        except (OSError, subprocess.CalledProcessError):
+            return pathlib.Path(source).read_bytes()
+        return pathlib.Path(target.name).read_bytes()
+
+
 def save(arguments, layer):
     config = {
         "architecture": ARCHITECTURES.get(platform.machine(), platform.machine()),
         "os": "linux",
         "config": {
             "Entrypoint": arguments.entrypoint,
-            "Env": ["PATH=/bin:/sbin:/usr/bin:/usr/sbin", *arguments.env],
+            "Env": arguments.env or ["PATH=/bin:/sbin:/usr/bin:/usr/sbin"],
             "User": arguments.user,
             "WorkingDir": "/",
             "Labels": dict(label.split("=", 1) for label in arguments.label),

@@ -1,9 +1,18 @@
 //! A whole Kubernetes (etcd, apiserver, kubelet, containerd, CNI) in namespaces of its own, started for these tests by
-//! the scripts beside this file.
+//! the scripts beside this file, and Finial in it as its chart installs it.
 //!
 //! `FINIAL_TEST_CLUSTER` names the folder that `tests/cluster/build` made. All tests share one cluster, because each
-//! start costs about ten seconds of CPU; each works in a namespace (of Kubernetes) that it alone uses.
+//! start costs about ten seconds of CPU; each works in a namespace (of Kubernetes) that it alone uses. What disturbs
+//! others (restarts, changed values) is done in a second cluster.
 
 mod cluster;
 mod helm;
+mod identities;
+mod installation;
+mod page;
+mod recovery;
+mod release;
 mod smoke;
+mod turns;
+mod why;
+mod workload;

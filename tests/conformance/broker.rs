@@ -378,7 +378,7 @@ async fn bep_20_a_broker_that_is_known_and_may_not_is_denied() {
     assert_eq!(status.expect_err("not over TCP").code(), Code::PermissionDenied);
 }
 
-fn secured<T>(message: T) -> Request<T> {
+pub fn secured<T>(message: T) -> Request<T> {
     let mut request = Request::new(message);
     request
         .metadata_mut()
@@ -400,7 +400,7 @@ fn pid(pid: u32) -> Option<pb::WorkloadReference> {
     any(PID, &pb::WorkloadPidReference { pid }.encode_to_vec())
 }
 
-async fn subscribe(
+pub async fn subscribe(
     client: &mut ApiClient<Channel>,
     reference: Option<pb::WorkloadReference>,
 ) -> Streaming<pb::SubscribeToX509svidResponse> {
@@ -426,7 +426,7 @@ async fn tokens(
     answer.into_inner().svids
 }
 
-async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
+pub async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
     let message = tokio::time::timeout(PATIENCE, stream.message()).await;
     message
         .expect("a message in time")
@@ -434,7 +434,7 @@ async fn next<T>(stream: &mut Streaming<T>) -> Result<T, Status> {
 }
 
 /// The reason in the details of a status.
-fn reason(status: &Status) -> String {
+pub fn reason(status: &Status) -> String {
     let details = rpc::Status::decode(status.details()).expect("google.rpc.Status");
     let [detail] = &details.details[..] else {
         panic!("one detail: {details:?}")

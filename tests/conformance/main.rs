@@ -1,6 +1,7 @@
 //! The rules of the SPIFFE standards, one file a document. `coverage` proves that none is forgotten.
 
 mod broker;
+mod broker_objects;
 mod bundle;
 mod coverage;
 mod federation;

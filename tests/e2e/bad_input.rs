@@ -70,6 +70,42 @@ fn a_configuration_that_does_not_parse_names_line_and_file() {
 }
 
 #[test]
+fn every_template_of_a_configuration_is_parsed_before_the_server_is_started() {
+    let dir = tempfile::TempDir::new().expect("a temporary directory");
+    let path = dir.path().join("server.conf");
+    let validate = |clusters: &str| {
+        let text = format!(
+            r#"server {{ trust_domain = "example.org" data_dir = "{}" kubernetes {{ clusters {{ {clusters} }} }} }}
+            plugins {{ KeyManager "memory" {{}}
+              DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "x" }} }} }}"#,
+            dir.path().display()
+        );
+        std::fs::write(&path, text).expect("the file is written");
+        run(["server", "validate", "-config", &path.display().to_string()])
+    };
+    let template = |name: &str, text: &str| format!(r#""{name}" = {{ parent_id_template = "{text}" }} "#);
+    let node = "spiffe://{{ .TrustDomain }}/{{ .NodeMeta.Name }}";
+    let valid = validate(&template("demo", node));
+    assert_eq!(valid.status.code(), Some(0), "{}{}", valid.stdout, valid.stderr);
+    let both = [
+        template("one", "{{ .NodeMeta.Name"),
+        template("two", node),
+        template("three", "spiffe://{{ .PodMeta.Name }}"),
+    ];
+    let invalid = validate(&both.concat());
+    let text = invalid.stdout + &invalid.stderr;
+    assert_eq!(invalid.status.code(), Some(1), "{text}");
+    for part in [
+        "server.kubernetes.clusters \"one\".parent_id_template",
+        "server.kubernetes.clusters \"three\".parent_id_template",
+        "PodMeta",
+    ] {
+        assert!(text.contains(part), "{part:?} is not reported in\n{text}");
+    }
+    assert!(!text.contains("\"two\""), "{text}");
+}
+
+#[test]
 fn a_used_join_token_attests_no_second_agent() {
     let mut stack = Stack::start(StackOptions::default());
     let token = stack.join_token();

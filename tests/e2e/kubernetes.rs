@@ -10,13 +10,13 @@ use tempfile::TempDir;
 const SOON: Duration = Duration::from_secs(60);
 
 /// A cluster with a node, a namespace and a rule for pods that are labelled `app: web`.
-struct World {
-    cluster: FakeCluster,
+pub struct World {
+    pub cluster: FakeCluster,
     directory: TempDir,
 }
 
 impl World {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let cluster = FakeCluster::start();
         cluster.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}));
         cluster.put(json!({
@@ -36,7 +36,7 @@ impl World {
         }
     }
 
-    fn options(&self) -> StackOptions {
+    pub fn options(&self) -> StackOptions {
         let kubeconfig = self.cluster.kubeconfig(self.directory.path());
         let kubeconfig = kubeconfig.display();
         StackOptions {
@@ -50,7 +50,7 @@ impl World {
         }
     }
 
-    fn pod(&self, name: &str, app: &str, node: Option<&str>) {
+    pub fn pod(&self, name: &str, app: &str, node: Option<&str>) {
         self.cluster.put(json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": {"name": name, "namespace": "shop", "labels": {"app": app}},

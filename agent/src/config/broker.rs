@@ -26,11 +26,11 @@ pub struct BrokerSettings {
     pub brokers: Vec<AllowedBroker>,
 }
 
-/// `host:port`, where a missing host is every address of this machine.
+/// `host:port`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BindAddress {
-    /// A name or an address, without brackets.
-    pub host: String,
+    /// A name or an address, without brackets; `None` is every address of this machine.
+    pub host: Option<String>,
     /// The port; 0 is any that is free.
     pub port: u16,
 }
@@ -154,13 +154,13 @@ impl BindAddress {
         let port = port.parse().map_err(|_error| wrong())?;
         let inner = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let host = match inner {
-            Some(address) => address,
+            Some(address) => Some(address),
             None if host.contains([':', '[', ']', '/']) => return Err(wrong()),
-            None if host.is_empty() => "::",
-            None => host,
+            None if host.is_empty() => None,
+            None => Some(host),
         };
         Ok(Self {
-            host: host.to_owned(),
+            host: host.map(str::to_owned),
             port,
         })
     }
@@ -173,14 +173,14 @@ mod tests {
     #[test]
     fn an_address_has_a_port_and_perhaps_a_host() {
         for (text, host, port) in [
-            ("127.0.0.1:8443", "127.0.0.1", 8443),
-            ("0.0.0.0:0", "0.0.0.0", 0),
-            ("localhost:1", "localhost", 1),
-            ("[::1]:8443", "::1", 8443),
-            (":8443", "::", 8443),
+            ("127.0.0.1:8443", Some("127.0.0.1"), 8443),
+            ("0.0.0.0:0", Some("0.0.0.0"), 0),
+            ("localhost:1", Some("localhost"), 1),
+            ("[::1]:8443", Some("::1"), 8443),
+            (":8443", None, 8443),
         ] {
             let expected = BindAddress {
-                host: host.to_owned(),
+                host: host.map(str::to_owned),
                 port,
             };
             assert_eq!(BindAddress::parse(text), Ok(expected));

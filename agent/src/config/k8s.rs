@@ -1,6 +1,6 @@
 //! `plugin_data` of `WorkloadAttestor "k8s"`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_identity::settings::Section;
@@ -9,6 +9,10 @@ use finial_identity::settings::Section;
 const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
 /// The token of the agent's service account, as pods are given it.
 const ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
+/// Where pods find the API server of their cluster.
+const API_HOST_VARIABLE: &str = "KUBERNETES_SERVICE_HOST";
+const API_PORT_VARIABLE: &str = "KUBERNETES_SERVICE_PORT";
+const API_PORT: u16 = 443;
 const SECURE_PORT: u16 = 10250;
 const NODE_NAME_VARIABLE: &str = "MY_NODE_NAME";
 const POLL_ATTEMPTS: u32 = 60;
@@ -20,7 +24,7 @@ const RELOAD_INTERVAL: Duration = Duration::from_secs(60);
 pub struct K8sSettings {
     /// `kubelet_secure_port` or `kubelet_read_only_port`
     pub port: KubeletPort,
-    /// `kubelet_ca_path` or `skip_kubelet_verification`
+    /// `kubelet_ca_path` with `kubelet_certificate.paths`, or `skip_kubelet_verification`
     pub verification: KubeletVerification,
     /// `token_path`, `certificate_path` with `private_key_path`, or `use_anonymous_authentication`
     pub login: KubeletLogin,
@@ -36,6 +40,8 @@ pub struct K8sSettings {
     pub reload_interval: Duration,
     /// `disable_container_selectors`: a pod is enough, its container may be unknown.
     pub disable_container_selectors: bool,
+    /// `enable_namespace_labels`: who is asked for the labels of namespaces.
+    pub namespace_labels: Option<ApiServer>,
     /// `verbose_container_locator_logs`: log the control groups of each process at debug level.
     pub verbose: bool,
 }
@@ -52,10 +58,39 @@ pub enum KubeletPort {
 /// How the kubelet proves itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KubeletVerification {
-    /// By a certificate that stands in this file, or that an authority in it vouches for.
-    Certificates(PathBuf),
+    /// By a certificate that stands in one of these files.
+    Certificates {
+        /// Those that a certificate in it vouches for are good too.
+        authorities: PathBuf,
+        /// The kubelet's own, as far as they are there.
+        own: Vec<PathBuf>,
+    },
     /// Not at all.
     Skip,
+}
+
+/// The API server of the cluster that the agent is in, as its pod is told about it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ApiServer {
+    /// Its host name or address, if there is one.
+    pub host: Option<String>,
+    /// Its port for TLS.
+    pub port: u16,
+    /// The authority of the cluster.
+    pub ca_path: PathBuf,
+    /// The token of the agent's service account.
+    pub token_path: PathBuf,
+}
+
+impl Default for ApiServer {
+    fn default() -> Self {
+        Self {
+            host: None,
+            port: API_PORT,
+            ca_path: CLUSTER_CA.into(),
+            token_path: ACCOUNT_TOKEN.into(),
+        }
+    }
 }
 
 /// How the agent proves itself to the kubelet.
@@ -78,7 +113,10 @@ impl Default for K8sSettings {
     fn default() -> Self {
         Self {
             port: KubeletPort::Secure(SECURE_PORT),
-            verification: KubeletVerification::Certificates(CLUSTER_CA.into()),
+            verification: KubeletVerification::Certificates {
+                authorities: CLUSTER_CA.into(),
+                own: Vec::new(),
+            },
             login: KubeletLogin::Token(ACCOUNT_TOKEN.into()),
             node_name: None,
             node_name_env: NODE_NAME_VARIABLE.to_owned(),
@@ -86,16 +124,23 @@ impl Default for K8sSettings {
             poll_retry_interval: POLL_INTERVAL,
             reload_interval: RELOAD_INTERVAL,
             disable_container_selectors: false,
+            namespace_labels: None,
             verbose: false,
         }
     }
 }
 
 impl K8sSettings {
-    /// The same, with the node's name from the environment where the file has none.
+    /// The same, with the node's name from the environment where the file has none, and with the API server from there.
     pub(super) fn with_variables(mut self, env: &dyn Fn(&str) -> Option<String>) -> Self {
+        let env = |name: &str| env(name).filter(|value| !value.is_empty());
         if self.node_name.is_none() {
-            self.node_name = env(&self.node_name_env).filter(|name| !name.is_empty());
+            self.node_name = env(&self.node_name_env);
+        }
+        if let Some(server) = &mut self.namespace_labels {
+            server.host = env(API_HOST_VARIABLE);
+            let port = env(API_PORT_VARIABLE).and_then(|port| port.parse().ok());
+            server.port = port.unwrap_or(API_PORT);
         }
         self
     }
@@ -120,6 +165,10 @@ pub(super) fn read(data: Option<Section<'_>>, warnings: &mut Vec<String>) -> K8s
         poll_retry_interval: positive(&data, "poll_retry_interval").unwrap_or(defaults.poll_retry_interval),
         reload_interval: positive(&data, "reload_interval").unwrap_or(defaults.reload_interval),
         disable_container_selectors: data.bool("disable_container_selectors").unwrap_or_default(),
+        namespace_labels: data
+            .bool("enable_namespace_labels")
+            .unwrap_or_default()
+            .then(ApiServer::default),
         verbose: data.bool("verbose_container_locator_logs").unwrap_or_default(),
     };
     data.finish();
@@ -137,12 +186,6 @@ fn refuse_unserved(data: &Section<'_>, warnings: &mut Vec<String>) {
         if data.ignore(key) {
             data.problem(key, why);
         }
-    }
-    if data.bool("enable_namespace_labels").unwrap_or_default() {
-        data.problem(
-            "enable_namespace_labels",
-            "is not served by this version: agents do not read namespaces",
-        );
     }
     if data.bool("disable_kubelet_client").unwrap_or_default() {
         data.problem(
@@ -181,6 +224,17 @@ fn read_port(data: &Section<'_>, warnings: &mut Vec<String>) -> KubeletPort {
 
 fn read_verification(data: &Section<'_>, warnings: &mut Vec<String>) -> KubeletVerification {
     let path = data.string("kubelet_ca_path");
+    let own = data.section("kubelet_certificate").map(|block| {
+        let paths = block.parse_each("paths", |path| match Path::new(path).is_absolute() {
+            true => Ok(PathBuf::from(path)),
+            false => Err("must be absolute paths"),
+        });
+        if paths.is_empty() {
+            block.problem("paths", "must name a file");
+        }
+        block.finish();
+        paths
+    });
     if data.bool("skip_kubelet_verification").unwrap_or_default() {
         warnings.push(
             "WorkloadAttestor \"k8s\": skip_kubelet_verification: whoever answers at the kubelet's address decides \
@@ -189,7 +243,10 @@ fn read_verification(data: &Section<'_>, warnings: &mut Vec<String>) -> KubeletV
         );
         return KubeletVerification::Skip;
     }
-    KubeletVerification::Certificates(path.unwrap_or_else(|| CLUSTER_CA.to_owned()).into())
+    KubeletVerification::Certificates {
+        authorities: path.unwrap_or_else(|| CLUSTER_CA.to_owned()).into(),
+        own: own.unwrap_or_default(),
+    }
 }
 
 fn read_login(data: &Section<'_>) -> KubeletLogin {
@@ -248,7 +305,10 @@ mod tests {
         assert_eq!(settings.port, KubeletPort::Secure(10250));
         assert_eq!(
             settings.verification,
-            KubeletVerification::Certificates(CLUSTER_CA.into())
+            KubeletVerification::Certificates {
+                authorities: CLUSTER_CA.into(),
+                own: Vec::new()
+            }
         );
     }
 
@@ -257,11 +317,15 @@ mod tests {
         let settings = k8s(
             "kubelet_secure_port = 1 kubelet_ca_path = \"/ca\" token_path = \"/t\" node_name = \"n\" node_name_env = \"N\"\n\
              max_poll_attempts = 2 poll_retry_interval = \"3s\" reload_interval = \"4s\"\n\
-             disable_container_selectors = true verbose_container_locator_logs = true",
+             disable_container_selectors = true verbose_container_locator_logs = true enable_namespace_labels = true\n\
+             kubelet_certificate { paths = [\"/a\", \"/b\"] }",
         );
         let expected = K8sSettings {
             port: KubeletPort::Secure(1),
-            verification: KubeletVerification::Certificates("/ca".into()),
+            verification: KubeletVerification::Certificates {
+                authorities: "/ca".into(),
+                own: vec!["/a".into(), "/b".into()],
+            },
             login: KubeletLogin::Token("/t".into()),
             node_name: Some("n".to_owned()),
             node_name_env: "N".to_owned(),
@@ -269,6 +333,7 @@ mod tests {
             poll_retry_interval: Duration::from_secs(3),
             reload_interval: Duration::from_secs(4),
             disable_container_selectors: true,
+            namespace_labels: Some(ApiServer::default()),
             verbose: true,
         };
         assert_eq!(settings.unwrap(), expected);
@@ -299,6 +364,21 @@ mod tests {
     }
 
     #[test]
+    fn the_api_server_is_where_pods_are_told_and_only_asked_for_labels_of_namespaces() {
+        let env = |name: &str| match name {
+            "KUBERNETES_SERVICE_HOST" => Some("fd00::1".to_owned()),
+            "KUBERNETES_SERVICE_PORT" => Some("6443".to_owned()),
+            _ => None,
+        };
+        let asked = |data: &str| k8s(data).unwrap().with_variables(&env).namespace_labels;
+        let server = asked("enable_namespace_labels = true").unwrap();
+        assert_eq!((server.host.as_deref(), server.port), (Some("fd00::1"), 6443));
+        assert_eq!(server.ca_path, Path::new(CLUSTER_CA));
+        assert_eq!(asked(""), None);
+        assert_eq!(asked("enable_namespace_labels = false"), None);
+    }
+
+    #[test]
     fn what_trusts_anybody_is_asked_for_and_warned_of() {
         for (data, key) in [
             ("skip_kubelet_verification = true", "skip_kubelet_verification"),
@@ -316,7 +396,9 @@ mod tests {
         for (key, data) in [
             ("sigstore", "sigstore { ignore_tlog = true }"),
             ("experimental", "experimental { }"),
-            ("enable_namespace_labels", "enable_namespace_labels = true"),
+            ("kubelet_certificate", "kubelet_certificate { paths = [] }"),
+            ("paths", "kubelet_certificate { paths = [\"a\"] }"),
+            ("kubelet_certificate", "kubelet_certificate { path = \"/a\" }"),
             ("disable_kubelet_client", "disable_kubelet_client = true"),
             (
                 "kubelet_read_only_port",

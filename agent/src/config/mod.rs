@@ -40,7 +40,7 @@ pub use self::csi::{
     CsiSettings, NODE_NAME_VARIABLE, PodRecord, RecordError, SocketTree, TreeError, is_pod_uid,
 };
 pub use self::features::Features;
-pub use self::k8s::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
+pub use self::k8s::{ApiServer, K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 pub use self::limits::RateLimits;
 pub use self::node_attestor::{K8sPsatSettings, X509PopSettings};
 pub use self::rootless::TrustedUsers;

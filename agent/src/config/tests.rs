@@ -284,7 +284,7 @@ fn the_broker_api_is_off_unless_there_is_a_block_that_says_who_may_call() {
         Some(Path::new("/run/broker/b.sock"))
     );
     let address = broker.bind_address.as_ref().unwrap();
-    assert_eq!((address.host.as_str(), address.port), ("127.0.0.1", 8443));
+    assert_eq!((address.host.as_deref(), address.port), (Some("127.0.0.1"), 8443));
     let allowed: Vec<_> = broker
         .brokers
         .iter()

@@ -2,9 +2,10 @@
 //!
 //! A process of its own, on each node, with root's rights: the kubelet finds it by `registration`, and calls `node` for
 //! each volume of each pod. `request` checks what it asks for, `target` finds the place and mounts, `folders` makes
-//! what is mounted. The sockets themselves are the agent's. Nothing here knows keys or identities.
+//! what is mounted. The sockets themselves are the agent's. Nothing here keeps keys or knows identities.
 
 mod folders;
+mod kubelet_certificate;
 pub mod mountinfo;
 mod node;
 mod registration;
@@ -116,6 +117,10 @@ pub async fn build(settings: &CsiSettings) -> Result<Bound, DriverError> {
         serve(registration_socket, Routes::new(registrar), stop.clone()),
     );
     tasks.spawn("registered", refusal(registered, stop.clone()));
+    if !settings.kubelet_certificates.is_empty() {
+        let passing_on = kubelet_certificate::run(settings.clone(), stop.clone());
+        tasks.spawn("kubelet certificate", passing_on);
+    }
     if let Some(health) = health {
         tasks.spawn("health", health.run(stop));
     }

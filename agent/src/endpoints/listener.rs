@@ -16,10 +16,10 @@ use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
 use tonic::service::Routes;
 
-use super::caller::Peer;
 use super::calls::CallsLayer;
 use super::connection::{self, Connection};
 use super::limits::{Admission, Admitted, LimitLayer, Who};
+use super::peer::Peer;
 use crate::workload::{Pod, ProcFs, ProcessError};
 
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.
@@ -217,8 +217,8 @@ impl Accept {
                 continue; // Gone already.
             };
             let who = match &self.pod {
-                Some(pod) => Who::Pod(pod.place()),
-                None => Who::of(&credentials, &self.procfs),
+                Some(pod) => Who::of_pod(pod),
+                None => Who::of(&credentials, &self.procfs, self.admission.tells_pods()),
             };
             let Some(admitted) = self.admission.admit(who) else {
                 self.report("too many connections");

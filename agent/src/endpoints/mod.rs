@@ -1,14 +1,13 @@
 //! The sockets that workloads and operators use.
 //!
-//! A connection passes `listener` (limits, repair of `:authority`), gets its `caller` (a process held by a
+//! A connection passes `listener` (limits, repair of `:authority`), gets its `peer` (a process held by a
 //! descriptor) and reaches the Workload API, Envoy's secret discovery, health checks or reflection; on the `admin`
 //! socket, which is for operators, the `delegated` identity API and what looks at the running agent. Calls that
-//! depend on who calls are a `session`. `pods` opens sockets in the folders of the CSI driver, whose callers are pods. `broker` has listeners of its own, whose callers show an X509-SVID. `client`
-//! is the other end.
+//! depend on who calls are a `session`. `pods` opens sockets in the folders of the CSI driver, whose callers are pods.
+//! `broker` has listeners of its own, whose callers show an X509-SVID. `client` is the other end.
 
 pub mod admin;
 pub mod broker;
-pub mod caller;
 mod calls;
 pub mod client;
 mod codec;
@@ -20,6 +19,7 @@ pub mod http;
 mod jwt_svids;
 pub mod limits;
 pub mod listener;
+pub mod peer;
 pub mod pods;
 pub mod routes;
 pub mod sds;

@@ -26,13 +26,15 @@ use super::routes::LocalRoutes;
 use super::sds::Sds;
 use super::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};
 use super::workload_api::WorkloadApi;
-use crate::config::SdsSettings;
+use crate::config::{PodRecord, SdsSettings};
 use crate::node::{Jitter, NodeState};
-use crate::svids::jwt::{JwtCache, JwtCacheSettings, JwtSource};
+use crate::svids::tokens::{JwtCache, JwtCacheSettings, JwtSource};
 use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache, WitCache, WitSigner, WitSource};
 use crate::test_pki::Authority;
 use crate::upstream::UpstreamError;
-use crate::workload::{AttestorError, ProcFs, Process, WorkloadAttestation, WorkloadAttestor};
+use crate::workload::{
+    AttestorError, ListedPod, PodFacts, PodReference, ProcFs, Process, WorkloadAttestation, WorkloadAttestor,
+};
 
 pub(crate) const TRUST_DOMAIN: &str = "example.org";
 pub(crate) const KEY_ID: &str = "key-1";
@@ -103,6 +105,51 @@ impl WorkloadAttestor for FactsByPid {
         let facts = facts.ok_or(AttestorError::CutOff)?;
         let parse = |fact| Selector::parse(fact).unwrap();
         Ok(facts.into_iter().map(parse).collect())
+    }
+}
+
+/// A kubelet that lists these pods, each with these facts; `None` does not answer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct FakePods(pub Arc<Mutex<Option<Vec<(PodRecord, Vec<&'static str>)>>>>);
+
+impl FakePods {
+    pub(crate) fn set(&self, pods: Option<&[(&str, &str, &[&'static str])]>) {
+        let pod = |(name, uid, facts): &(&str, &str, &[&'static str])| {
+            let record = PodRecord {
+                uid: (*uid).to_owned(),
+                namespace: "shop".to_owned(),
+                name: (*name).to_owned(),
+                service_account: "default".to_owned(),
+            };
+            (record, facts.to_vec())
+        };
+        *self.0.lock().unwrap() = pods.map(|pods| pods.iter().map(pod).collect());
+    }
+}
+
+#[async_trait]
+impl PodFacts for FakePods {
+    async fn by_uid(&self, _uid: &str) -> Result<Vec<Selector>, AttestorError> {
+        Err(AttestorError::CutOff)
+    }
+
+    async fn listed(
+        &self,
+        meant: &PodReference,
+        _max_age: Duration,
+    ) -> Result<Option<ListedPod>, AttestorError> {
+        let pods = self.0.lock().unwrap();
+        let pods = pods.as_ref().ok_or(AttestorError::CutOff)?;
+        let found = pods.iter().find(|(record, _)| {
+            let name = (record.namespace.clone(), record.name.clone());
+            meant.name.as_ref().is_none_or(|told| *told == name)
+                && meant.uid.as_ref().is_none_or(|told| *told == record.uid)
+        });
+        Ok(found.map(|(record, facts)| ListedPod {
+            record: record.clone(),
+            started_at: None,
+            facts: facts.iter().map(|fact| Selector::parse(fact).unwrap()).collect(),
+        }))
     }
 }
 
@@ -197,15 +244,24 @@ impl World {
     }
 
     pub(crate) fn at(clock: Clock) -> Self {
-        Self::build(clock, false)
+        Self::build(clock, None)
     }
 
     /// The same with the WIT profile.
     pub(crate) fn with_wit(clock: Clock) -> Self {
-        Self::build(clock, true)
+        Self::build(clock, Some(JwtCacheSettings::default()))
     }
 
-    fn build(clock: Clock, has_wit: bool) -> Self {
+    /// The same, whose cache keeps no WIT-SVID.
+    pub(crate) fn with_wit_not_kept(clock: Clock) -> Self {
+        let settings = JwtCacheSettings {
+            max_size: 0,
+            ..JwtCacheSettings::default()
+        };
+        Self::build(clock, Some(settings))
+    }
+
+    fn build(clock: Clock, wit: Option<JwtCacheSettings>) -> Self {
         let authority = Authority::new(TRUST_DOMAIN);
         let jwt_key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
         let mut bundle = authority.bundle();
@@ -220,7 +276,7 @@ impl World {
             clock.clone(),
             Jitter::new(|| 0.5),
         );
-        let wit = has_wit.then(|| {
+        let wit = wit.map(|settings| {
             let key = Arc::new(PrivateKey::generate(KeyType::EcP256).unwrap());
             bundle.append_wit(vec![WitAuthority(JwtAuthority {
                 key_id: WIT_KEY_ID.to_owned(),
@@ -232,7 +288,7 @@ impl World {
             };
             WitCache::new(
                 Arc::new(WitSigner::new(Arc::new(server), KeyType::EcP256)),
-                JwtCacheSettings::default(),
+                settings,
                 clock.clone(),
                 Jitter::new(|| 0.5),
             )

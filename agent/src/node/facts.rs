@@ -6,7 +6,7 @@ use super::saving::DiskTrouble;
 use super::{NodeState, Shared};
 
 #[derive(Clone, Debug, Default)]
-pub(super) struct Facts {
+pub(super) struct StateFacts {
     pub(super) banned: bool,
     pub(super) has_svid: bool,
     pub(super) attesting: bool,
@@ -34,7 +34,7 @@ pub(super) struct Distrust {
     advice: String,
 }
 
-impl Facts {
+impl StateFacts {
     pub(super) fn state(&self) -> NodeState {
         if self.banned {
             return NodeState::Banned;
@@ -99,7 +99,7 @@ impl std::fmt::Display for Distrust {
 impl Shared {
     /// Changes the facts and publishes the state that follows from them. A state is logged when it comes, not while
     /// it lasts.
-    pub(super) fn note(&self, change: impl FnOnce(&mut Facts)) {
+    pub(super) fn note(&self, change: impl FnOnce(&mut StateFacts)) {
         let next = {
             let mut facts = self.facts();
             change(&mut facts);
@@ -130,7 +130,7 @@ mod tests {
 
     #[test]
     fn the_state_names_what_matters_most() {
-        let mut facts = Facts::default();
+        let mut facts = StateFacts::default();
         assert_eq!(facts.state(), NodeState::Bootstrapping);
         facts.attesting = true;
         assert_eq!(facts.state(), NodeState::Attesting);
@@ -147,9 +147,9 @@ mod tests {
 
     #[tokio::test]
     async fn distrust_is_counted_from_the_first_time_and_says_what_helps() {
-        let mut facts = Facts {
+        let mut facts = StateFacts {
             has_svid: true,
-            ..Facts::default()
+            ..StateFacts::default()
         };
         facts.note_distrust("unknown authority".to_owned(), "wait".to_owned());
         let first = facts.distrust.clone().unwrap();

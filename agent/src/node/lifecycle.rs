@@ -19,7 +19,7 @@ use super::renew::RenewalTime;
 use super::saving::Unsaved;
 use super::storage::AgentStorage;
 use super::{
-    Backoff, Facts, HeldBundle, Jitter, News, NodeAttestor, NodeError, NodeHandle, NodeSettings, Shared,
+    Backoff, HeldBundle, Jitter, News, NodeAttestor, NodeError, NodeHandle, NodeSettings, Shared, StateFacts,
     bundle_of, renew,
 };
 use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
@@ -111,9 +111,9 @@ impl Node {
             clock.clone(),
         );
         let (news_sender, news) = mpsc::channel(NEWS);
-        let facts = Facts {
+        let facts = StateFacts {
             has_svid: svid.is_some(),
-            ..Facts::default()
+            ..StateFacts::default()
         };
         let (state, _first) = watch::channel(facts.state());
         let shared = Shared {

@@ -37,7 +37,7 @@ use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::x509::{Certificate, X509Svid};
 use tokio::sync::{mpsc, watch};
 
-use self::facts::Facts;
+use self::facts::StateFacts;
 use self::rebootstrap::ReturnPolicy;
 use crate::config::Rebootstrap;
 use crate::upstream::{DenialReason, Upstream, UpstreamError};
@@ -147,7 +147,7 @@ pub struct NodeHandle {
 struct Shared {
     trust_domain: TrustDomain,
     upstream: Upstream,
-    facts: Mutex<Facts>,
+    facts: Mutex<StateFacts>,
     state: watch::Sender<NodeState>,
     svid: watch::Sender<Option<Arc<X509Svid>>>,
     bundle: watch::Sender<Arc<Bundle>>,
@@ -251,7 +251,7 @@ impl NodeHandle {
 }
 
 impl Shared {
-    fn facts(&self) -> MutexGuard<'_, Facts> {
+    fn facts(&self) -> MutexGuard<'_, StateFacts> {
         // A panic under the lock leaves facts that are each true on their own.
         self.facts.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -19,8 +19,8 @@ use zeroize::Zeroizing;
 
 use super::counters::CacheCounters;
 use super::entries::Entries;
-use super::jwt::{JwtCache, JwtError, SignedJwt};
 use super::subscriptions::{News, Subscribers, Subscription};
+use super::tokens::{JwtCache, JwtError, SignedJwt};
 use super::wit::WitCache;
 
 /// All that the agent can hand out, at one moment.
@@ -117,9 +117,12 @@ impl Snapshot {
 impl CachedEntry {
     /// Whether a workload with `selectors` gets this identity: it has all of the entry's selectors.
     pub fn matches(&self, selectors: &HashSet<Selector>) -> bool {
-        !self.store_svid
-            && !self.selectors.is_empty()
-            && self.selectors.iter().all(|wanted| selectors.contains(wanted))
+        !self.store_svid && self.fits(selectors)
+    }
+
+    /// Whether a workload with `selectors` has all that the entry asks for, be it for workloads or not.
+    pub fn fits(&self, selectors: &HashSet<Selector>) -> bool {
+        !self.selectors.is_empty() && self.selectors.iter().all(|wanted| selectors.contains(wanted))
     }
 }
 

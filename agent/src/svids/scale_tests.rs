@@ -8,9 +8,9 @@ use finial_identity::process::Clock;
 use finial_identity::selector::Selector;
 use time::{Duration, OffsetDateTime};
 
-use super::jwt::{JwtCache, JwtCacheSettings, JwtSource, SignedJwt};
 use super::model::Model;
 use super::tests::identity;
+use super::tokens::{JwtCache, JwtCacheSettings, JwtSource, SignedJwt};
 use super::visits;
 use super::{IssuedSvid, Subscription, SvidCache};
 use crate::node::Jitter;

@@ -13,7 +13,7 @@ use time::OffsetDateTime;
 use zeroize::Zeroizing;
 
 use super::counters::{CacheCounters, TokenCounters};
-use super::jwt::{Signed, SignedJwt, TokenCache};
+use super::tokens::{Signed, SignedJwt, TokenCache};
 use crate::upstream::{Upstream, UpstreamError};
 
 /// The cache of WIT-SVIDs.

@@ -8,7 +8,8 @@
 pub mod container;
 pub mod docker;
 pub mod k8s;
-mod permits;
+pub mod listed;
+pub mod permits;
 pub mod pods;
 pub mod process;
 pub mod procfs;
@@ -33,6 +34,7 @@ pub use self::container::ContainerError;
 use self::container::{Cgroup, parse_cgroups};
 pub use self::docker::DockerAttestor;
 pub use self::k8s::K8sAttestor;
+pub use self::listed::{ListedPod, PodReference};
 pub use self::pods::{Pod, PodFacts, Workload};
 pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
@@ -83,8 +85,8 @@ pub enum AttestError {
     /// The process ended meanwhile, so what was read may be about another.
     #[error("process ended during attestation: pid {0}")]
     Gone(u32),
-    /// The pod lost its socket meanwhile.
-    #[error("pod has lost its volume during attestation: {0}")]
+    /// The pod lost its socket, or ended, meanwhile.
+    #[error("pod is gone: {0}")]
     PodGone(String),
     /// An attestor cannot tell.
     #[error("workload attestor {attestor}: {source}")]
@@ -94,6 +96,17 @@ pub enum AttestError {
         /// What happened.
         source: AttestorError,
     },
+}
+
+/// Why it is not known which pod is meant.
+#[derive(Debug, thiserror::Error)]
+pub enum FindPodError {
+    /// No attestor of this agent knows pods.
+    #[error("no workload attestor knows pods")]
+    NoAttestor,
+    /// It cannot tell.
+    #[error("{0}")]
+    Attestor(#[from] AttestorError),
 }
 
 /// Why an attestor cannot tell.
@@ -189,20 +202,27 @@ impl WorkloadAttestation {
         }
     }
 
+    /// The pod of this node that somebody names who is not in it. `None` when the kubelet lists no such pod, or it has
+    /// ended.
+    ///
+    /// # Errors
+    /// [`FindPodError`].
+    pub async fn find_pod(&self, meant: &PodReference) -> Result<Option<Arc<Pod>>, FindPodError> {
+        let kubelet = self.pod_facts.as_ref().ok_or(FindPodError::NoAttestor)?;
+        let asked = tokio::time::timeout(self.deadline, kubelet.listed(meant, Duration::ZERO));
+        let found = asked
+            .await
+            .unwrap_or(Err(AttestorError::TimedOut(self.deadline)))?;
+        Ok(found.map(|found| Arc::new(Pod::listed(found, Arc::clone(kubelet)))))
+    }
+
     /// What is known about a pod by its socket, and by its UID. No attestor of processes is asked: which of the pod's
     /// containers calls is not known.
     async fn attest_pod(&self, pod: &Pod) -> Result<HashSet<Selector>, AttestError> {
         let timer = metrics().start("workload_api_workload_attestation");
         let asked = async {
-            let mut facts = pod.selectors()?;
-            if let Some(source) = &self.pod_facts {
-                let more = tokio::time::timeout(self.deadline, source.by_uid(&pod.record().uid));
-                facts.extend(
-                    more.await
-                        .unwrap_or(Err(AttestorError::TimedOut(self.deadline)))?,
-                );
-            }
-            Ok(facts)
+            let asked = tokio::time::timeout(self.deadline, pod.facts(self.pod_facts.as_ref()));
+            asked.await.unwrap_or(Err(AttestorError::TimedOut(self.deadline)))
         };
         let found = timer
             .around(
@@ -215,9 +235,7 @@ impl WorkloadAttestation {
                 AttestError::code,
             )
             .await?;
-        if pod.is_gone() {
-            return Err(AttestError::PodGone(pod.record().uid.clone()));
-        }
+        let found = found.ok_or_else(|| AttestError::PodGone(pod.record().uid.clone()))?;
         metrics().sample("workload_api_discovered_selectors", &[], found.len() as f64);
         Ok(found.into_iter().collect())
     }
@@ -430,6 +448,14 @@ mod tests {
 
     #[async_trait]
     impl PodFacts for FakeFacts {
+        async fn listed(
+            &self,
+            _meant: &PodReference,
+            _max_age: Duration,
+        ) -> Result<Option<ListedPod>, AttestorError> {
+            Err(AttestorError::CutOff)
+        }
+
         async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
             match &self.0 {
                 Fake::Knows(value) => Ok(vec![Selector::new("k8s", &format!("pod-label:{value}:{uid}"))?]),

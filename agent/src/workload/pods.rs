@@ -1,6 +1,7 @@
 //! Pods that are known by the socket they call on, and what is known of them.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use finial_identity::process::Stop;
@@ -8,19 +9,29 @@ use finial_identity::selector::Selector;
 use time::OffsetDateTime;
 
 use super::container::{self, ContainerError};
+use super::listed::{ListedPod, Listing, PodReference};
 use super::{AttestorError, Process};
 use crate::config::PodRecord;
 
 /// Type of the selectors, which SPIRE's workload attestor `k8s` has.
 const KIND: &str = "k8s";
 
-/// A pod that has a socket of its own.
-#[derive(Clone, Debug)]
+/// A pod that has a socket of its own, or that somebody named whom the kubelet of this node lists.
+#[derive(Debug)]
 pub struct Pod {
     record: PodRecord,
     since: Option<OffsetDateTime>,
     place: u64,
-    gone: Stop,
+    presence: Presence,
+}
+
+/// What tells whether a pod is there.
+#[derive(Debug)]
+enum Presence {
+    /// It has its socket until then.
+    Socket(Stop),
+    /// The kubelet lists it.
+    Listed(Listing),
 }
 
 /// Who asks.
@@ -41,6 +52,17 @@ pub trait PodFacts: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When any of them cannot be told.
     async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError>;
+
+    /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. What
+    /// was heard of the kubelet before that time may be taken for granted. May be dropped at any time.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    async fn listed(
+        &self,
+        meant: &PodReference,
+        max_age: Duration,
+    ) -> Result<Option<ListedPod>, AttestorError>;
 }
 
 /// The caller's process belongs elsewhere than its socket.
@@ -66,7 +88,17 @@ impl Pod {
             record,
             since,
             place,
-            gone,
+            presence: Presence::Socket(gone),
+        }
+    }
+
+    /// A pod that `kubelet` lists. Nothing is known of a process of it, and nobody calls on a socket of it.
+    pub fn listed(found: ListedPod, kubelet: Arc<dyn PodFacts>) -> Self {
+        Self {
+            presence: Presence::Listed(Listing::new(kubelet, &found.record.uid)),
+            record: found.record,
+            since: found.started_at,
+            place: 0,
         }
     }
 
@@ -75,24 +107,67 @@ impl Pod {
         &self.record
     }
 
-    /// When the pod got its socket, as far as is known.
+    /// When the pod got its socket, or was taken on by the kubelet, as far as is known.
     pub fn since(&self) -> Option<OffsetDateTime> {
         self.since
     }
 
-    /// Tells it from all other pods since the agent was started.
+    /// Tells it from all other pods with a socket since the agent was started.
     pub fn place(&self) -> u64 {
         self.place
     }
 
-    /// Completes when the pod has lost its socket.
-    pub async fn gone(&self) {
-        self.gone.stopped().await;
+    /// Completes when the pod has lost its socket, or is listed no more, with what to say.
+    pub async fn gone(&self) -> &'static str {
+        match &self.presence {
+            Presence::Socket(gone) => {
+                gone.stopped().await;
+                "the pod has lost its volume"
+            }
+            Presence::Listed(listing) => {
+                listing.gone().await;
+                "the pod has ended"
+            }
+        }
     }
 
-    /// Whether the pod still has its socket.
+    /// Whether the pod is known to be gone.
     pub fn is_gone(&self) -> bool {
-        self.gone.is_stopped()
+        match &self.presence {
+            Presence::Socket(gone) => gone.is_stopped(),
+            Presence::Listed(listing) => listing.is_gone(),
+        }
+    }
+
+    /// Asks whether the pod is there now.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub async fn is_there(&self) -> Result<bool, AttestorError> {
+        match &self.presence {
+            Presence::Socket(gone) => Ok(!gone.is_stopped()),
+            Presence::Listed(listing) => Ok(listing.facts().await?.is_some()),
+        }
+    }
+
+    /// What holds for the pod; none when it is gone. `more` knows more than a socket tells.
+    ///
+    /// # Errors
+    /// When it cannot be told.
+    pub(super) async fn facts(
+        &self,
+        more: Option<&Arc<dyn PodFacts>>,
+    ) -> Result<Option<Vec<Selector>>, AttestorError> {
+        match &self.presence {
+            Presence::Socket(gone) => {
+                let mut facts = self.selectors()?;
+                if let Some(source) = more {
+                    facts.extend(source.by_uid(&self.record.uid).await?);
+                }
+                Ok((!gone.is_stopped()).then_some(facts))
+            }
+            Presence::Listed(listing) => listing.facts().await,
+        }
     }
 
     /// Whether a process with these control groups (`/proc/<pid>/cgroup`) may be of this pod. Groups that name no pod
@@ -116,7 +191,7 @@ impl Pod {
     ///
     /// # Errors
     /// None that a checked record could cause.
-    pub(super) fn selectors(&self) -> Result<Vec<Selector>, AttestorError> {
+    fn selectors(&self) -> Result<Vec<Selector>, AttestorError> {
         let record = &self.record;
         [
             ("ns", &record.namespace),
@@ -159,16 +234,13 @@ impl Workload {
                 process.exited().await;
                 "the process that opened the stream has ended"
             }
-            Self::Pod(pod) => {
-                pod.gone().await;
-                "the pod has lost its volume"
-            }
+            Self::Pod(pod) => pod.gone().await,
         }
     }
 }
 
 /// Static pods have UIDs without dashes, which names of groups may be shown with.
-fn is_same_uid(one: &str, other: &str) -> bool {
+pub(super) fn is_same_uid(one: &str, other: &str) -> bool {
     let digits = |uid: &str| uid.replace(['-', '_'], "").to_ascii_lowercase();
     digits(one) == digits(other)
 }

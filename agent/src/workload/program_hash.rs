@@ -20,10 +20,12 @@ use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, fstatfs, statx};
 use time::{Duration, OffsetDateTime};
 use tokio::sync::Semaphore;
 
-use super::permits::PermitsByUid;
+use super::permits::Permits;
 use super::unix::same_program;
 use super::{AttestorError, FileId, Process, off_thread};
 
+/// Hashes of one user's programs at a time.
+const HASHES_OF_A_USER: usize = 1;
 /// How many programs are hashed at the same time; one of a user at most.
 const MAX_HASHES: usize = 4;
 
@@ -58,7 +60,7 @@ const KEPT_HERE: &[u64] = &[
 #[derive(Debug)]
 pub(super) struct ProgramHashes {
     known: Arc<Mutex<Known>>,
-    per_user: PermitsByUid,
+    per_user: Permits<u32>,
     all: Arc<Semaphore>,
     clock: Clock,
 }
@@ -85,7 +87,7 @@ impl ProgramHashes {
     pub(super) fn new(clock: Clock) -> Self {
         Self {
             known: Arc::default(),
-            per_user: PermitsByUid::new(1),
+            per_user: Permits::default(),
             all: Arc::new(Semaphore::new(MAX_HASHES)),
             clock,
         }
@@ -106,7 +108,7 @@ impl ProgramHashes {
         if let Some(hash) = self.look_up(process, limit).await? {
             return Ok(hash);
         }
-        let turn = self.per_user.acquire(uid).await?;
+        let turn = self.per_user.acquire(uid, HASHES_OF_A_USER).await;
         // Another call may have been about the same program.
         if let Some(hash) = self.look_up(process, limit).await? {
             return Ok(hash);
@@ -420,7 +422,7 @@ mod tests {
     async fn a_user_hashes_one_program_at_a_time_and_a_call_that_waited_reads_nothing() {
         let workload = Workload::start();
         let hashes = hashes_at(Clock::system().now() + LATER);
-        let turn = hashes.per_user.acquire(7).await.unwrap();
+        let turn = hashes.per_user.acquire(7, HASHES_OF_A_USER).await;
         let mut waiting = Box::pin(hashes.sha256(&workload.process, 7, 0));
         tokio::select! {
             biased;

@@ -5,6 +5,7 @@
 //! sees it: a container chooses it freely, and a deleted program ends in ` (deleted)`. Names come from
 //! `/etc/passwd` and `/etc/group` alone; a number without a name there has none.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -49,9 +50,19 @@ impl WorkloadAttestor for UnixAttestor {
 
     async fn attest(&self, process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError> {
         let settings = self.settings;
+        if !settings.discover_workload_path
+            && let (Some(users), Some(groups)) = (self.users.unchanged(), self.groups.unchanged())
+        {
+            // The kernel tells a process's ids without waiting for the process or for a file. Another thread would
+            // cost more than the answer.
+            let (_uid, facts) = ids(process, &users, &groups)?;
+            return Ok(facts);
+        }
         let (users, groups) = (Arc::clone(&self.users), Arc::clone(&self.groups));
         let who = Arc::clone(process);
         let (uid, mut facts) = off_thread(move || {
+            let users = users.names().map_err(AttestorError::io("read users"))?;
+            let groups = groups.names().map_err(AttestorError::io("read groups"))?;
             let (uid, mut facts) = ids(&who, &users, &groups)?;
             if settings.discover_workload_path {
                 facts.extend(path(&who)?);
@@ -71,8 +82,8 @@ impl WorkloadAttestor for UnixAttestor {
 /// The effective user id, and the facts about user and groups.
 fn ids(
     process: &Process,
-    users: &NameFile,
-    groups: &NameFile,
+    users: &HashMap<u32, String>,
+    groups: &HashMap<u32, String>,
 ) -> Result<(u32, Vec<Selector>), AttestorError> {
     let ids = process
         .procfs()
@@ -87,18 +98,16 @@ fn ids(
             gid: ids.gid,
         });
     }
-    let user_names = users.names().map_err(AttestorError::io("read users"))?;
-    let group_names = groups.names().map_err(AttestorError::io("read groups"))?;
     let mut facts = vec![fact("uid", ids.uid)?, fact("gid", ids.gid)?];
-    if let Some(name) = user_names.get(&ids.uid) {
+    if let Some(name) = users.get(&ids.uid) {
         facts.push(fact("user", name)?);
     }
-    if let Some(name) = group_names.get(&ids.gid) {
+    if let Some(name) = groups.get(&ids.gid) {
         facts.push(fact("group", name)?);
     }
     for gid in ids.groups {
         facts.push(fact("supplementary_gid", gid)?);
-        if let Some(name) = group_names.get(&gid) {
+        if let Some(name) = groups.get(&gid) {
             facts.push(fact("supplementary_group", name)?);
         }
     }
@@ -132,6 +141,8 @@ mod tests {
     #![allow(clippy::disallowed_methods)] // Tests lay out files by hand.
     use std::collections::BTreeSet;
     use std::process::{Child, Command, Stdio};
+
+    use futures_util::FutureExt as _;
 
     use super::*;
     use crate::workload::{ConnectedAs, ProcFs};
@@ -206,6 +217,24 @@ mod tests {
                 .iter()
                 .any(|fact| fact.starts_with("unix:path") || fact.starts_with("unix:sha256"))
         );
+    }
+
+    #[tokio::test]
+    async fn nobody_is_waited_for_once_the_names_are_known() {
+        let workload = Workload::start();
+        std::fs::write(workload.root.path().join("etc/passwd"), "me:x:1::/:\n").unwrap();
+        let attestor = UnixAttestor::new(UnixSettings::default(), workload.root.path(), Clock::system());
+        let at_once = |attestor: &UnixAttestor| attestor.attest(&workload.process).now_or_never();
+        assert!(at_once(&attestor).is_none(), "files are read off this thread");
+        let first = attestor.attest(&workload.process).await.unwrap();
+        assert_eq!(at_once(&attestor).unwrap().unwrap(), first);
+        std::fs::write(workload.root.path().join("etc/group"), "us:x:1\n").unwrap();
+        assert!(at_once(&attestor).is_none(), "a file changed");
+        let with_path = UnixAttestor {
+            settings: WITH_PATH,
+            ..attestor
+        };
+        assert!(at_once(&with_path).is_none(), "a path is read off this thread");
     }
 
     #[tokio::test]

@@ -6,9 +6,11 @@
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+
+use rustix::fs::{AtFlags, CWD, Statx, StatxFlags, statx};
+use rustix::io::Errno;
 
 /// The largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
@@ -23,11 +25,34 @@ pub(super) struct NameFile {
 #[derive(Debug)]
 struct Parsed {
     stamp: Stamp,
-    names: Arc<HashMap<u32, String>>,
+    names: Names,
 }
 
-/// What changes when the file does: device, inode, size, time of change in seconds and nanoseconds.
-type Stamp = (u64, u64, u64, i64, i64);
+/// What changes when the file does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    device: (u32, u32),
+    inode: u64,
+    bytes: u64,
+    /// Seconds and nanoseconds.
+    changed_at: (i64, u32),
+}
+
+const STAMPED: StatxFlags = StatxFlags::INO.union(StatxFlags::SIZE).union(StatxFlags::CTIME);
+
+impl From<Statx> for Stamp {
+    fn from(told: Statx) -> Self {
+        Self {
+            device: (told.stx_dev_major, told.stx_dev_minor),
+            inode: told.stx_ino,
+            bytes: told.stx_size,
+            changed_at: (told.stx_ctime.tv_sec, told.stx_ctime.tv_nsec),
+        }
+    }
+}
+
+/// Names by number.
+pub(super) type Names = Arc<HashMap<u32, String>>;
 
 impl NameFile {
     /// The file at `path`, whose lines have a name in the first and a number in the third field.
@@ -38,24 +63,30 @@ impl NameFile {
         }
     }
 
+    /// The names by number, where the file is as it was when it was read; nothing is read for it, and nobody waited
+    /// for. `None` is no answer.
+    pub(super) fn unchanged(&self) -> Option<Names> {
+        let told = match statx(CWD, &self.path, AtFlags::STATX_DONT_SYNC, STAMPED) {
+            Ok(told) => told,
+            Err(Errno::NOENT) => return Some(Names::default()),
+            Err(_) => return None,
+        };
+        let parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = parsed.as_ref().filter(|known| known.stamp == told.into())?;
+        Some(Arc::clone(&known.names))
+    }
+
     /// The names by number. None when there is no such file, as in an image without a distribution.
     ///
     /// # Errors
     /// When the file exists and cannot be read.
-    pub(super) fn names(&self) -> io::Result<Arc<HashMap<u32, String>>> {
+    pub(super) fn names(&self) -> io::Result<Names> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Arc::default()),
             Err(error) => return Err(error),
         };
-        let metadata = file.metadata()?;
-        let stamp = (
-            metadata.dev(),
-            metadata.ino(),
-            metadata.size(),
-            metadata.ctime(),
-            metadata.ctime_nsec(),
-        );
+        let stamp = statx(&file, "", AtFlags::EMPTY_PATH, STAMPED)?.into();
         // Replaced whole, so a panic cannot leave it half-changed.
         let mut parsed = self.parsed.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = parsed.as_ref().filter(|known| known.stamp == stamp) {
@@ -115,11 +146,17 @@ mod tests {
         let path = dir.path().join("passwd");
         let file = NameFile::at(path.clone());
         assert!(file.names().unwrap().is_empty());
+        assert!(file.unchanged().unwrap().is_empty());
         std::fs::write(&path, "alice:x:1:1::/:\n").unwrap();
+        assert!(file.unchanged().is_none(), "a file that was never read");
         assert_eq!(file.names().unwrap().get(&1).unwrap(), "alice");
+        assert_eq!(file.unchanged().unwrap().get(&1).unwrap(), "alice");
         std::fs::write(dir.path().join("new"), "bob:x:1:1::/:\n").unwrap();
         std::fs::rename(dir.path().join("new"), &path).unwrap();
+        assert!(file.unchanged().is_none(), "it was replaced");
         assert_eq!(file.names().unwrap().get(&1).unwrap(), "bob");
+        std::fs::remove_file(&path).unwrap();
+        assert!(file.unchanged().unwrap().is_empty(), "it is gone");
     }
 
     #[test]

@@ -8,7 +8,7 @@
   "trust_domain" $spire.trustDomain
   "data_dir" "/var/lib/finial/server"
   "socket_path" "/dev/shm/finial/server/api.sock"
-  "bind_address" "0.0.0.0"
+  "bind_address" (include "finial.anyAddress" .)
   "bind_port" "8081"
   "ca_key_type" $s.caKeyType
   "ca_ttl" $s.caTTL
@@ -47,6 +47,7 @@
 {{- $accounts = list (printf "%s:%s" (include "finial.system.namespace" .) (include "finial.agent.serviceAccount" .)) -}}
 {{- end -}}
 {{- $psat := dict "service_account_allow_list" $accounts "audience" $s.nodeAttestor.k8sPSAT.audience -}}
+{{- if $s.nodeAttestor.k8sPSAT.verifyClientIP }}{{ $_ := set $psat "verify_client_ip" true }}{{ end -}}
 {{- with $s.nodeAttestor.k8sPSAT.allowedNodeLabelKeys }}{{ $_ := set $psat "allowed_node_label_keys" . }}{{ end -}}
 {{- with $s.nodeAttestor.k8sPSAT.allowedPodLabelKeys }}{{ $_ := set $psat "allowed_pod_label_keys" . }}{{ end -}}
 
@@ -70,9 +71,9 @@
 {{- $_ := set $plugins "CredentialComposer" (dict "uniqueid" (dict "plugin_data" dict)) }}
 {{- end -}}
 {{- $config := dict "server" $server "plugins" $plugins "health_checks" (dict
-  "listener_enabled" true "bind_address" "0.0.0.0" "bind_port" "8080") -}}
+  "listener_enabled" true "bind_address" (include "finial.anyAddress" .) "bind_port" "8080") -}}
 {{- if .Values.global.telemetry.prometheus.enabled -}}
-{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" "0.0.0.0" "port" 9988)) -}}
+{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" (include "finial.anyAddress" .) "port" 9988)) -}}
 {{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
@@ -118,19 +119,24 @@
   "socket_dir" $csi.socketsPath
   "socket_names" $a.socketAlternate.names
   "kubelet_path" $csi.kubeletPath) -}}
+{{- with include "finial.kubelet.certificates" (dict "agent" $a) }}{{ $_ := set $agent.csi "kubelet_certificates" (splitList "\n" .) }}{{ end -}}
 {{- end -}}
 
 {{- $k8s := dict
   "disable_container_selectors" $a.workloadAttestors.k8s.disableContainerSelectors
   "verbose_container_locator_logs" $a.workloadAttestors.k8s.verboseContainerLocatorLogs
+  "enable_namespace_labels" $a.workloadAttestors.k8s.enableNamespaceLabels
 -}}
+{{- /* The driver passes the kubelet's certificate on without its key; without a driver one that has no key in its file is mounted. */ -}}
+{{- $passed := ternary (printf "%s/kubelet.pem" $csi.socketsPath) "/run/finial/kubelet/kubelet.crt" $csi.enabled -}}
 {{- $verification := $a.workloadAttestors.k8s.verification.type -}}
 {{- if eq $verification "skip" -}}
 {{- $_ := set $k8s "skip_kubelet_verification" true -}}
 {{- else if eq $verification "hostCert" -}}
-{{- $_ := set $k8s "kubelet_ca_path" "/run/finial/kubelet/kubelet.crt" -}}
+{{- $_ := set $k8s "kubelet_ca_path" $passed -}}
 {{- else -}}
 {{- $_ := set $k8s "kubelet_ca_path" "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt" -}}
+{{- if and (eq $verification "auto") $csi.enabled }}{{ $_ := set $k8s "kubelet_certificate" (dict "paths" (list $passed)) }}{{ end -}}
 {{- end -}}
 {{- $attestors := dict "k8s" (dict "plugin_data" $k8s) -}}
 {{- if $a.workloadAttestors.unix.enabled -}}
@@ -143,13 +149,31 @@
     "token_path" "/var/run/secrets/tokens/spire-agent")))
   "WorkloadAttestor" $attestors
 -}}
-{{- $local := ternary "127.0.0.1" "0.0.0.0" (ne (include "finial.agent.hostNetwork" .) "") -}}
+{{- $any := include "finial.anyAddress" $root -}}
+{{- $local := ternary "127.0.0.1" $any (ne (include "finial.agent.hostNetwork" .) "") -}}
 {{- $config := dict "agent" $agent "plugins" $plugins "health_checks" (dict
   "listener_enabled" true "bind_address" $local "bind_port" ($a.healthChecks.port | int | toString)) -}}
 {{- if $root.Values.global.telemetry.prometheus.enabled -}}
-{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" "0.0.0.0" "port" 9988)) -}}
+{{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" $any "port" 9988)) -}}
 {{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{/* Every address of a pod. */}}
+{{- define "finial.anyAddress" -}}
+{{- ternary "::" "0.0.0.0" (eq .Values.global.k8s.ipFamily "IPv6") -}}
+{{- end -}}
+
+{{/* The files of the node that may have the kubelet's own certificate, one a line; takes a dict of agent. */}}
+{{- define "finial.kubelet.certificates" -}}
+{{- $verification := .agent.workloadAttestors.k8s.verification -}}
+{{- $own := printf "%s/%s" $verification.hostCert.basePath $verification.hostCert.fileName -}}
+{{- if eq $verification.type "auto" -}}
+{{ printf "%s/kubelet-server-current.pem" $verification.hostCert.basePath }}
+{{ $own }}
+{{- else if eq $verification.type "hostCert" -}}
+{{ $own }}
+{{- end -}}
 {{- end -}}
 
 {{/* The values of one pool; takes a dict of root and pool, gives YAML. */}}

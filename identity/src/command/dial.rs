@@ -69,6 +69,15 @@ impl Socket {
         if given != self.default {
             return Ok(given.into());
         }
+        self.path_by_variables(matches, console)
+    }
+
+    /// [`Socket::path`] of a command whose `-socketPath` was not given.
+    ///
+    /// # Errors
+    /// As [`Socket::path`].
+    fn path_by_variables(&self, matches: &ArgMatches, console: &Console<'_>) -> anyhow::Result<PathBuf> {
+        let given = self.default;
         let Some(variables) = self.variables else {
             return Ok(given.into());
         };
@@ -92,6 +101,18 @@ impl Socket {
     /// When nobody listens there; the text names the path.
     pub async fn channel(&self, matches: &ArgMatches, console: &Console<'_>) -> anyhow::Result<Channel> {
         unix_channel(self.path(matches, console)?).await
+    }
+
+    /// [`Socket::channel`] of a command whose `-socketPath` is about another program and was not given.
+    ///
+    /// # Errors
+    /// As [`Socket::channel`].
+    pub async fn channel_by_variables(
+        &self,
+        matches: &ArgMatches,
+        console: &Console<'_>,
+    ) -> anyhow::Result<Channel> {
+        unix_channel(self.path_by_variables(matches, console)?).await
     }
 }
 

@@ -1,7 +1,7 @@
 //! Makes gRPC clients of every language acceptable on a Unix socket.
 //!
 //! On a Unix socket many clients put the socket's path into the pseudo-header `:authority`: gRPC
-//! C-core (Python, C++, PHP, Ruby) percent-encoded, Netty (Java) raw. `h2` refuses a request whose
+//! C-core (Python, C++, PHP, Ruby) percent-encoded, Netty (Java) raw, older Go Huffman-coded. `h2` refuses a request whose
 //! `:authority` is not an RFC 3986 authority and has no option for this. [`AuthorityAdapter`] stands
 //! between the socket and `h2` and replaces, byte for byte, what an authority cannot hold. Lengths
 //! stay, so the HPACK tables (RFC 7541) of both ends stay equal and later indexed references work.
@@ -599,6 +599,9 @@ mod tests {
             b"/a",
         ]
         .concat();
+        assert_eq!(seen_by_h2(&block).await, Ok(Some("-a".to_owned())));
+        // The value in the Huffman code, as Go writes it.
+        let block = [0x83, 0x87, 0x84, 0x41, 0x82, 0x60, 0x7f];
         assert_eq!(seen_by_h2(&block).await, Ok(Some("-a".to_owned())));
     }
 }

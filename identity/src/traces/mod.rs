@@ -4,9 +4,11 @@
 //! Spans name methods, attestors, counts and outcomes, and nothing else: no identity, no token, no key. Without
 //! [`Traces`] among the log's options all of this is switched off and costs nothing.
 
+mod collector;
 mod context;
 mod exporter;
 
+pub use collector::{CONNECT_WITHIN, CollectorError, to_collector};
 pub use context::{TraceContext, continue_from};
 pub use exporter::TraceExporter;
 

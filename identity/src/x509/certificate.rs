@@ -18,7 +18,7 @@ use x509_parser::num_bigint::BigUint;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::X509Name;
 
-use super::{X509Error, malformed, name};
+use super::{X509Error, form, malformed, name};
 use crate::key::{KeyError, PublicKey, X509SignatureAlgorithm, pem_block};
 use crate::spiffe_id::SpiffeId;
 
@@ -103,7 +103,8 @@ impl Certificate {
     ///
     /// # Errors
     /// When it is malformed, longer than 64 KiB, has an extension twice, or a public key of an
-    /// unsupported kind. Its signature and time are not looked at.
+    /// unsupported kind. So is one that Envoy or Go would not read, by text in its names for example that
+    /// is not what its type says. Its signature and time are not looked at.
     pub fn parse(der: &[u8]) -> Result<Self, X509Error> {
         let (certificate, rest) = Self::parse_first(der)?;
         if !rest.is_empty() {
@@ -303,6 +304,7 @@ impl Certificate {
                 limit: MAX_CERTIFICATE,
             });
         }
+        form::check(own)?;
         Ok((Self(Arc::new(Inner::new(own, &parsed)?)), rest))
     }
 

@@ -4,6 +4,7 @@ mod certificate;
 mod chain;
 mod check;
 mod csr;
+mod form;
 mod name;
 mod svid;
 

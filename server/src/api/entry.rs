@@ -214,7 +214,9 @@ impl EntryService {
         registry
             .check_settled(agent)
             .or_refuse("failed to fetch entries")?;
-        Ok(registry.authorized(agent))
+        let entries = registry.authorized(agent);
+        registry.note_fetched(agent, &entries);
+        Ok(entries)
     }
 }
 

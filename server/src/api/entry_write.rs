@@ -196,10 +196,10 @@ async fn patch_of(
             let stored = stored.ok_or_else(|| Refusal::not_found(UPDATE_FAILED))?;
             // What the mask leaves out need not be valid in the request, nor even there.
             let mut whole = wire::entry_to_wire(&stored.entry);
-            take_masked(&mut whole, update, mask);
+            merge(&mut whole, update, mask);
             let parts = check_new(services, whole)?.into_parts();
             let mask = *mask;
-            Box::new(move |stored| patch_masked(stored, parts, &mask))
+            Box::new(move |stored| patched(stored, parts, &mask))
         }
     };
     Ok((id, patch))
@@ -214,88 +214,33 @@ fn updated_outcome(updated: EntryUpdated) -> Result<StoredEntry, Refusal> {
     }
 }
 
-/// Takes the fields that the mask names from the update.
-fn take_masked(entry: &mut types::Entry, update: types::Entry, mask: &types::EntryMask) {
-    if mask.spiffe_id {
-        entry.spiffe_id = update.spiffe_id;
-    }
-    if mask.parent_id {
-        entry.parent_id = update.parent_id;
-    }
-    if mask.selectors {
-        entry.selectors = update.selectors;
-    }
-    if mask.x509_svid_ttl {
-        entry.x509_svid_ttl = update.x509_svid_ttl;
-    }
-    if mask.jwt_svid_ttl {
-        entry.jwt_svid_ttl = update.jwt_svid_ttl;
-    }
-    if mask.federates_with {
-        entry.federates_with = update.federates_with;
-    }
-    if mask.admin {
-        entry.admin = update.admin;
-    }
-    if mask.downstream {
-        entry.downstream = update.downstream;
-    }
-    if mask.expires_at {
-        entry.expires_at = update.expires_at;
-    }
-    if mask.dns_names {
-        entry.dns_names = update.dns_names;
-    }
-    if mask.store_svid {
-        entry.store_svid = update.store_svid;
-    }
-    if mask.hint {
-        entry.hint = update.hint;
-    }
+/// Takes the fields that the mask names from the update: those that messages and checked entries call alike.
+macro_rules! take_masked {
+    ($mask:expr, $update:expr => $entry:expr) => {
+        take_masked!(
+            $mask, $update => $entry, spiffe_id parent_id selectors x509_svid_ttl jwt_svid_ttl federates_with admin
+            downstream expires_at dns_names store_svid hint
+        )
+    };
+    ($mask:expr, $update:expr => $entry:expr, $($field:ident)*) => {
+        $(if $mask.$field {
+            $entry.$field = $update.$field;
+        })*
+    };
+}
+
+/// Before the update is checked.
+fn merge(entry: &mut types::Entry, update: types::Entry, mask: &types::EntryMask) {
+    take_masked!(mask, update => entry);
     if mask.additional_attributes {
         entry.additional_attributes = update.additional_attributes;
     }
 }
 
-/// As [`take_masked`], once the update is checked: the rest stays as the store has it by then.
-fn patch_masked(stored: EntryParts, update: EntryParts, mask: &types::EntryMask) -> EntryParts {
+/// Once the update is checked: the rest stays as the store has it by then.
+fn patched(stored: EntryParts, update: EntryParts, mask: &types::EntryMask) -> EntryParts {
     let mut entry = stored;
-    if mask.spiffe_id {
-        entry.spiffe_id = update.spiffe_id;
-    }
-    if mask.parent_id {
-        entry.parent_id = update.parent_id;
-    }
-    if mask.selectors {
-        entry.selectors = update.selectors;
-    }
-    if mask.x509_svid_ttl {
-        entry.x509_svid_ttl = update.x509_svid_ttl;
-    }
-    if mask.jwt_svid_ttl {
-        entry.jwt_svid_ttl = update.jwt_svid_ttl;
-    }
-    if mask.federates_with {
-        entry.federates_with = update.federates_with;
-    }
-    if mask.admin {
-        entry.admin = update.admin;
-    }
-    if mask.downstream {
-        entry.downstream = update.downstream;
-    }
-    if mask.expires_at {
-        entry.expires_at = update.expires_at;
-    }
-    if mask.dns_names {
-        entry.dns_names = update.dns_names;
-    }
-    if mask.store_svid {
-        entry.store_svid = update.store_svid;
-    }
-    if mask.hint {
-        entry.hint = update.hint;
-    }
+    take_masked!(mask, update => entry);
     if mask.additional_attributes {
         entry.disable_x509_svid_prefetch = update.disable_x509_svid_prefetch;
         entry.jwt_svid_include_jti = update.jwt_svid_include_jti;

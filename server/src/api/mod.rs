@@ -11,6 +11,7 @@ pub mod entry;
 pub mod entry_filter;
 pub mod entry_sync;
 mod entry_write;
+pub mod explain;
 pub mod local_authority;
 pub mod logger;
 pub mod registry;

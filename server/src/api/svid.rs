@@ -220,7 +220,9 @@ impl SvidService {
             .sign_x509_off_thread(X509Request::for_entry(&entry, csr.public_key().clone()))
             .await
             .or_refuse("failed to sign X509-SVID")?;
-        Ok(svid_to_wire(&entry.spiffe_id, &chain))
+        let svid = svid_to_wire(&entry.spiffe_id, &chain);
+        self.0.registry.note_signed(agent, &entry.id, svid.expires_at);
+        Ok(svid)
     }
 
     async fn new_jwt(&self, call: &Call, request: pb::NewJwtsvidRequest) -> Result<types::Jwtsvid, Refusal> {

@@ -18,6 +18,7 @@ use finial_identity::process::{Clock, Stop, TaskError, TaskSet, limits};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::traces::TraceExporter;
 use finial_identity::x509::Certificate;
+use finial_proto::finial::server::explain::v1::explain_server::ExplainServer;
 use finial_proto::finial::server::registry::v1::registry_server::RegistryServer;
 use finial_proto::finial::server::sync::v1::sync_server::SyncServer;
 use finial_proto::grpc::health::v1::health_server::HealthServer;
@@ -39,6 +40,7 @@ use crate::api::agent::AgentService;
 use crate::api::bundle::BundleService;
 use crate::api::debug::DebugService;
 use crate::api::entry::EntryService;
+use crate::api::explain::ExplainService;
 use crate::api::local_authority::LocalAuthorityService;
 use crate::api::logger::LoggerService;
 use crate::api::registry::RegistryService;
@@ -349,6 +351,7 @@ fn private_routes(services: &Arc<Services>) -> Routes {
     routes
         .add_service(LoggerServer::new(LoggerService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(DebugServer::new(DebugService::new(of())).max_decoding_message_size(MAX_MESSAGE))
+        .add_service(ExplainServer::new(ExplainService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(RegistryServer::new(RegistryService::new(of())).max_decoding_message_size(MAX_MESSAGE))
         .add_service(HealthServer::new(HealthService::new(of())).max_decoding_message_size(MAX_MESSAGE));
     routes.routes()

@@ -17,6 +17,7 @@ mod mint;
 mod registry;
 mod serve;
 mod token;
+pub mod why;
 
 use clap::{ArgMatches, Command};
 use finial_identity::command::{Console, flags};

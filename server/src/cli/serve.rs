@@ -9,6 +9,7 @@ use finial_identity::process::{Clock, signals};
 
 use crate::app;
 use crate::config::{Config, DEFAULT_CONFIG_PATH, Flags};
+use crate::kubernetes;
 use crate::telemetry::collector;
 use finial_identity::command::Console;
 use finial_identity::command::flags::{switch, text, tristate, value};
@@ -82,8 +83,9 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
 /// # Errors
 /// All mistakes, one a line.
 pub fn validate(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
-    let config = Config::load(&flags(matches), console.variable)
-        .context("SPIRE server configuration file is invalid")?;
+    let invalid = "SPIRE server configuration file is invalid";
+    let config = Config::load(&flags(matches), console.variable).context(invalid)?;
+    kubernetes::check_templates(config.kubernetes()).context(invalid)?;
     for warning in config.warnings() {
         console.warn(format!("Warning: {warning}"))?;
     }

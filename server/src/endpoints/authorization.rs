@@ -213,6 +213,8 @@ const TABLE: &[Row] = &[
 
     changes("/finial.server.registry.v1.Registry/Release", LOCAL),
 
+    reads("/finial.server.explain.v1.Explain/ExplainPod", LOCAL),
+
     reads("/grpc.health.v1.Health/Check", LOCAL),
     reads("/grpc.health.v1.Health/List", LOCAL),
     reads("/grpc.health.v1.Health/Watch", LOCAL),

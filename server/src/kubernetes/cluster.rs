@@ -7,14 +7,19 @@ use std::time::Duration;
 
 use finial_identity::entry::Entry;
 use finial_identity::process::{Clock, Stop};
+use finial_identity::spiffe_id::SpiffeId;
+use time::OffsetDateTime;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Declarations;
-use super::derive::{Derivation, Deriver, Pass, Settings};
+use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
 use super::federations::Federations;
+use super::objects::Node;
 use super::outbox::Outbox;
+use super::times::Times;
 use super::watch::{Kind, News, Watches};
-use crate::registry::{Registry, SourceState};
+use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
 
 /// How often everything is derived anew and compared.
@@ -35,6 +40,13 @@ pub(super) struct Cluster {
     source: SourceState,
     synced: BTreeSet<Kind>,
     troubles: BTreeMap<Kind, String>,
+    /// Agents whose nodes are gone and that are not evicted yet.
+    orphans: Vec<SpiffeId>,
+    questions: mpsc::Receiver<PodQuestion>,
+    times: Times,
+    /// When the API server last told anything about pods, and when it listed them all.
+    pods_heard_at: Option<OffsetDateTime>,
+    pods_listed_at: Option<OffsetDateTime>,
 }
 
 impl Cluster {
@@ -47,6 +59,7 @@ impl Cluster {
     ) -> Self {
         Self {
             federations: Federations::new(settings.clone()),
+            questions: registry.questions(&settings.cluster_name),
             deriver: Deriver::new(settings),
             registry,
             declarations,
@@ -54,6 +67,10 @@ impl Cluster {
             source,
             synced: BTreeSet::new(),
             troubles: BTreeMap::new(),
+            orphans: Vec::new(),
+            times: Times::default(),
+            pods_heard_at: None,
+            pods_listed_at: None,
         }
     }
 
@@ -66,6 +83,7 @@ impl Cluster {
     ) -> Result<(), Infallible> {
         let mut revisions = self.registry.revisions();
         let mut refreshes = self.declarations.states.clone();
+        let mut contests = self.registry.contests();
         let mut compare = interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         compare.reset();
@@ -88,14 +106,24 @@ impl Cluster {
                     continue;
                 }
                 Ok(()) = refreshes.changed() => self.federations.refreshed(),
+                Ok(()) = contests.changed(), if masks_at.is_none() => {
+                    masks_at = Some(Instant::now() + STORE_DELAY);
+                    continue;
+                }
                 () = wait(masks_at) => {
                     revisions.mark_unchanged();
+                    contests.mark_unchanged();
                     masks_at = None;
-                    self.deriver.stored_changed();
+                    self.deriver.others_changed();
+                }
+                Some(question) = self.questions.recv() => {
+                    self.answer(question);
+                    continue;
                 }
                 _ = compare.tick() => self.compare(),
             }
             self.pass(Some(&outbox));
+            self.evict_orphans().await;
         }
     }
 
@@ -104,29 +132,52 @@ impl Cluster {
         self.synced.extend(Kind::ALL);
         objects.into_iter().for_each(|object| self.take(object));
         let mut revisions = self.registry.revisions();
+        let mut contests = self.registry.contests();
         loop {
             self.pass(None);
-            tokio::select! {
+            let changed = tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                changed = revisions.changed() => if changed.is_err() {
-                    return Ok(());
-                },
+                changed = revisions.changed() => changed,
+                changed = contests.changed() => changed,
+                Some(question) = self.questions.recv() => {
+                    self.answer(question);
+                    continue;
+                }
+            };
+            if changed.is_err() {
+                return Ok(());
             }
-            self.deriver.stored_changed();
+            self.deriver.others_changed();
         }
     }
 
     fn take(&mut self, news: News) {
         match news {
-            News::Fact(fact) => self.deriver.apply(fact),
+            News::Fact(fact) => {
+                if let Fact::Node(name, now) = &fact {
+                    self.orphans.extend(self.orphan(name, now.as_deref()));
+                }
+                if let Fact::Pod(name, pod) = &fact {
+                    let before = self.deriver.objects().pod(name).map(AsRef::as_ref);
+                    self.times.saw(name, before, pod.as_deref(), self.clock.now());
+                }
+                self.deriver.apply(fact);
+            }
             News::Federation(name, object) => self.federations.apply(name, object),
             News::Synced(kind) => {
                 self.synced.insert(kind);
                 self.troubles.remove(&kind);
+                if kind == Kind::Pods {
+                    self.pods_listed_at = Some(self.clock.now());
+                }
             }
             News::Heard(kind) => {
                 self.troubles.remove(&kind);
-                self.source.heard_at = Some(self.clock.now());
+                let now = Some(self.clock.now());
+                self.source.heard_at = now;
+                if kind == Kind::Pods {
+                    self.pods_heard_at = now;
+                }
             }
             News::Lost(kind, text) => {
                 self.troubles.insert(kind, text);
@@ -142,9 +193,7 @@ impl Cluster {
         if waits.is_empty() {
             let began = Instant::now();
             let registry = &self.registry;
-            let pass = self
-                .deriver
-                .pass(&|entry: &Entry| registry.has_similar_stored(entry));
+            let pass = self.deriver.pass(&|entry: &Entry| registry.gives_way(entry));
             if !pass.upserts.is_empty() || !pass.removals.is_empty() || !self.source.is_settled {
                 metrics().called("kubernetes_pass", &[], began.elapsed());
             }
@@ -171,6 +220,7 @@ impl Cluster {
         }
         if !self.source.is_settled {
             self.source.is_settled = true;
+            self.registry.note_from_before(&pass.upserts);
             tracing::info!(
                 cluster = self.name(),
                 pods = self.deriver.objects().pod_count(),
@@ -230,19 +280,45 @@ impl Cluster {
         }
     }
 
+    /// The agent that the node's object so far stands for, as `k8s_psat` names it, when that object is gone: deleted, or
+    /// made anew under its name. What runs on the machine then has the parent of nothing.
+    fn orphan(&self, name: &str, now: Option<&Node>) -> Option<SpiffeId> {
+        let before = self.deriver.objects().node(name)?.metadata.uid.as_deref()?;
+        if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
+            return None;
+        }
+        let path = format!("/spire/agent/k8s_psat/{}/{before}", self.name());
+        SpiffeId::new(self.registry.trust_domain(), &path).ok()
+    }
+
+    /// An agent that may attest again does so at once, as the agent of the node that its pod is on now.
+    async fn evict_orphans(&mut self) {
+        for agent_id in std::mem::take(&mut self.orphans) {
+            match self.registry.evict(&agent_id).await {
+                Ok(true) => {
+                    tracing::info!(cluster = self.name(), %agent_id, "agent of a node that is gone was evicted");
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    tracing::warn!(cluster = self.name(), %agent_id, %error, "failed to evict the agent of a node that is gone");
+                }
+            }
+        }
+    }
+
     /// Derives everything anew. A difference is a fault of ours: it is told, and what is new counts.
     fn compare(&mut self) {
         if !self.source.is_settled {
             return;
         }
         let registry = &self.registry;
-        let is_stored = |entry: &Entry| registry.has_similar_stored(entry);
-        self.deriver.stored_changed();
-        let late = self.deriver.pass(&is_stored);
+        let is_taken = |entry: &Entry| registry.gives_way(entry);
+        self.deriver.others_changed();
+        let late = self.deriver.pass(&is_taken);
         registry.apply_derived(&late.upserts, &late.removals);
         let mut anew = Deriver::new(self.deriver.settings().clone());
         self.deriver.objects().facts().for_each(|fact| anew.apply(fact));
-        anew.pass(&is_stored);
+        anew.pass(&is_taken);
         let (held, right): (Derivation, Derivation) = (self.deriver.derivation(), anew.derivation());
         if held.entries == right.entries {
             return;
@@ -264,6 +340,36 @@ impl Cluster {
         self.deriver = anew;
     }
 
+    /// Tells an operator about a pod.
+    fn answer(&self, question: PodQuestion) {
+        let PodQuestion {
+            namespace,
+            name,
+            answer,
+        } = question;
+        let name = NamespacedName::new(&namespace, &name);
+        let name_stored = |entry: &Entry| {
+            let stored = self.registry.similar_stored(entry)?;
+            Some(stored.entry.id.clone())
+        };
+        let Explained { mut pod, node, rules } = self.deriver.explain(&name, &name_stored);
+        if let (Some(facts), Some(seen)) = (&mut pod, self.times.of(&name)) {
+            facts.seen_at = Some(seen.at);
+            facts.seen_bound_at = seen.bound_at;
+            facts.seen_changed_at = Some(seen.changed_at);
+        }
+        let report = PodReport {
+            heard_at: self.pods_heard_at,
+            listed_at: self.pods_listed_at,
+            pods: self.deriver.objects().pod_count(),
+            pod,
+            node,
+            rules,
+        };
+        // Whoever asked may have left.
+        let _left = answer.send(report);
+    }
+
     fn name(&self) -> &str {
         &self.deriver.settings().cluster_name
     }
@@ -279,31 +385,38 @@ async fn wait(until: Option<Instant>) {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
-    use tokio::sync::mpsc;
 
     use super::super::derive::tests::{namespace, node, pod, rule, settings};
-    use super::super::derive::{Fact, NamespacedName};
     use super::*;
-    use crate::store::testing::domain;
+    use crate::store::testing::{agent, domain};
     use crate::store::{SqliteStore, Store};
 
+    fn declarations() -> Declarations {
+        Declarations {
+            sets: tokio::sync::watch::Sender::default(),
+            states: tokio::sync::watch::channel(Default::default()).1,
+        }
+    }
+
+    async fn store() -> Arc<dyn Store> {
+        Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap())
+    }
+
     async fn cluster() -> (Cluster, Arc<Registry>) {
-        let store: Arc<dyn Store> =
-            Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap());
+        cluster_on(store().await).await
+    }
+
+    async fn cluster_on(store: Arc<dyn Store>) -> (Cluster, Arc<Registry>) {
         let registry = Registry::load(store, &domain(), Clock::system()).await.unwrap();
         let source = SourceState {
             parent_prefix: "spiffe://example.test/spire/agent/k8s_psat/demo/".to_owned(),
             ..SourceState::default()
         };
         registry.set_source("demo", source.clone());
-        let declarations = Declarations {
-            sets: tokio::sync::watch::Sender::default(),
-            states: tokio::sync::watch::channel(Default::default()).1,
-        };
         let cluster = Cluster::new(
             settings(),
             Arc::clone(&registry),
-            declarations,
+            declarations(),
             Clock::system(),
             source,
         );
@@ -338,6 +451,104 @@ mod tests {
         assert!(registry.sources()["demo"].is_settled);
     }
 
+    /// A cluster of this name with one static entry, the same for all clusters, that was made at this second.
+    fn declaring(name: &str, registry: &Arc<Registry>, second: u32) -> Cluster {
+        let settings = Settings {
+            cluster_name: name.to_owned(),
+            ..settings()
+        };
+        let mut cluster = Cluster::new(
+            settings,
+            Arc::clone(registry),
+            declarations(),
+            Clock::system(),
+            SourceState::default(),
+        );
+        cluster.synced.extend(Kind::ALL);
+        cluster.take(News::Fact(fixed(second, true)));
+        cluster
+    }
+
+    fn fixed(second: u32, is_there: bool) -> Fact {
+        let object = json!({
+            "apiVersion": "spire.spiffe.io/v1alpha1", "kind": "ClusterStaticEntry",
+            "metadata": {"name": "vm", "uid": "u", "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")},
+            "spec": {"spiffeID": "spiffe://example.test/vm", "parentID": "spiffe://example.test/agent", "selectors": ["unix:uid:1"]},
+        });
+        let object = serde_json::from_value(object).unwrap();
+        Fact::Static("vm".into(), is_there.then(|| Arc::new(object)))
+    }
+
+    fn looks_again(cluster: &mut Cluster) {
+        cluster.deriver.others_changed();
+        cluster.pass(None);
+    }
+
+    #[tokio::test]
+    async fn an_entry_that_two_clusters_declare_is_one_whichever_was_heard_first() {
+        for first in ["a", "b"] {
+            for (seconds, winner, loser) in [((5, 5), "a", "b"), ((5, 6), "a", "b"), ((6, 5), "b", "a")] {
+                let (_own, registry) = cluster().await;
+                let mut clusters = BTreeMap::from([
+                    ("a", declaring("a", &registry, seconds.0)),
+                    ("b", declaring("b", &registry, seconds.1)),
+                ]);
+                let mut contests = registry.contests();
+                clusters.get_mut(first).unwrap().pass(None);
+                let second = if first == "a" { "b" } else { "a" };
+                clusters.get_mut(second).unwrap().pass(None);
+                if first == loser {
+                    assert!(contests.has_changed().unwrap(), "the loser is told");
+                }
+                contests.mark_unchanged();
+                clusters.values_mut().for_each(looks_again);
+                let entries = registry.entries(0, 10);
+                let ids: Vec<&str> = entries.iter().map(|stored| &*stored.entry.id).collect();
+                assert_eq!(ids.len(), 1, "{first} first, {seconds:?}: {ids:?}");
+                assert!(ids[0].starts_with(&format!("k8s.{winner}.")), "{ids:?}");
+                let told = |name: &str| clusters[name].deriver.derivation().statics["vm"].clone();
+                assert!(told(winner).is_set && !told(winner).is_masked);
+                assert!(told(loser).is_masked && !told(loser).is_set);
+                assert_eq!(clusters[loser].deriver.totals().statics, [0, 1, 0]);
+
+                let cluster = clusters.get_mut(winner).unwrap();
+                cluster.take(News::Fact(fixed(0, false)));
+                cluster.pass(None);
+                assert!(contests.has_changed().unwrap(), "the loser may come back");
+                looks_again(clusters.get_mut(loser).unwrap());
+                let entries = registry.entries(0, 10);
+                assert!(entries[0].entry.id.starts_with(&format!("k8s.{loser}.")));
+                assert_eq!(entries.len(), 1);
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clusters_that_declare_the_same_hear_of_each_other() {
+        let (_own, registry) = cluster().await;
+        let mut tasks = finial_identity::process::TaskSet::new();
+        let (news_of_a, of_a) = mpsc::channel(64);
+        let (_news_of_b, of_b) = mpsc::channel(64);
+        let (a, b) = (declaring("a", &registry, 5), declaring("b", &registry, 5));
+        let stop = tasks.stop_signal();
+        tasks.spawn("b", b.run(of_b, Arc::default(), stop.clone()));
+        _news_of_b.send(News::Heard(Kind::Pods)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let only = || {
+            let entries = registry.entries(0, 10);
+            assert_eq!(entries.len(), 1);
+            entries[0].entry.id.clone()
+        };
+        assert!(only().starts_with("k8s.b."));
+        tasks.spawn("a", a.run(of_a, Arc::default(), stop));
+        news_of_a.send(News::Heard(Kind::Pods)).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(only().starts_with("k8s.a."));
+        news_of_a.send(News::Fact(fixed(0, false))).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(only().starts_with("k8s.b."));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_is_lost_or_silent_for_long_changes_nothing_and_its_age_is_known() {
         let (cluster, registry) = cluster().await;
@@ -365,5 +576,34 @@ mod tests {
         news.send(News::Fact(gone)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(registry.entry_count(), 0);
+    }
+
+    #[tokio::test]
+    async fn the_agent_of_a_node_object_that_is_gone_is_evicted_and_a_banned_one_stays_banned() {
+        let store = store().await;
+        let (mut cluster, registry) = cluster_on(Arc::clone(&store)).await;
+        let agent = |uid: &str| agent(&format!("/spire/agent/k8s_psat/demo/{uid}"), "1", &[]);
+        for (name, uid) in [("n1", "u1"), ("n2", "u2"), ("n3", "u3"), ("n4", "u4")] {
+            store.put_agent(agent(uid)).await.unwrap();
+            if uid == "u3" {
+                store.ban_agent(&agent(uid).id).await.unwrap();
+            }
+            cluster.take(News::Fact(node(name, uid)));
+        }
+        for fact in [
+            Fact::Node("n1".into(), None),
+            node("n2", "new"),
+            Fact::Node("n3".into(), None),
+            node("n4", "u4"),
+        ] {
+            cluster.take(News::Fact(fact));
+        }
+        cluster.evict_orphans().await;
+        let mut left = Vec::new();
+        for uid in ["u1", "u2", "u3", "u4"] {
+            let found = registry.agent(&agent(uid).id).await.unwrap();
+            left.extend(found.map(|agent| (uid, agent.is_banned())));
+        }
+        assert_eq!(left, [("u3", true), ("u4", false)]);
     }
 }

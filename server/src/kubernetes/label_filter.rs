@@ -1,6 +1,7 @@
 //! Label selectors of Kubernetes, checked and ready to match.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
@@ -64,15 +65,40 @@ impl LabelFilter {
 
     /// Whether an object with these labels is selected.
     pub fn matches(&self, labels: &Labels) -> bool {
-        self.terms.iter().all(|(key, term)| {
-            let value = labels.get(key);
-            match term {
-                Term::In(values) => value.is_some_and(|value| values.contains(value)),
-                Term::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
-                Term::Exists => value.is_some(),
-                Term::DoesNotExist => value.is_none(),
-            }
-        })
+        self.terms.iter().all(|(key, term)| term.holds(labels.get(key)))
+    }
+
+    /// The terms that do not hold, in the order of the selector: the label's key, and what is wanted in words.
+    pub fn failing<'a>(&'a self, labels: &'a Labels) -> impl Iterator<Item = (&'a str, String)> {
+        self.terms
+            .iter()
+            .filter(|(key, term)| !term.holds(labels.get(key)))
+            .map(|(key, term)| (key.as_str(), term.to_string()))
+    }
+}
+
+impl Term {
+    fn holds(&self, value: Option<&String>) -> bool {
+        match self {
+            Self::In(values) => value.is_some_and(|value| values.contains(value)),
+            Self::NotIn(values) => value.is_none_or(|value| !values.contains(value)),
+            Self::Exists => value.is_some(),
+            Self::DoesNotExist => value.is_none(),
+        }
+    }
+}
+
+impl fmt::Display for Term {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::In(values) => match values.as_slice() {
+                [one] => write!(f, "{one:?}"),
+                values => write!(f, "one of {values:?}"),
+            },
+            Self::NotIn(values) => write!(f, "none of {values:?}"),
+            Self::Exists => f.write_str("any value"),
+            Self::DoesNotExist => f.write_str("none"),
+        }
     }
 }
 
@@ -170,6 +196,38 @@ mod tests {
             assert_eq!(filter.matches(&none), of_none, "{selector}");
         }
         assert!(LabelFilter::of(None).unwrap().matches(&none));
+    }
+
+    #[test]
+    fn terms_that_fail_are_told_with_what_they_want() {
+        let filter = filter(json!({
+            "matchLabels": {"app": "web"},
+            "matchExpressions": [
+                {"key": "tier", "operator": "In", "values": ["a", "b"]},
+                {"key": "old", "operator": "DoesNotExist"},
+                {"key": "team", "operator": "NotIn", "values": ["x"]},
+                {"key": "zone", "operator": "Exists"}
+            ]
+        }))
+        .unwrap();
+        let failing = |pairs: &[(&str, &str)]| {
+            let labels = labels(pairs);
+            let texts = filter
+                .failing(&labels)
+                .map(|(key, wanted)| format!("{key}: {wanted}"));
+            texts.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            failing(&[("old", "1"), ("team", "x")]),
+            [
+                "app: \"web\"",
+                "tier: one of [\"a\", \"b\"]",
+                "old: none",
+                "team: none of [\"x\"]",
+                "zone: any value"
+            ]
+        );
+        assert!(failing(&[("app", "web"), ("tier", "b"), ("zone", "1")]).is_empty());
     }
 
     #[test]

@@ -12,10 +12,12 @@ pub mod derive;
 mod federations;
 pub mod label_filter;
 mod manifests;
+pub mod objects;
 mod outbox;
 mod publish;
 pub mod resources;
 pub mod template;
+mod times;
 pub mod watch;
 
 use std::path::{Path, PathBuf};
@@ -74,6 +76,27 @@ pub struct Declarations {
     pub sets: channel::Sender<DeclaredSets>,
     /// How the refresh of each bundle stands.
     pub states: channel::Receiver<RefreshStates>,
+}
+
+/// The templates of a configuration that are none, each with its place.
+#[derive(Debug, Error)]
+#[error("{}", .0.join("\n"))]
+pub struct WrongTemplates(Vec<String>);
+
+/// Parses every template of the configuration, of which the file's reader knows no more than that they are texts.
+///
+/// # Errors
+/// [`WrongTemplates`].
+pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTemplates> {
+    let wrong: Vec<String> = clusters
+        .iter()
+        .filter_map(|cluster| parent_id(cluster).err())
+        .map(|error| format!("server.{error}"))
+        .collect();
+    match wrong.is_empty() {
+        true => Ok(()),
+        false => Err(WrongTemplates(wrong)),
+    }
 }
 
 /// Begins to derive entries from the objects of the configured clusters.
@@ -150,11 +173,7 @@ pub async fn publish_bundles(
 }
 
 fn settings(configured: &KubernetesCluster, registry: &Registry) -> Result<Settings, KubernetesError> {
-    let parent_id = Template::parse(&configured.parent_id_template, Scope::Node);
-    let parent_id = parent_id.map_err(|source| KubernetesError::ParentId {
-        cluster: configured.name.clone(),
-        source,
-    })?;
+    let parent_id = parent_id(configured)?;
     Ok(Settings {
         trust_domain: registry.trust_domain().clone(),
         cluster_name: configured.name.clone(),
@@ -163,6 +182,13 @@ fn settings(configured: &KubernetesCluster, registry: &Registry) -> Result<Setti
         class_name: configured.class_name.clone(),
         watches_classless: configured.watch_classless,
         parent_id: Arc::new(parent_id),
+    })
+}
+
+fn parent_id(configured: &KubernetesCluster) -> Result<Template, KubernetesError> {
+    Template::parse(&configured.parent_id_template, Scope::Node).map_err(|source| KubernetesError::ParentId {
+        cluster: configured.name.clone(),
+        source,
     })
 }
 

@@ -31,6 +31,8 @@ use super::resources::{
 
 /// How long changes are collected before they are written.
 const COLLECT: Duration = Duration::from_secs(1);
+/// The longest pause before what the API server did not take is tried again.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// How many Events may wait; further ones are left out.
 const MAX_EVENTS: usize = 256;
 /// How many Events are sent in a round.
@@ -97,6 +99,7 @@ impl Outbox {
         stop: Stop,
     ) -> Result<(), Infallible> {
         let mut told: HashMap<(String, ProblemKind), OffsetDateTime> = HashMap::new();
+        let mut pause = COLLECT;
         loop {
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
@@ -104,11 +107,23 @@ impl Outbox {
             }
             tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                () = sleep(COLLECT) => {}
+                () = sleep(pause) => {}
             }
-            tokio::select! {
+            let written = tokio::select! {
                 () = stop.stopped() => return Ok(()),
-                () = self.write(&client, clock.now(), &mut told) => {}
+                written = self.write(&client, clock.now(), &mut told) => written,
+            };
+            let was_well = pause == COLLECT;
+            pause = match written {
+                Ok(()) => COLLECT,
+                Err(_) => (pause * 2).min(LONGEST_PAUSE),
+            };
+            match written {
+                Err(NotWritten { object, error }) if was_well => {
+                    tracing::warn!(object, error, "failed to write the status of an object");
+                }
+                Ok(()) if !was_well => tracing::info!("statuses of objects are written again"),
+                _ => {}
             }
         }
     }
@@ -118,7 +133,8 @@ impl Outbox {
         client: &Client,
         now: OffsetDateTime,
         told: &mut HashMap<(String, ProblemKind), OffsetDateTime>,
-    ) {
+    ) -> Result<(), NotWritten> {
+        let mut outcome = Ok(());
         let (rules, statics, federations) = {
             let mut waiting = self.lock();
             (
@@ -129,20 +145,18 @@ impl Outbox {
         };
         for (name, (status, before)) in rules {
             let whole = rule_status(&status, before.as_ref(), now);
-            if write_status::<ClusterSPIFFEID, _>(client, &name, &whole, before.as_ref())
-                .await
-                .is_err()
-            {
+            let written = write_status::<ClusterSPIFFEID, _>(client, &name, &whole, before.as_ref());
+            if let Err(error) = written.await {
+                outcome = Err(error);
                 self.lock().rules.entry(name).or_insert((status, before));
                 self.news.notify_one();
             }
         }
         for (name, (status, before)) in statics {
             let whole = static_status(&status, before.as_ref(), now);
-            if write_status::<ClusterStaticEntry, _>(client, &name, &whole, before.as_ref())
-                .await
-                .is_err()
-            {
+            let written = write_status::<ClusterStaticEntry, _>(client, &name, &whole, before.as_ref());
+            if let Err(error) = written.await {
+                outcome = Err(error);
                 self.lock().statics.entry(name).or_insert((status, before));
                 self.news.notify_one();
             }
@@ -151,12 +165,14 @@ impl Outbox {
             let whole = federation_status(&status, before.as_ref(), now);
             let written =
                 write_status::<ClusterFederatedTrustDomain, _>(client, &name, &whole, before.as_ref());
-            if written.await.is_err() {
+            if let Err(error) = written.await {
+                outcome = Err(error);
                 self.lock().federations.entry(name).or_insert((status, before));
                 self.news.notify_one();
             }
         }
         self.send_events(client, now, told).await;
+        outcome
     }
 
     /// Sends a few Events. One that fails is left out: the statuses say the same.
@@ -194,7 +210,10 @@ impl Outbox {
 }
 
 /// The API server did not take it.
-struct NotWritten;
+struct NotWritten {
+    object: String,
+    error: String,
+}
 
 async fn write_status<K, S>(
     client: &Client,
@@ -221,10 +240,10 @@ where
         Ok(_) => Ok(()),
         // The object is gone.
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(()),
-        Err(error) => {
-            tracing::debug!(object = name, %error, "failed to write a status");
-            Err(NotWritten)
-        }
+        Err(error) => Err(NotWritten {
+            object: name.to_owned(),
+            error: error.to_string(),
+        }),
     }
 }
 

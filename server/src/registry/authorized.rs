@@ -49,12 +49,19 @@ pub(super) struct Roots {
 
 /// Walks up from an entry. Of an alias the only root is the alias: its holders get what is below it.
 pub(super) fn roots(index: &Index, entry: Slot) -> Roots {
-    let mut roots = Roots::default();
     if index.is_alias(entry) {
-        roots.aliases.push(entry);
-        return roots;
+        return Roots {
+            aliases: vec![entry],
+            ..Roots::default()
+        };
     }
-    let mut open = vec![index.parent(entry)];
+    roots_above(index, index.parent(entry))
+}
+
+/// Walks up from a parent of entries.
+pub(super) fn roots_above(index: &Index, parent: IdNumber) -> Roots {
+    let mut roots = Roots::default();
+    let mut open = vec![parent];
     while let Some(parent) = open.pop() {
         if !roots.ids.insert(parent) {
             continue;

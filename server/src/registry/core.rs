@@ -132,13 +132,13 @@ impl Core {
 
     /// The entry that gives the same identity for the same facts, of the derived or of the stored ones.
     pub(super) fn similar(&self, entry: &Entry, is_derived: bool) -> Option<Slot> {
-        let number = self.index.id_number(&entry.spiffe_id)?;
-        let parent = self.index.id_number(&entry.parent_id)?;
-        self.index.holders(number).find(|slot| {
-            (self.index.row(*slot) >= FIRST_DERIVED_ROW) == is_derived
-                && self.index.parent(*slot) == parent
-                && self.index.entry(*slot).same_identity(entry)
-        })
+        self.index
+            .similar(entry, |_index, slot| self.is_derived(slot) == is_derived)
+    }
+
+    /// Whether the entry in the slot is derived and not stored.
+    pub(super) fn is_derived(&self, slot: Slot) -> bool {
+        self.index.row(slot) >= FIRST_DERIVED_ROW
     }
 
     fn derived_row(&self, id: &str) -> Option<u64> {

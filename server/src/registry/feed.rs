@@ -170,6 +170,12 @@ impl Feed {
     pub async fn next(&mut self) -> FeedEvent {
         loop {
             if let Some(event) = self.take() {
+                match &event {
+                    FeedEvent::Snapshot { entries, .. } | FeedEvent::Delta { upserts: entries, .. } => {
+                        self.registry.note_pushed(&self.watcher.agent, entries)
+                    }
+                    _ => {}
+                }
                 return event;
             }
             self.watcher.notify.notified().await;

@@ -30,6 +30,8 @@ pub(super) struct Index {
     freed: Vec<Slot>,
     by_id: HashTable<Slot>,
     by_row: Rows,
+    /// By SPIFFE ID, parent and selectors: whoever agrees in them gives the same identity for the same facts.
+    by_identity: HashTable<Slot>,
     ids: Interner,
     /// For each number of an ID, the first entry in its lists.
     places: Vec<Place>,
@@ -61,6 +63,7 @@ impl Index {
             freed: Vec::new(),
             by_id: HashTable::new(),
             by_row: Rows::default(),
+            by_identity: HashTable::new(),
             ids: Interner::default(),
             places: Vec::new(),
             selectors: Interner::default(),
@@ -271,6 +274,27 @@ impl Index {
         numbers.iter().map(|number| self.selector(*number)).collect()
     }
 
+    /// The entry that gives the same identity for the same facts, among those that `is_meant`.
+    pub(super) fn similar(&self, entry: &Entry, is_meant: impl Fn(&Self, Slot) -> bool) -> Option<Slot> {
+        let spiffe = self.id_number(&entry.spiffe_id)?;
+        let parent = self.id_number(&entry.parent_id)?;
+        let selectors = entry
+            .selectors
+            .iter()
+            .map(|selector| self.selectors.find(selector.as_str()));
+        let selectors: Vec<u32> = selectors.collect::<Option<_>>()?;
+        let hash = self.hasher.hash_one((spiffe, parent, &selectors[..]));
+        self.by_identity
+            .find(hash, |slot| {
+                let record = self.record(*slot);
+                record.spiffe == spiffe
+                    && record.parent == parent
+                    && record.selectors() == selectors
+                    && is_meant(self, *slot)
+            })
+            .copied()
+    }
+
     fn selector(&self, number: u32) -> Selector {
         Selector::parse(self.selectors.text(number)).expect("the text was that of a checked selector")
     }
@@ -329,6 +353,17 @@ impl Index {
             (record.row, record.spiffe, record.parent)
         };
         self.by_row.insert(row, slot);
+        let Self {
+            by_identity,
+            records,
+            hasher,
+            ..
+        } = self;
+        let identity = |slot: &Slot| match &records[*slot as usize] {
+            Some(record) => identity_hash(hasher, record),
+            None => 0,
+        };
+        by_identity.insert_unique(identity(&slot), slot, identity);
         let first_child = std::mem::replace(&mut self.places[parent as usize].first_child, slot);
         let first_holder = std::mem::replace(&mut self.places[spiffe as usize].first_holder, slot);
         let record = self.record_mut(slot);
@@ -357,6 +392,10 @@ impl Index {
     fn unlink(&mut self, slot: Slot) {
         if self.is_alias(slot) {
             self.unlink_alias(slot);
+        }
+        let hash = identity_hash(&self.hasher, self.record(slot));
+        if let Ok(found) = self.by_identity.find_entry(hash, |candidate| *candidate == slot) {
+            found.remove();
         }
         let record = self.record(slot);
         let (row, spiffe, parent) = (record.row, record.spiffe, record.parent);
@@ -402,6 +441,10 @@ impl Index {
     }
 }
 
+fn identity_hash(hasher: &RandomState, record: &Record) -> u64 {
+    hasher.hash_one((record.spiffe, record.parent, record.selectors()))
+}
+
 /// Follows a list from its first slot.
 fn chain(first: Slot, next: impl Fn(Slot) -> Slot) -> impl Iterator<Item = Slot> {
     let start = (first != NONE).then_some(first);
@@ -428,6 +471,30 @@ mod tests {
         let mut ids: Vec<String> = slots.into_iter().map(|slot| index.id(slot)).collect();
         ids.sort_unstable();
         ids
+    }
+
+    #[test]
+    fn what_gives_the_same_identity_is_found_as_entries_come_change_and_go() {
+        let like = |id: &str, selector: &str| entry(id, "/a", "/spire/agent/1", &[selector]);
+        let mut index = index(&[like("one", "u:1"), like("two", "u:2"), like("twin", "u:1")]);
+        let find = |index: &Index, selector: &str, meant: &str| {
+            let slot = index.similar(&like("other", selector), |index, slot| index.id(slot) == meant);
+            slot.is_some()
+        };
+        assert!(find(&index, "u:1", "one") && find(&index, "u:1", "twin") && find(&index, "u:2", "two"));
+        assert!(!find(&index, "u:1", "two") && !find(&index, "u:3", "one"));
+        index.put(1, &like("one", "u:3")).unwrap();
+        assert!(!find(&index, "u:1", "one") && find(&index, "u:3", "one") && find(&index, "u:1", "twin"));
+        index.remove(index.slot("twin").unwrap());
+        assert!(!find(&index, "u:1", "twin"));
+        index.recycle();
+        for n in 0..100 {
+            index
+                .put(10 + n, &like(&format!("n{n}"), &format!("u:{n}")))
+                .unwrap();
+        }
+        assert!((0..100).all(|n| find(&index, &format!("u:{n}"), &format!("n{n}"))));
+        assert!(find(&index, "u:3", "one") && find(&index, "u:2", "two"));
     }
 
     #[test]

@@ -9,7 +9,9 @@
 mod authorized;
 mod core;
 mod cursor;
+mod explained;
 mod feed;
+mod hops;
 mod index;
 mod intern;
 #[cfg(test)]
@@ -20,13 +22,14 @@ mod sources;
 mod tail;
 mod watchers;
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use finial_identity::bundle::Bundle;
 use finial_identity::entry::Entry;
 use finial_identity::process::clock::Clock;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use self::core::Core;
 use self::index::{Index, Slot};
@@ -35,7 +38,11 @@ use crate::store::{AgentRecord, Revision, Store, StoredEntry};
 
 pub use self::core::Bundles;
 pub use cursor::Cursor;
+pub use explained::{
+    AskError, LabelDifference, NodeReport, PodFacts, PodQuestion, PodReport, RuleOutcome, RuleReport,
+};
 pub use feed::{BundleChanges, Feed, FeedEvent, Resume, SubscribeError};
+pub use hops::{Connection, Hop};
 pub use sources::{Derived, SourceState};
 pub use tail::{Following, RegistryError};
 pub use watchers::AgentGone;
@@ -51,6 +58,8 @@ pub struct Registry {
     applied: watch::Sender<Revision>,
     bundles: watch::Sender<Arc<Bundles>>,
     sources: sources::Sources,
+    askable: RwLock<BTreeMap<Arc<str>, mpsc::Sender<PodQuestion>>>,
+    hops: Mutex<hops::Hops>,
 }
 
 /// How a node stands with the SVID that it presents.
@@ -87,6 +96,8 @@ impl Registry {
             bundles: watch::Sender::new(core.bundles.clone()),
             core: RwLock::new(core),
             sources: sources::Sources::default(),
+            askable: RwLock::default(),
+            hops: Mutex::default(),
             store,
         });
         registry.catch_up().await?;
@@ -134,6 +145,21 @@ impl Registry {
     /// [`RegistryError`] when memory has none and the store cannot be asked.
     pub async fn agent(&self, id: &SpiffeId) -> Result<Option<Arc<AgentRecord>>, RegistryError> {
         self.found_or_caught_up(|core| core.agents.get(id).cloned()).await
+    }
+
+    /// Forgets a node whose machine is gone, so that its streams end and what runs in its place attests as what it is.
+    /// One that is banned stays so. Says whether there was one.
+    ///
+    /// # Errors
+    /// [`RegistryError`] when the store cannot be asked or written.
+    pub async fn evict(&self, id: &SpiffeId) -> Result<bool, RegistryError> {
+        let found = self.agent(id).await?;
+        if found.is_none_or(|agent| agent.is_banned()) {
+            return Ok(false);
+        }
+        let deleted = self.store.delete_agent(id).await?;
+        self.catch_up().await?;
+        Ok(deleted.is_some())
     }
 
     /// How a node stands with an SVID of this serial number (decimal).

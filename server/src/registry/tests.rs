@@ -518,7 +518,10 @@ async fn derived_entries_know_their_rule_and_what_is_like_them() {
     let like = entry("other", "/pod", AGENT, &["k8s:pod-uid:1"]);
     let found = setup.registry.similar_derived(&like).unwrap();
     assert_eq!(found.0.entry.id, "k8s.c.1");
-    assert!(!setup.registry.has_similar_stored(&like));
+    assert!(
+        setup.registry.gives_way(&like),
+        "to the derived one of another id"
+    );
     let unlike = entry("other", "/pod", AGENT, &["k8s:pod-uid:2"]);
     assert!(setup.registry.similar_derived(&unlike).is_none());
     setup.registry.apply_derived(&[], &["k8s.c.1".into()]);
@@ -603,6 +606,58 @@ async fn derived_entries_are_pushed_listed_last_and_never_stored() {
 }
 
 #[tokio::test]
+async fn the_way_of_an_entry_to_its_agent_is_known() {
+    let setup = setup().await;
+    let agent = id(AGENT);
+    let derived = entry("k8s.c.1", "/pod", "/node/1", &["k8s:pod-uid:1"]);
+    setup.registry.apply_derived(&[of_rule(derived.clone())], &[]);
+    assert!(setup.registry.agents_below(&id("/node/1"), 9).is_empty());
+    // The agent is that node.
+    setup
+        .create(vec![entry("node", "/node/1", AGENT, &["k8s:node:1"])])
+        .await;
+    setup.registry.catch_up().await.unwrap();
+    let below = |parent: &str| -> Vec<SpiffeId> {
+        let agents = setup.registry.agents_below(&id(parent), 9);
+        agents.iter().map(|agent| agent.id.clone()).collect()
+    };
+    assert_eq!(
+        (below("/node/1"), below(AGENT)),
+        (vec![agent.clone()], vec![agent.clone()])
+    );
+    assert!(!setup.registry.is_held(&agent, "k8s.c.1") && !setup.registry.connection(&agent).is_watching);
+
+    let mut feed = setup.feed(None).await;
+    assert!(setup.registry.connection(&agent).is_watching);
+    assert!(!setup.registry.is_held(&agent, "k8s.c.1"), "a snapshot waits");
+    next_of_entries(&mut feed).await;
+    let hop = setup.registry.hop(&agent, "k8s.c.1");
+    assert!(
+        setup.registry.is_held(&agent, "k8s.c.1") && hop.sent_at >= hop.derived_at && hop.sent_at.is_some()
+    );
+
+    let mut parts = derived.into_parts();
+    parts.hint = "changed".to_owned();
+    let changed = Entry::check(parts, &domain()).unwrap();
+    setup.registry.apply_derived(&[of_rule(changed)], &[]);
+    assert!(!setup.registry.is_held(&agent, "k8s.c.1"), "a delta waits");
+    assert_eq!(setup.registry.hop(&agent, "k8s.c.1").sent_at, None);
+    next_of_entries(&mut feed).await;
+    assert!(setup.registry.is_held(&agent, "k8s.c.1"));
+    assert!(setup.registry.hop(&agent, "k8s.c.1").sent_at.is_some());
+    drop(feed);
+    assert!(!setup.registry.is_held(&agent, "k8s.c.1"));
+
+    let all = setup.registry.authorized(&agent);
+    setup.registry.note_fetched(&agent, &all);
+    assert!(setup.registry.connection(&agent).polled_at.is_some());
+    setup.registry.note_signed(&agent, "k8s.c.1", 77);
+    assert_eq!(setup.registry.hop(&agent, "k8s.c.1").svid_expires_at, 77);
+    setup.registry.apply_derived(&[], &["k8s.c.1".into()]);
+    assert_eq!(setup.registry.hop(&agent, "k8s.c.1"), Hop::default());
+}
+
+#[tokio::test]
 async fn another_history_is_held_back_until_released() {
     let setup = setup().await;
     setup.create(vec![child(1)]).await;
@@ -672,6 +727,8 @@ async fn stale(directory: &TempDir, meanwhile: &'static str) -> Arc<Registry> {
     let store = open(directory).await;
     Arc::new(Registry {
         sources: sources::Sources::default(),
+        askable: RwLock::default(),
+        hops: Mutex::default(),
         store,
         trust_domain: domain(),
         clock: Clock::system(),

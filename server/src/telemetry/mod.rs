@@ -1,11 +1,12 @@
 //! What operators watch the server by: logs, metrics, traces. Every module may use it.
 
-mod collector;
 mod names;
 
 use finial_identity::metrics::Recorder;
+use finial_identity::settings::telemetry::OpenTelemetry;
+use finial_identity::traces::{self, CONNECT_WITHIN, CollectorError, TraceExporter, Traces};
+use tonic::transport::Channel;
 
-pub use collector::{CollectorError, collector};
 pub use finial_identity::process::log::{
     AUDIT_TARGET, LogControl, LogError, LogFormat, LogLevel as Level, LogSettings,
 };
@@ -16,4 +17,14 @@ pub use names::{HELP, PREFIX};
 pub fn metrics() -> &'static Recorder {
     static METRICS: Recorder = Recorder::new();
     &METRICS
+}
+
+/// Sets tracing up. Nothing is connected before the first span is sent.
+///
+/// # Errors
+/// When the endpoint, which a variable may have supplied, is none.
+pub fn collector(settings: &OpenTelemetry) -> Result<(Traces, TraceExporter, Channel), CollectorError> {
+    let (traces, exporter, endpoint) = traces::to_collector(settings, "spire-server", metrics())?;
+    let channel = Channel::builder(endpoint).connect_timeout(CONNECT_WITHIN);
+    Ok((traces, exporter, channel.connect_lazy()))
 }

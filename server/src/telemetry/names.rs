@@ -45,6 +45,7 @@ pub const HELP: &[(&str, &str)] = &[
     ("kubernetes_pass", "A cluster's objects were looked at."),
     ("kubernetes_drift", "Deriving everything anew gave other entries than deriving what changed."),
     ("kubernetes_stale_events", "Events of a watch that were older than what was known."),
+    ("kubernetes_unreadable_objects", "Objects of a watch that were not understood."),
     ("kubernetes_watch_lost", "A watch failed and was begun anew."),
     ("node_attestation", "A node attestor judged a node."),
     ("traces_dropped", "Spans that were not sent to the collector."),

@@ -5,6 +5,7 @@
 //! server does on a bad day; `on_create` answers what other programs create, like a TokenReview.
 
 mod http;
+mod kubelet;
 mod path;
 mod state;
 
@@ -16,6 +17,7 @@ use std::thread::JoinHandle;
 use serde_json::Value;
 use tokio::sync::oneshot;
 
+pub use kubelet::FakeKubelet;
 pub use path::Resource;
 use state::State;
 

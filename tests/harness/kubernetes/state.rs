@@ -158,10 +158,10 @@ impl State {
         if after < inner.floor {
             return Watched::Expired;
         }
-        let found = inner.history.iter().filter(|change| {
-            change.version > after
-                && change.plural == plural
-                && (namespace.is_empty() || change.namespace == namespace)
+        // In the order of versions, so that a long history costs a watch nothing.
+        let first = inner.history.partition_point(|change| change.version <= after);
+        let found = inner.history[first..].iter().filter(|change| {
+            change.plural == plural && (namespace.is_empty() || change.namespace == namespace)
         });
         Watched::Events(found.map(|change| change.event.clone()).collect(), inner.version)
     }

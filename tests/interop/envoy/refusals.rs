@@ -1,10 +1,11 @@
 //! What the agent does when Envoy refuses a secret (NACK): it says so once, does not send the same again, and the next
-//! change is taken.
+//! change is taken. And that no certificate is sent which Envoy could not read.
 
 use std::collections::BTreeSet;
+use std::process::Command;
 
 use finial_identity::x509::Certificate;
-use finial_tests::wait_until;
+use finial_tests::{Output, Peer, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
 
 use super::http::application;
@@ -25,20 +26,27 @@ fn by_delta_too_a_bundle_that_envoy_cannot_load_is_refused_once_and_the_next_one
     refuses_a_bundle("api_type: DELTA_GRPC");
 }
 
-/// The foreign trust domain publishes an authority that is a certificate to everybody but Envoy.
+/// With each bundle Envoy reads a list of revoked certificates of its own; while that file is missing it refuses every
+/// bundle.
 fn refuses_a_bundle(api_type: &str) {
     let Some(mesh) = Mesh::start("example.org") else {
         return;
     };
     let (app, tls, plain) = (application(), free_port(), free_port());
-    publish(&mesh, &[authority()]);
+    publish_ok(&mesh, &[authority()]);
     let entry = mesh.entry("backend", "/backend", &["-federatesWith", FOREIGN]);
     mesh.entry("frontend", "/frontend", &[]);
+    let revoked = mesh.stack.dir().join("revoked.pem");
+    std::fs::write(&revoked, "").expect("a list without entries");
+    let own_list = format!(
+        "combined_validation_context: {{default_validation_context: {{crl: {{filename: {}}}}}, {BUNDLE}}}",
+        revoked.display()
+    );
     let mut backend = mesh.envoy(
         "backend",
         "federation.yaml",
         &[(18443, tls), (18080, app)],
-        &[("api_type: GRPC", api_type)],
+        &[("api_type: GRPC", api_type), (BUNDLE, &own_list)],
     );
     let mut frontend = mesh.envoy("frontend", "egress.yaml", &[(18443, tls), (19080, plain)], &[]);
     backend.wait_ready();
@@ -47,45 +55,96 @@ fn refuses_a_bundle(api_type: &str) {
     backend.wait_authorities("ALL", "other.test", 1);
     assert_eq!(of_all(&backend, "rejected"), 0);
 
-    publish(&mesh, &[unloadable_authority()]);
+    std::fs::remove_file(&revoked).expect("the list is there");
+    publish_ok(&mesh, &[authority()]);
     wait_until("Envoy to refuse the bundle", LIMIT, || {
         of_all(&backend, "rejected") == 1 && refusals(&mesh).len() == 1
     });
     let said = refusals(&mesh).remove(0);
-    for word in ["names=ALL", "node_id=backend", "other.test"] {
+    for word in ["names=ALL", "node_id=backend", "revoked.pem"] {
         assert!(said.contains(word), "{said}");
     }
     let attempts = of_all(&backend, "attempt");
     let known: BTreeSet<String> = backend.certificates().into_keys().collect();
 
-    // Envoy puts together what it was given last: with that bundle it takes no new certificate either. One more
-    // refusal, of another secret, and none of the bundle, which is not sent again.
+    // What it had before is in use. A new certificate is taken, and the bundle is not sent again with it.
     rename(&mesh, &entry, "renewed.example.org");
-    wait_until("Envoy to refuse the certificate", LIMIT, || {
-        refusals(&mesh).len() == 2
-    });
-    assert!(refusals(&mesh)[1].contains("names=default"));
+    backend.wait_certificate(&known);
+    wait_status(plain, 200);
     assert_eq!(
         of_all(&backend, "attempt"),
         attempts,
         "the bundle was not sent again"
     );
-    assert_eq!(of_all(&backend, "rejected"), 1);
-    // What it had before is in use.
-    let certificates: BTreeSet<String> = backend.certificates().into_keys().collect();
-    assert_eq!(certificates, known);
-    wait_status(plain, 200);
+    assert_eq!((of_all(&backend, "rejected"), refusals(&mesh).len()), (1, 1));
 
-    // The next bundle is taken, and the certificate with it.
-    publish(&mesh, &[authority(), authority()]);
+    // The next bundle is taken.
+    std::fs::write(&revoked, "").expect("the list is back");
+    publish_ok(&mesh, &[authority(), authority()]);
     backend.wait_authorities("ALL", "other.test", 2);
-    backend.wait_certificate(&known);
     wait_status(plain, 200);
-    assert_eq!((of_all(&backend, "rejected"), refusals(&mesh).len()), (1, 2));
+    assert_eq!((of_all(&backend, "rejected"), refusals(&mesh).len()), (1, 1));
+}
+
+/// One authority that Envoy cannot read would cost it all bundles, and with them every new certificate of its own.
+#[test]
+fn an_authority_that_envoy_cannot_read_does_not_get_in() {
+    let Some(mesh) = Mesh::start("example.org") else {
+        return;
+    };
+    publish_ok(&mesh, &[authority()]);
+    let entry = mesh.entry("backend", "/backend", &["-federatesWith", FOREIGN]);
+    let (ports, bootstrap) = ([(18443, free_port()), (18080, application())], "federation.yaml");
+    let mut backend = mesh.envoy("backend", bootstrap, &ports, &[]);
+    backend.wait_ready();
+    backend.wait_authorities("ALL", "other.test", 1);
+    for (name, wrong) in unreadable() {
+        let refused = publish(&mesh, &[authority(), wrong]);
+        assert!(!refused.status.success(), "{name}");
+        assert!(
+            refused.stderr.contains("certificate"),
+            "{name}: {}",
+            refused.stderr
+        );
+    }
     let known = backend.certificates().into_keys().collect();
-    rename(&mesh, &entry, "again.example.org");
+    rename(&mesh, &entry, "renewed.example.org");
     backend.wait_certificate(&known);
-    assert_eq!(refusals(&mesh).len(), 2);
+    assert_eq!(backend.authorities("ALL").get("other.test"), Some(&1));
+    assert_eq!((of_all(&backend, "rejected"), refusals(&mesh).len()), (0, 0));
+}
+
+/// The real Envoy says what it reads, and what is a certificate to us.
+#[test]
+fn what_envoy_cannot_read_is_no_certificate() {
+    let Some(envoy) = Peer::find("FINIAL_TEST_ENVOY", "envoy", &["--version"]) else {
+        return;
+    };
+    let dir = tempfile::tempdir().expect("a directory");
+    let reads = |der: &[u8]| {
+        let file = dir.path().join("bundle.pem");
+        std::fs::write(&file, pem(der)).expect("the bundle is written");
+        let bootstrap = dir.path().join("bootstrap.yaml");
+        let text = VALIDATOR.replace("BUNDLE", &file.display().to_string());
+        std::fs::write(&bootstrap, text).expect("the bootstrap is written");
+        let mut command = Command::new(envoy.program());
+        command
+            .args(["--mode", "validate", "-l", "error", "-c"])
+            .arg(&bootstrap);
+        let output = command.output().expect("Envoy runs");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(
+            output.status.success() || said.contains("Failed to load trusted CA"),
+            "{said}"
+        );
+        output.status.success()
+    };
+    for (name, der) in [("plain", authority()), ("T61String", in_name(0x14, NOT_TEXT))] {
+        assert!(reads(&der) && Certificate::parse(&der).is_ok(), "{name}");
+    }
+    for (name, der) in unreadable() {
+        assert!(!reads(&der) && Certificate::parse(&der).is_err(), "{name}");
+    }
 }
 
 /// An Envoy that is configured to take a certificate for authorities refuses every one, and each once.
@@ -139,16 +198,23 @@ fn refusals(mesh: &Mesh) -> Vec<String> {
 }
 
 /// Gives the foreign trust domain these authorities.
-fn publish(mesh: &Mesh, authorities: &[Vec<u8>]) {
-    let pem = authorities.iter().map(|der| {
-        let certificate = Certificate::parse(der).expect("a certificate to us");
-        certificate.to_pem()
-    });
+fn publish(mesh: &Mesh, authorities: &[Vec<u8>]) -> Output {
     let file = mesh.stack.dir().join("foreign.pem");
-    std::fs::write(&file, pem.collect::<String>()).expect("the bundle is written");
+    let text: String = authorities.iter().map(|der| pem(der)).collect();
+    std::fs::write(&file, text).expect("the bundle is written");
     let path = file.display().to_string();
     mesh.stack
-        .server_cli_ok(&["bundle", "set", "-id", FOREIGN, "-format", "pem", "-path", &path]);
+        .server_cli(&["bundle", "set", "-id", FOREIGN, "-format", "pem", "-path", &path])
+}
+
+fn publish_ok(mesh: &Mesh, authorities: &[Vec<u8>]) {
+    let done = publish(mesh, authorities);
+    assert!(done.status.success(), "{}", done.stderr);
+}
+
+fn pem(der: &[u8]) -> String {
+    let lines = data_encoding::BASE64.encode(der);
+    format!("-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n")
 }
 
 /// Gives the entry another DNS name, hence another certificate.
@@ -173,8 +239,6 @@ fn rename(mesh: &Mesh, entry: &str, dns_name: &str) {
     mesh.stack.server_cli_ok(&args);
 }
 
-const NAME: &str = "an authority of the other trust domain";
-
 fn authority() -> Vec<u8> {
     let mut params = CertificateParams::default();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -184,16 +248,75 @@ fn authority() -> Vec<u8> {
     params.self_signed(&key).expect("a certificate").der().to_vec()
 }
 
-/// Its names say that they are UTF-8 and are not: the library in Envoy reads no certificate with such a name.
-fn unloadable_authority() -> Vec<u8> {
-    let mut der = authority();
-    let mut replaced = 0;
-    for at in 0..der.len() - NAME.len() {
-        if der[at..].starts_with(NAME.as_bytes()) {
-            der[at..at + NAME.len()].fill(0xff);
-            replaced += 1;
+/// Certificates but for one thing each that the library in Envoy does not read.
+fn unreadable() -> Vec<(&'static str, Vec<u8>)> {
+    let plain = authority();
+    let content = plain[4..].to_vec();
+    let [high, low] = u16::try_from(content.len()).expect("a small one").to_be_bytes();
+    let version = |number: u8| replace(&plain, &[0xa0, 3, 2, 1, 2], &[0xa0, 3, 2, 1, number]);
+    vec![
+        ("UTF8String of no text", in_name(0x0c, NOT_TEXT)),
+        (
+            "UTF8String with a noncharacter",
+            in_name(0x0c, "an authority\u{ffff}of the other trust domain".as_bytes()),
+        ),
+        (
+            "BMPString with a surrogate",
+            in_name(0x1e, &[0xd8, 0].repeat(NAME.len() / 2)),
+        ),
+        (
+            "UniversalString beyond Unicode",
+            in_name(0x1c, &[0, 0x11, 0, 0].repeat(NAME.len() / 4)),
+        ),
+        ("text that is constructed", in_name(0x2c, NOT_TEXT)),
+        ("version 4", version(3)),
+        ("extensions in version 1", version(0)),
+        (
+            "a length with a leading zero",
+            [&[0x30, 0x83, 0, high, low][..], &content].concat(),
+        ),
+    ]
+}
+
+/// An authority whose name is this, and as long as [`NAME`].
+fn in_name(tag: u8, content: &[u8]) -> Vec<u8> {
+    let tlv = |tag: u8, content: &[u8]| [&[tag, NAME.len() as u8][..], content].concat();
+    let (old, new) = (tlv(0x0c, NAME.as_bytes()), tlv(tag, content));
+    assert_eq!(old.len(), new.len(), "all lengths stay the same");
+    replace(&authority(), &old, &new)
+}
+
+/// The same bytes with one part in the place of another, wherever it is.
+fn replace(der: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
+    let mut replaced = der.to_vec();
+    for at in 0..=der.len() - old.len() {
+        if der[at..].starts_with(old) {
+            replaced[at..at + old.len()].copy_from_slice(new);
         }
     }
-    assert_eq!(replaced, 2, "issuer and subject");
-    der
+    assert_ne!(replaced, der, "the part is there");
+    replaced
 }
+
+const NAME: &str = "an authority of the other trust domains.";
+const NOT_TEXT: &[u8] = &[0xff; NAME.len()];
+/// How the bootstrap asks for the bundles.
+const BUNDLE: &str = "validation_context_sds_secret_config: {name: ALL, sds_config: *agent}";
+/// A bootstrap that does nothing but load a bundle.
+const VALIDATOR: &str = r#"
+static_resources:
+  clusters:
+  - name: peer
+    type: STATIC
+    transport_socket:
+      name: envoy.transport_sockets.tls
+      typed_config:
+        "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+        common_tls_context:
+          validation_context:
+            custom_validator_config:
+              name: envoy.tls.cert_validator.spiffe
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.SPIFFECertValidatorConfig
+                trust_domains: [{name: other.test, trust_bundle: {filename: BUNDLE}}]
+"#;

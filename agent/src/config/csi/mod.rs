@@ -37,6 +37,8 @@ pub struct CsiSettings {
     pub node_name: Option<String>,
     /// `health`: where the driver answers `/healthz`.
     pub health: Option<SocketAddr>,
+    /// `kubelet_certificates`: files with the kubelet's own certificate, which the driver passes on without their keys.
+    pub kubelet_certificates: Vec<PathBuf>,
 }
 
 impl Default for CsiSettings {
@@ -51,11 +53,17 @@ impl Default for CsiSettings {
             per_pod: true,
             node_name: None,
             health: None,
+            kubelet_certificates: Vec::new(),
         }
     }
 }
 
 impl CsiSettings {
+    /// Where the agent finds the kubelet's own certificate, when the driver passes it on.
+    pub fn kubelet_certificate(&self) -> PathBuf {
+        self.socket_dir.join("kubelet.pem")
+    }
+
     /// The driver's own folder, which the kubelet expects it to make.
     pub fn plugin_dir(&self) -> PathBuf {
         self.kubelet_path.join("plugins").join(&self.plugin_name)
@@ -116,6 +124,7 @@ pub(super) fn read(agent: &Section<'_>) -> Option<CsiSettings> {
         per_pod: csi.bool("per_pod").unwrap_or(defaults.per_pod),
         node_name: csi.string("node_name").filter(|name| !name.is_empty()),
         health: csi.section("health").and_then(read_health),
+        kubelet_certificates: csi.parse_each("kubelet_certificates", read_path),
     };
     if settings.socket_names.is_empty() {
         csi.problem("socket_names", "must have a name");
@@ -139,17 +148,19 @@ pub(super) fn read(agent: &Section<'_>) -> Option<CsiSettings> {
 }
 
 fn read_folder(csi: &Section<'_>, key: &str) -> Option<PathBuf> {
-    csi.parse(key, |text| {
-        let path = PathBuf::from(text);
-        let plain = path
-            .components()
-            .all(|part| !matches!(part, std::path::Component::ParentDir));
-        if path.is_absolute() && plain {
-            Ok(path)
-        } else {
-            Err("must be an absolute path without `..`")
-        }
-    })
+    csi.parse(key, read_path)
+}
+
+fn read_path(text: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(text);
+    let plain = path
+        .components()
+        .all(|part| !matches!(part, std::path::Component::ParentDir));
+    if path.is_absolute() && plain {
+        Ok(path)
+    } else {
+        Err("must be an absolute path without `..`")
+    }
 }
 
 fn read_health(health: Section<'_>) -> Option<SocketAddr> {
@@ -207,7 +218,7 @@ mod tests {
     fn every_key_is_read() {
         let config = parse(
             r#"csi { plugin_name = "a.b" socket_dir = "/run/x" socket_names = ["s"] kubelet_path = "/k" per_pod = false
-                node_name = "n" health { bind_address = "0.0.0.0" port = 9810 } }"#,
+                node_name = "n" health { bind_address = "0.0.0.0" port = 9810 } kubelet_certificates = ["/pki/a"] }"#,
         )
         .unwrap();
         let csi = config.csi().unwrap();
@@ -220,6 +231,8 @@ mod tests {
         assert_eq!((csi.socket_names.len(), csi.per_pod), (1, false));
         assert_eq!(csi.health, Some("0.0.0.0:9810".parse().unwrap()));
         assert_eq!(csi.node_name.as_deref(), Some("n"));
+        assert_eq!(csi.kubelet_certificates, [PathBuf::from("/pki/a")]);
+        assert_eq!(csi.kubelet_certificate(), PathBuf::from("/run/x/kubelet.pem"));
     }
 
     #[test]
@@ -249,6 +262,7 @@ mod tests {
             (r#"socket_names = ["a", "a"]"#, "socket_names"),
             (r#"socket_dir = "run""#, "socket_dir"),
             (r#"kubelet_path = "/a/../b""#, "kubelet_path"),
+            (r#"kubelet_certificates = ["/a", "b"]"#, "kubelet_certificates"),
             (r#"health { bind_address = "x" port = 1 }"#, "bind_address"),
             ("health { }", "port"),
             ("unknown = 1", "unknown"),

@@ -3,7 +3,6 @@
 //! The agent shows its own SVID, and verifies brokers against the bundles that it holds, each as they are at the
 //! handshake. A connection lasts no longer than the certificate that it was opened with.
 
-use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,10 +15,10 @@ use finial_identity::process::unix_listener::SocketGuard;
 use finial_identity::x509::{X509Error, X509Svid};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{self, Stream};
+use rustix::io::Errno;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::watch;
-use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
@@ -28,11 +27,12 @@ use tonic::service::Routes;
 use super::allowed::AllowedBrokers;
 use super::caller::{BrokerCaller, Transport, Trust};
 use super::gate::GateLayer;
+use super::handshakes::{Handshakes, Source};
 use super::{BrokerApi, Shared};
-use crate::config::{AllowedBroker, BrokerSettings};
+use crate::config::{AllowedBroker, BindAddress, BrokerSettings};
 use crate::endpoints::calls::CallsLayer;
 use crate::endpoints::connection::{self, Connection};
-use crate::endpoints::limits::{AdminShare, Admission, LimitLayer, Who};
+use crate::endpoints::limits::{Admission, LimitLayer, SocketShare, Who};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::session::Sessions;
@@ -40,8 +40,6 @@ use crate::workload::ProcFs;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
-/// How many handshakes of one listener there are at a time; then the oldest makes room.
-const MOST_HANDSHAKES: usize = 64;
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -54,7 +52,7 @@ pub enum BrokerError {
     /// The TCP address.
     #[error("broker: listen on {host}:{port}: {source}")]
     Listen {
-        /// The host.
+        /// The host; empty is every address.
         host: String,
         /// The port.
         port: u16,
@@ -75,7 +73,7 @@ pub struct BrokerParts {
     /// Where processes are looked up by their pids.
     pub procfs: ProcFs,
     /// How much brokers may take up, all together.
-    pub share: AdminShare,
+    pub share: SocketShare,
     /// When streams are to end.
     pub stop: Stop,
 }
@@ -116,12 +114,14 @@ impl BrokerEndpoint {
             let (listener, guard) = LocalSocket::private(path, public)?.into_parts();
             listeners.push(Listener::Unix(listener, guard));
         }
-        if let Some(address) = &settings.bind_address {
-            let (host, port) = (address.host.as_str(), address.port);
-            let bound = TcpListener::bind((host, port)).await;
+        if let Some(BindAddress { host, port }) = &settings.bind_address {
+            let bound = match host {
+                Some(host) => TcpListener::bind((host.as_str(), *port)).await,
+                None => every_address(*port, async |host, port| TcpListener::bind((host, port)).await).await,
+            };
             let listener = bound.map_err(|source| BrokerError::Listen {
-                host: host.to_owned(),
-                port,
+                host: host.clone().unwrap_or_default(),
+                port: *port,
                 source,
             })?;
             listeners.push(Listener::Tcp(listener));
@@ -181,6 +181,23 @@ impl BrokerEndpoint {
     }
 }
 
+/// Listens on every address of both families, and of IPv4 alone where the machine has no IPv6.
+async fn every_address<T>(
+    port: u16,
+    bind: impl AsyncFn(&'static str, u16) -> io::Result<T>,
+) -> io::Result<T> {
+    match bind("::", port).await {
+        Err(error) if lacks_family(&error) => bind("0.0.0.0", port).await,
+        bound => bound,
+    }
+}
+
+/// As the kernel says it when IPv6 is switched off at boot, or its addresses are.
+fn lacks_family(error: &io::Error) -> bool {
+    let errno = Errno::from_io_error(error);
+    errno.is_some_and(|errno| [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL].contains(&errno))
+}
+
 impl Listener {
     fn name(&self) -> &'static str {
         match self {
@@ -196,13 +213,17 @@ impl Listener {
         }
     }
 
-    async fn accept(&self) -> io::Result<Socket> {
+    async fn accept(&self) -> io::Result<(Socket, Source)> {
         match self {
-            Self::Unix(listener, _guard) => Ok(Either::Left(listener.accept().await?.0)),
-            Self::Tcp(listener) => {
+            Self::Unix(listener, _guard) => {
                 let (stream, _address) = listener.accept().await?;
+                let source = Source::User(stream.peer_cred()?.uid());
+                Ok((Either::Left(stream), source))
+            }
+            Self::Tcp(listener) => {
+                let (stream, address) = listener.accept().await?;
                 stream.set_nodelay(true)?;
-                Ok(Either::Right(stream))
+                Ok((Either::Right(stream), Source::of_address(address.ip())))
             }
         }
     }
@@ -307,8 +328,7 @@ fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result
     let state = Accept {
         listener,
         host,
-        handshakes: JoinSet::new(),
-        ages: VecDeque::new(),
+        handshakes: Handshakes::default(),
         failing: false,
     };
     stream::unfold(state, |mut state| async move {
@@ -320,9 +340,7 @@ fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result
 struct Accept {
     listener: Listener,
     host: Arc<Host>,
-    handshakes: JoinSet<Option<Brokered>>,
-    /// The handshakes in the order in which they began.
-    ages: VecDeque<AbortHandle>,
+    handshakes: Handshakes<Option<Brokered>>,
     /// The last attempt failed and was logged.
     failing: bool,
 }
@@ -331,14 +349,14 @@ impl Accept {
     async fn next(&mut self) -> Brokered {
         loop {
             let accepted = tokio::select! {
-                Some(done) = self.handshakes.join_next() => match done {
-                    Ok(Some(connection)) => return connection,
-                    Ok(None) | Err(_) => continue,
+                Some(done) = self.handshakes.next() => match done {
+                    Some(connection) => return connection,
+                    None => continue,
                 },
                 accepted = self.listener.accept() => accepted,
             };
             match accepted {
-                Ok(socket) => self.begin(socket),
+                Ok((socket, source)) => self.begin(socket, source),
                 Err(error) => {
                     if !std::mem::replace(&mut self.failing, true) {
                         let listener = self.listener.name();
@@ -350,18 +368,52 @@ impl Accept {
         }
     }
 
-    fn begin(&mut self, socket: Socket) {
+    fn begin(&mut self, socket: Socket, source: Source) {
         if std::mem::take(&mut self.failing) {
             tracing::info!(listener = self.listener.name(), "connections are accepted again");
         }
-        self.ages.retain(|handshake| !handshake.is_finished());
-        if self.ages.len() >= MOST_HANDSHAKES
-            && let Some(oldest) = self.ages.pop_front()
-        {
-            oldest.abort();
-        }
         let (host, transport) = (Arc::clone(&self.host), self.listener.transport());
         let handshake = async move { host.handshake(socket, transport).await };
-        self.ages.push_back(self.handshakes.spawn(handshake));
+        self.handshakes.begin(source, handshake);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_is_of_ipv4_alone_where_there_is_no_ipv6() {
+        let bind = |trouble: Errno| {
+            async move |host: &'static str, port: u16| match host {
+                "::" => Err(io::Error::from(trouble)),
+                host => Ok((host, port)),
+            }
+        };
+        for trouble in [Errno::AFNOSUPPORT, Errno::ADDRNOTAVAIL] {
+            assert_eq!(every_address(7, bind(trouble)).await.unwrap(), ("0.0.0.0", 7));
+        }
+        let taken = every_address(7, bind(Errno::ADDRINUSE)).await.unwrap_err();
+        assert_eq!(
+            taken.kind(),
+            io::ErrorKind::AddrInUse,
+            "not a matter of the family"
+        );
+        let both = every_address(7, async |host, _port| Ok(host)).await.unwrap();
+        assert_eq!(both, "::");
+    }
+
+    #[tokio::test]
+    async fn a_missing_host_is_reached_by_ipv4() {
+        let settings = BrokerSettings {
+            socket_path: None,
+            bind_address: Some(BindAddress { host: None, port: 0 }),
+            brokers: Vec::new(),
+        };
+        let endpoint = BrokerEndpoint::bind(&settings, Path::new("unused"))
+            .await
+            .unwrap();
+        let port = endpoint.tcp_addr().unwrap().port();
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
     }
 }

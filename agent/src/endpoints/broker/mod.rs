@@ -9,6 +9,7 @@
 mod allowed;
 mod caller;
 mod gate;
+mod handshakes;
 mod listener;
 pub mod reference;
 mod refusal;
@@ -123,13 +124,17 @@ impl BrokerApi {
         } = asked;
         let mut messages = Messages::of(session, content);
         let first = messages.next().await.map_err(|status| target.explain(status))?;
-        let trust = self.shared.trust.clone();
-        Ok(messages.into_stream(first).map(move |next| {
-            let message = next.map_err(|status| target.explain(status))?;
-            // Attesting and waiting take a while, in which much may end.
-            trust.check(&caller)?;
-            target.check_alive()?;
-            Ok(message)
+        let parts = Arc::new((self.shared.trust.clone(), caller, target));
+        Ok(messages.into_stream(first).then(move |next| {
+            let parts = Arc::clone(&parts);
+            async move {
+                let (trust, caller, target) = &*parts;
+                let message = next.map_err(|status| target.explain(status))?;
+                // Attesting and waiting take a while, in which much may end.
+                target.check_alive().await?;
+                trust.check(caller)?;
+                Ok(message)
+            }
         }))
     }
 
@@ -149,8 +154,8 @@ impl BrokerApi {
         } = self.ask(&request, reference.clone(), Access::Identities).await?;
         let tokens = tokens(&self.shared.sessions, session, audience, only).await;
         let tokens = tokens.map_err(|status| target.explain(status))?;
+        target.check_alive().await?;
         self.shared.trust.check(&caller)?;
-        target.check_alive()?;
         Ok(tokens)
     }
 
@@ -171,10 +176,11 @@ impl BrokerApi {
             ..
         } = &*self.shared;
         let reference = self.read(&caller, reference)?;
-        let target = Target::find(&reference, procfs, brokers.hold(caller.place)?)?;
+        let permit = brokers.hold(caller.place)?;
+        let target = Target::find(&reference, procfs, sessions, permit).await?;
         let session = Session::on_behalf_of(
             sessions,
-            Arc::clone(target.process()),
+            target.workload().clone(),
             &caller.admitted,
             request.metadata(),
             access,

@@ -5,15 +5,16 @@ use std::sync::Arc;
 use tokio::sync::OwnedSemaphorePermit;
 use tonic::{Code, Status};
 
-use super::reference::Reference;
+use super::reference::{KubernetesObject, Reference, ReferenceError};
 use super::refusal::Refusal;
-use crate::endpoints::session::attestation_failed;
-use crate::workload::{ProcFs, Process, ProcessError};
+use crate::endpoints::session::{Sessions, attestation_failed};
+use crate::workload::{AttestorError, FindPodError, PodReference, ProcFs, Process, ProcessError, Workload};
 
-/// A process that was referred to by its pid. As long as it is held, the pid means no other one.
+/// A workload that was referred to. As long as it is held, a pid means no other process, and the name of a pod no pod
+/// of another UID.
 #[derive(Debug)]
 pub(super) struct Target {
-    process: Arc<Process>,
+    workload: Workload,
     _permit: OwnedSemaphorePermit,
 }
 
@@ -23,49 +24,91 @@ impl Target {
     ///
     /// # Errors
     /// `NotFound` when there is no such workload, `Unimplemented` when nobody here knows workloads of that kind,
-    /// `Unavailable` when it cannot be told.
-    pub(super) fn find(
+    /// `InvalidArgument` when one of that kind cannot be named so, `Unavailable` when it cannot be told.
+    pub(super) async fn find(
         reference: &Reference,
         procfs: &ProcFs,
+        sessions: &Sessions,
         permit: OwnedSemaphorePermit,
     ) -> Result<Self, Status> {
-        match reference {
+        let workload = match reference {
             Reference::Pid(pid) => {
                 let process = Process::open(i64::from(*pid), procfs).map_err(|error| cannot_hold(&error))?;
-                Ok(Self {
-                    process: Arc::new(process),
-                    _permit: permit,
-                })
+                Workload::Process(Arc::new(process))
             }
-            // An object of Kubernetes is known by the API of its cluster, which no attestor of this agent asks.
-            Reference::KubernetesObject(_) => Err(Refusal::NoAttestor.into()),
-        }
+            Reference::KubernetesObject(object) => {
+                let meant = pod(object)?;
+                let found = sessions.attestation().find_pod(&meant).await;
+                let found = found.map_err(|error| cannot_find(&error))?;
+                Workload::Pod(found.ok_or_else(no_pod)?)
+            }
+        };
+        Ok(Self {
+            workload,
+            _permit: permit,
+        })
     }
 
-    /// The process.
-    pub(super) fn process(&self) -> &Arc<Process> {
-        &self.process
+    /// The workload.
+    pub(super) fn workload(&self) -> &Workload {
+        &self.workload
     }
 
     /// # Errors
-    /// The process has ended.
-    pub(super) fn check_alive(&self) -> Result<(), Status> {
-        match self.process.is_alive() {
-            true => Ok(()),
-            false => Err(ended()),
+    /// The workload has ended, or it cannot be told whether it has.
+    pub(super) async fn check_alive(&self) -> Result<(), Status> {
+        match &self.workload {
+            Workload::Process(process) if process.is_alive() => Ok(()),
+            Workload::Process(_) => Err(self.ended()),
+            Workload::Pod(pod) => match pod.is_there().await {
+                Ok(true) => Ok(()),
+                Ok(false) => Err(self.ended()),
+                Err(error) => Err(untold(&error)),
+            },
         }
     }
 
     /// What to tell a broker of a status that is meant for the workload itself.
     pub(super) fn explain(&self, status: Status) -> Status {
-        if !self.process.is_alive() {
-            return ended();
+        let has_ended = match &self.workload {
+            Workload::Process(process) => !process.is_alive(),
+            Workload::Pod(pod) => pod.is_gone(),
+        };
+        if has_ended {
+            return self.ended();
         }
         match status.code() {
             Code::PermissionDenied => Refusal::NotEntitled.with_metadata(status.metadata().clone()),
             _ => status,
         }
     }
+
+    fn ended(&self) -> Status {
+        let text = match &self.workload {
+            Workload::Process(_) => "the process with the given pid has ended",
+            Workload::Pod(_) => "the pod has ended",
+        };
+        Refusal::NotFound(text).into()
+    }
+}
+
+/// The pod that an object is. Others are known by the API of the cluster, which no attestor of this agent asks.
+fn pod(object: &KubernetesObject) -> Result<PodReference, Refusal> {
+    if (object.plural.as_str(), object.group.as_str()) != ("pods", "core") {
+        return Err(Refusal::NoAttestor);
+    }
+    let name = match &object.key {
+        None => None,
+        Some(key) => {
+            let namespace = key.namespace.clone();
+            let namespace = namespace.ok_or(ReferenceError::Unset("key.namespace"))?;
+            Some((namespace, key.name.clone()))
+        }
+    };
+    Ok(PodReference {
+        name,
+        uid: object.uid.map(|uid| uid.to_string()),
+    })
 }
 
 fn cannot_hold(error: &ProcessError) -> Status {
@@ -78,10 +121,22 @@ fn cannot_hold(error: &ProcessError) -> Status {
     }
 }
 
+fn cannot_find(error: &FindPodError) -> Status {
+    match error {
+        FindPodError::NoAttestor => Refusal::NoAttestor.into(),
+        FindPodError::Attestor(error) => untold(error),
+    }
+}
+
+fn untold(error: &AttestorError) -> Status {
+    tracing::warn!(%error, "it cannot be told whether a pod is there that a broker named");
+    attestation_failed()
+}
+
 fn no_process() -> Status {
     Refusal::NotFound("there is no process with the given pid").into()
 }
 
-fn ended() -> Status {
-    Refusal::NotFound("the process with the given pid has ended").into()
+fn no_pod() -> Status {
+    Refusal::NotFound("there is no such pod on this node").into()
 }

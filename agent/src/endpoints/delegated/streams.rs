@@ -2,7 +2,6 @@
 
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use finial_proto::spire::api::agent::delegatedidentity::v1 as pb;
 use futures_util::StreamExt as _;
@@ -15,11 +14,8 @@ use super::answer::{self, Identities};
 use super::delegate::Delegate;
 use super::target::Target;
 use super::{Shared, not_synced};
-use crate::endpoints::session::stopping;
+use crate::endpoints::session::{ISSUE_WAIT, stopping};
 use crate::svids::{Snapshot, Subscription};
-
-/// How long an SVID that is being signed is waited for before a delegate gets what there is.
-const ISSUE_WAIT: Duration = Duration::from_secs(10);
 
 /// What a stream sends.
 pub(super) trait Content: Send + 'static {

@@ -29,15 +29,17 @@ pub(super) fn compare(snapshot: &Snapshot, facts: &HashSet<Selector>, redaction:
     let mut matches = Vec::new();
     let mut near: Vec<(usize, Reverse<usize>, &Arc<CachedEntry>)> = Vec::new();
     for entry in snapshot.entries.iter() {
+        if entry.fits(facts) {
+            matches.push(describe(entry, redaction));
+            continue;
+        }
         let held = entry
             .selectors
             .iter()
             .filter(|wanted| facts.contains(*wanted))
             .count();
         let missing = entry.selectors.len() - held;
-        if missing == 0 && held > 0 {
-            matches.push(describe(entry, redaction));
-        } else if missing <= FARTHEST && (held > 0 || missing == 1) {
+        if missing <= FARTHEST && (held > 0 || missing == 1) {
             near.push((missing, Reverse(held), entry));
         }
     }

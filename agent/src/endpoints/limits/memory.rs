@@ -9,7 +9,7 @@ use finial_identity::process::{Stop, sys};
 use super::Admission;
 
 /// Between looks.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(2);
 /// A crowd: fewer connections are not worth the milliseconds that it takes to look through the heap.
 const CROWD: usize = 500;
 

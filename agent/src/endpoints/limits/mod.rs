@@ -1,7 +1,8 @@
 //! How many may come, how often, and how much each may send.
 //!
 //! Everything here is decided before a caller's process is looked at: by the uid that the kernel froze in the socket
-//! and, for a process in a pid namespace of its own, by that namespace. `layer` asks for each call, `quiet` ends
+//! and, for a process in a pid namespace of its own, by that namespace; where pods are told apart (`who`), by the pod
+//! alone. `layer` asks for each call, `quiet` ends
 //! connections on which nothing happens, `pace` reads no faster than calls can be decided on, `signing` lets one caller
 //! have no more signed than the others can spare.
 //!
@@ -20,7 +21,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 pub use self::layer::LimitLayer;
@@ -30,9 +31,10 @@ pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::signing::Signing;
 use self::who::Holder;
-pub use self::who::Who;
+pub use self::who::{PodNumber, Who};
 use crate::config::RateLimits;
 use crate::telemetry::metrics;
+use crate::workload::permits::Permits;
 
 /// Most connections, however many files may be open.
 const MAX_CONNECTIONS: usize = 32_768;
@@ -85,7 +87,7 @@ const BROKER_RATE: Rate = Rate {
 
 /// What the admin socket, or brokers, may take of the files that can be open, so that none can shut out the others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AdminShare {
+pub struct SocketShare {
     /// Most connections.
     pub connections: usize,
     /// Most processes that are held on behalf of delegates, or of brokers.
@@ -131,10 +133,11 @@ pub enum TooMany {
 struct Shared {
     limit: usize,
     brokers: usize,
+    tells_pods: bool,
     of_methods: RateLimits,
     open: Mutex<Open>,
     rates: Mutex<Rates>,
-    turns: Mutex<HashMap<Turns, Arc<Semaphore>>>,
+    turns: Permits<Turns>,
     signing: Signing,
 }
 
@@ -145,7 +148,7 @@ struct Open {
     calls: HashMap<Holder, usize>,
 }
 
-impl AdminShare {
+impl SocketShare {
     /// The share that suits a process that may open so many files.
     pub fn of_open_files(files: u64) -> Self {
         let files = usize::try_from(files).unwrap_or(usize::MAX);
@@ -166,7 +169,7 @@ impl AdminShare {
 impl Admission {
     /// Lets in at most `limit` connections at a time.
     pub fn new(limit: usize) -> Self {
-        Self::with_rate_limits(limit, RateLimits::default())
+        Self::of(limit, 1, false, RateLimits::default())
     }
 
     /// The limit that suits a process that may open so many files.
@@ -177,28 +180,39 @@ impl Admission {
     /// As many connections as this admission has, and calls of a method as often as the operator allows.
     #[must_use]
     pub fn limited_to(self, of_methods: RateLimits) -> Self {
-        Self::with_rate_limits(self.shared.limit, of_methods)
+        Self::of(self.shared.limit, 1, self.shared.tells_pods, of_methods)
+    }
+
+    /// Processes of pods count for their pods and not for their users, if so. Worth it where pods are attested: their
+    /// control groups are looked at for each connection.
+    #[must_use]
+    pub fn telling_pods(self, tells_pods: bool) -> Self {
+        let Shared {
+            limit, of_methods, ..
+        } = *self.shared;
+        Self::of(limit, 1, tells_pods, of_methods)
+    }
+
+    /// Whether processes of pods count for their pods.
+    pub fn tells_pods(&self) -> bool {
+        self.shared.tells_pods
     }
 
     /// At most `limit` connections of so many brokers, each of which has an equal share.
     pub fn for_brokers(limit: usize, brokers: usize) -> Self {
-        let of_methods = RateLimits::default();
-        Self::of(limit, brokers, of_methods)
+        Self::of(limit, brokers, false, RateLimits::default())
     }
 
-    fn with_rate_limits(limit: usize, of_methods: RateLimits) -> Self {
-        Self::of(limit, 1, of_methods)
-    }
-
-    fn of(limit: usize, brokers: usize, of_methods: RateLimits) -> Self {
+    fn of(limit: usize, brokers: usize, tells_pods: bool, of_methods: RateLimits) -> Self {
         Self {
             shared: Arc::new(Shared {
                 limit,
                 brokers,
+                tells_pods,
                 of_methods,
                 open: Mutex::default(),
                 rates: Mutex::default(),
-                turns: Mutex::default(),
+                turns: Permits::default(),
                 signing: Signing::default(),
             }),
         }
@@ -310,8 +324,7 @@ impl Admitted {
         let users = self.who.user_of_container().map(Turns::OfAllContainers);
         let mut permits = Vec::with_capacity(2);
         for turns in std::iter::once(own).chain(users) {
-            let semaphore = self.shared.semaphore(turns);
-            permits.extend(semaphore.acquire_owned().await); // Never closed.
+            permits.push(self.shared.turns.acquire(turns, turns.at_a_time()).await);
         }
         Turn { _permits: permits }
     }
@@ -347,16 +360,12 @@ impl Admitted {
     }
 }
 
-impl Shared {
-    fn semaphore(&self, turns: Turns) -> Arc<Semaphore> {
-        let mut all = self.turns.lock().unwrap_or_else(PoisonError::into_inner);
-        // Whoever waits or works has a reference of its own, taken under this lock.
-        all.retain(|_turns, semaphore| Arc::strong_count(semaphore) > 1);
-        let many = match turns {
-            Turns::Of(_) => TURNS,
-            Turns::OfAllContainers(_) => TURNS_OF_ALL_CONTAINERS,
-        };
-        Arc::clone(all.entry(turns).or_insert_with(|| Arc::new(Semaphore::new(many))))
+impl Turns {
+    fn at_a_time(self) -> usize {
+        match self {
+            Self::Of(_) => TURNS,
+            Self::OfAllContainers(_) => TURNS_OF_ALL_CONTAINERS,
+        }
     }
 }
 
@@ -453,6 +462,38 @@ mod tests {
         );
         drop(within);
         assert!(admission.shared.lock().connections.is_empty());
+    }
+
+    /// Pods of several tenants run as one user: none of them can use up what is another's.
+    #[tokio::test(start_paused = true)]
+    async fn each_pod_has_its_own_share_of_everything() {
+        use futures_util::FutureExt as _;
+        let limits = RateLimits {
+            fetch_x509_svid: 4,
+            ..RateLimits::default()
+        };
+        let admission = Admission::new(8).limited_to(limits);
+        let pods = ["0", "1", "2", "3"].map(|digit| Who::Pod(PodNumber::parse(&digit.repeat(32)).unwrap()));
+        let admitted = pods.map(|pod| {
+            let two = [admission.admit(pod).unwrap(), admission.admit(pod).unwrap()];
+            assert!(admission.admit(pod).is_none(), "a quarter");
+            two
+        });
+        let mut held: Vec<(Vec<Turn>, Vec<AdmittedCall>)> = Vec::new();
+        for [one, same] in &admitted {
+            assert!((0..4).all(|_| one.call(FETCH).is_ok()));
+            assert_eq!(same.call(FETCH).unwrap_err(), TooMany::OfMethod);
+            let turn = |of: &Admitted| tokio::task::unconstrained(of.turn()).now_or_never();
+            let turns = (0..TURNS).map(|_| turn(one).unwrap()).collect();
+            assert!(turn(same).is_none());
+            let signature = |of: &Admitted| tokio::task::unconstrained(of.signature()).now_or_never();
+            assert!((0..500).all(|_| signature(one).is_some()));
+            assert!(signature(same).is_none());
+            let calls = (0..MAX_CALLS_PER_CONTAINER).map(|_| one.own_call()).collect();
+            let open = same.call("/SpiffeWorkloadAPI/FetchJWTSVID");
+            assert_eq!(open.unwrap_err(), TooMany::Open);
+            held.push((turns, calls));
+        }
     }
 
     #[test]
@@ -605,15 +646,15 @@ mod tests {
     #[test]
     fn the_admin_socket_leaves_most_files_to_workloads() {
         for files in [1024, 4096, 1 << 20] {
-            let share = AdminShare::of_open_files(files);
+            let share = SocketShare::of_open_files(files);
             assert!(share.files() * 4 < files, "{share:?} of {files}");
         }
-        let share = AdminShare::of_open_files(1024);
+        let share = SocketShare::of_open_files(1024);
         assert_eq!(
             (share.connections, share.processes, share.files()),
             (32, 128, 192)
         );
-        let most = AdminShare::of_open_files(u64::MAX);
+        let most = SocketShare::of_open_files(u64::MAX);
         assert_eq!((most.connections, most.processes), (256, 4096));
     }
 }

@@ -2,7 +2,8 @@
 
 use tokio::net::unix::UCred;
 
-use crate::workload::ProcFs;
+use crate::workload::k8s::pod_uid;
+use crate::workload::{Pod, ProcFs};
 
 /// A caller before anything is known of it but what costs next to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,34 +15,48 @@ pub enum Who {
         /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
         container: Option<u64>,
     },
-    /// Whoever calls on the socket of a pod, by the pod's place.
-    Pod(u64),
+    /// A pod: whoever calls on its socket, and its processes where they are known by their cgroup.
+    Pod(PodNumber),
     /// A broker, by its place in the configuration.
     Broker(usize),
 }
+
+/// Tells pods apart: the digits of a pod's UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PodNumber(u128);
 
 /// One of those to whose share a caller's connections and calls count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum Holder {
     User(u32),
     Container(u64),
-    Pod(u64),
+    Pod(PodNumber),
     Broker(usize),
 }
 
 impl Who {
     /// Who connected with these credentials. A pid that was given to another process meanwhile makes a count a
-    /// little wrong, no more.
-    pub fn of(credentials: &UCred, procfs: &ProcFs) -> Self {
+    /// little wrong, no more. With `tells_pods` a process of a pod is that pod, whatever its user.
+    pub fn of(credentials: &UCred, procfs: &ProcFs, tells_pods: bool) -> Self {
         let pid = credentials.pid().and_then(|pid| u32::try_from(pid).ok());
+        Self::of_process(credentials.uid(), pid.filter(|pid| *pid != 0), procfs, tells_pods)
+    }
+
+    fn of_process(uid: u32, pid: Option<u32>, procfs: &ProcFs, tells_pods: bool) -> Self {
+        let in_cgroup = |pid: u32| pod_of(&procfs.cgroup(pid).ok()?);
+        if let Some(pod) = pid.filter(|_| tells_pods).and_then(in_cgroup) {
+            return Self::Pod(pod);
+        }
         let container = pid
-            .filter(|pid| *pid != 0)
             .and_then(|pid| pid_namespace(procfs, pid))
             .filter(|namespace| pid_namespace(procfs, std::process::id()) != Some(*namespace));
-        Self::Process {
-            uid: credentials.uid(),
-            container,
-        }
+        Self::Process { uid, container }
+    }
+
+    /// Whoever calls on the socket of this pod.
+    pub fn of_pod(pod: &Pod) -> Self {
+        let number = PodNumber::parse(&pod.record().uid);
+        Self::Pod(number.unwrap_or(PodNumber(pod.place().into())))
     }
 
     /// A user's process in a pid namespace of its own.
@@ -54,14 +69,15 @@ impl Who {
     }
 
     /// The shares that this caller uses up. Many containers have root, so only the container counts there; a user
-    /// may make namespaces at will, so the user counts too.
+    /// may make namespaces at will, so the user counts too. Nobody but root makes pods, and pods of several tenants
+    /// have one user, so the pod alone counts.
     pub(super) fn holders(self) -> impl Iterator<Item = Holder> {
         let shares = match self {
             Self::Process { uid, container } => [
                 (uid != 0).then_some(Holder::User(uid)),
                 container.map(Holder::Container),
             ],
-            Self::Pod(place) => [Some(Holder::Pod(place)), None],
+            Self::Pod(pod) => [Some(Holder::Pod(pod)), None],
             Self::Broker(place) => [Some(Holder::Broker(place)), None],
         };
         shares.into_iter().flatten()
@@ -79,7 +95,7 @@ impl Who {
     pub(super) fn narrowest(self) -> Holder {
         match self {
             Self::Process { uid, container } => container.map_or(Holder::User(uid), Holder::Container),
-            Self::Pod(place) => Holder::Pod(place),
+            Self::Pod(pod) => Holder::Pod(pod),
             Self::Broker(place) => Holder::Broker(place),
         }
     }
@@ -92,6 +108,20 @@ impl From<u32> for Who {
     }
 }
 
+impl PodNumber {
+    /// Of a UID, or of the hash that a static pod has for one, however its parts are joined.
+    pub(super) fn parse(uid: &str) -> Option<Self> {
+        let digits: String = uid.chars().filter(|c| !matches!(c, '-' | '_')).collect();
+        let is_number = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        is_number.then(|| u128::from_str_radix(&digits, 16).ok().map(Self))?
+    }
+}
+
+/// The pod whose process has these control groups.
+fn pod_of(cgroups: &str) -> Option<PodNumber> {
+    PodNumber::parse(&pod_uid(cgroups)?)
+}
+
 /// `None` where it may not be looked at, as for an agent that is not root; then users alone are told apart.
 fn pid_namespace(procfs: &ProcFs, pid: u32) -> Option<u64> {
     let told = rustix::fs::stat(procfs.folder(pid).join("ns/pid")).ok()?;
@@ -99,13 +129,77 @@ fn pid_namespace(procfs: &ProcFs, pid: u32) -> Option<u64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::disallowed_methods)] // A /proc laid out by hand.
 mod tests {
     use super::*;
+    use crate::config::PodRecord;
+
+    const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
+    const OTHER: &str = "00000000-25a7-4c0b-9ab1-4e2f1bd4a9b1";
+
+    /// A process whose control group is this.
+    fn process_in(group: &str, tells_pods: bool) -> Who {
+        let dir = tempfile::tempdir().unwrap();
+        let process = dir.path().join("42");
+        std::fs::create_dir(&process).unwrap();
+        std::fs::write(process.join("cgroup"), format!("0::{group}\n")).unwrap();
+        Who::of_process(1000, Some(42), &ProcFs::at(dir.path()), tells_pods)
+    }
+
+    fn pod(uid: &str) -> Who {
+        Who::Pod(PodNumber::parse(uid).unwrap())
+    }
 
     #[tokio::test]
     async fn a_process_beside_the_agent_is_its_user_alone() {
         let (ours, _theirs) = tokio::net::UnixStream::pair().unwrap();
-        let who = Who::of(&ours.peer_cred().unwrap(), &ProcFs::default());
+        let who = Who::of(&ours.peer_cred().unwrap(), &ProcFs::default(), false);
         assert_eq!(who, Who::from(rustix::process::geteuid().as_raw()));
+    }
+
+    #[test]
+    fn a_process_of_a_pod_is_the_pod_where_pods_are_told_apart() {
+        let id = "0".repeat(64);
+        let of = |uid: &str| format!("/kubepods/besteffort/pod{uid}/{id}");
+        assert_eq!(process_in(&of(UID), true), pod(UID));
+        let systemd = format!(
+            "/kubepods.slice/kubepods-pod{}.slice/cri-containerd-{id}.scope",
+            UID.replace('-', "_")
+        );
+        assert_eq!(process_in(&systemd, true), pod(UID));
+        assert_ne!(process_in(&of(OTHER), true), pod(UID));
+        assert_eq!(process_in(&of(UID), false), Who::from(1000));
+    }
+
+    #[test]
+    fn who_names_a_group_after_a_pod_is_not_taken_for_it() {
+        let id = "0".repeat(64);
+        let forged = [
+            format!("/user.slice/user-1000.slice/user@1000.service/kubepods/pod{UID}/{id}"),
+            format!("/kubepods/pod{OTHER}/{id}/kubepods/pod{UID}/{id}"),
+            format!("/docker/{id}"),
+            "/".to_owned(),
+        ];
+        for group in forged {
+            assert_eq!(process_in(&group, true), Who::from(1000), "{group}");
+        }
+    }
+
+    #[test]
+    fn a_pod_is_one_on_its_own_socket_and_on_that_of_all() {
+        let of = |uid: &str, place| {
+            let record = PodRecord {
+                uid: uid.to_owned(),
+                namespace: "shop".to_owned(),
+                name: "web-0".to_owned(),
+                service_account: "web".to_owned(),
+            };
+            let stop = finial_identity::process::TaskSet::new().stop_signal();
+            Who::of_pod(&Pod::new(record, None, place, stop))
+        };
+        assert_eq!(of(UID, 1), pod(UID));
+        assert_eq!(of(UID, 2), pod(UID));
+        assert_ne!(of(OTHER, 1), pod(UID));
+        assert_ne!(of("of no known form", 1), of("of no known form", 2));
     }
 }

@@ -12,9 +12,9 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Status, Streaming};
 
 use super::*;
-use crate::endpoints::caller::{Peer, StrangerError, UnknownCaller};
 use crate::endpoints::client;
 use crate::endpoints::health::Probe;
+use crate::endpoints::peer::{Peer, StrangerError, UnknownCaller};
 use crate::endpoints::routes::LocalRoutes;
 use crate::endpoints::session::Sessions;
 use crate::endpoints::testing::World;

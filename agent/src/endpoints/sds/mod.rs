@@ -17,7 +17,6 @@ mod tests;
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Bytes;
 use finial_proto::envoy::service::discovery::v3::DiscoveryRequest;
@@ -38,11 +37,8 @@ pub use self::secrets::{Asked, Found, Secret};
 pub use self::state_of_the_world::StateOfTheWorld;
 use super::codec::PreEncoded;
 use super::limits::MAX_REQUEST_BYTES;
-use super::session::{Access, Session, Sessions, svid_of};
+use super::session::{Access, ISSUE_WAIT, Session, Sessions, svid_of};
 use crate::config::SdsSettings;
-
-/// How long `FetchSecrets` waits for an SVID that is being signed.
-const ISSUE_WAIT: Duration = Duration::from_secs(10);
 
 /// The service. Cheap to clone.
 #[derive(Clone, Debug)]

@@ -12,18 +12,16 @@ use tonic::{Code, Request, Status};
 
 use super::refusals::{Refused, refuse_unknown};
 use super::view::{Selectors, View};
-use super::{Access, SessionParts, Sessions, Shared};
+use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
 use crate::endpoints::jwt_svids::signing_turns;
 use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
 use crate::svids::{CachedEntry, Snapshot, Subscription};
-use crate::workload::{Process, Workload};
+use crate::workload::Workload;
 
 /// How long a change takes at most from the server to here, when it is pushed.
 const PUSH_LAG: Duration = Duration::from_millis(500);
-/// How long an SVID that is being signed is waited for before a caller gets what there is.
-const ISSUE_WAIT: Duration = Duration::from_secs(10);
 /// How often a caller looks whether an expired SVID has left the cache.
 const EXPIRY_LOOK: Duration = Duration::from_secs(1);
 
@@ -75,27 +73,19 @@ impl Session {
         Self::of(sessions, workload, admitted, request.metadata(), access, false).await
     }
 
-    /// A session about a process for which somebody else asks, who was found out and authorized before. Identities
-    /// that are for nobody but the process itself are left out, and without any the answer is a refusal.
+    /// A session about a workload for which somebody else asks, who was found out and authorized before. Identities
+    /// that are for nobody but the workload itself are left out, and without any the answer is a refusal.
     ///
     /// # Errors
-    /// `Unavailable` when nothing can be told about the process.
+    /// `Unavailable` when nothing can be told about the workload.
     pub async fn on_behalf_of(
         sessions: &Sessions,
-        process: Arc<Process>,
+        workload: Workload,
         admitted: &Arc<Admitted>,
         metadata: &MetadataMap,
         access: Access,
     ) -> Result<Self, Status> {
-        Self::of(
-            sessions,
-            Workload::Process(process),
-            admitted,
-            metadata,
-            access,
-            true,
-        )
-        .await
+        Self::of(sessions, workload, admitted, metadata, access, true).await
     }
 
     async fn of(

@@ -28,6 +28,9 @@ pub use self::logged::LoggedSelectors;
 pub use self::refusals::{Refusals, Refused};
 pub use self::view::{View, svid_of};
 
+/// How long an SVID that is being signed is waited for before a caller gets what there is.
+pub(super) const ISSUE_WAIT: Duration = Duration::from_secs(10);
+
 /// What a call is about. It decides whom the call serves and what it waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {
@@ -156,6 +159,11 @@ impl Sessions {
     /// The time.
     pub fn clock(&self) -> &Clock {
         &self.shared.parts.clock
+    }
+
+    /// Who the workloads are.
+    pub fn attestation(&self) -> &WorkloadAttestation {
+        &self.shared.parts.attestation
     }
 
     /// What the operator decided about callers.

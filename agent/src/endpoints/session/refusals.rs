@@ -10,7 +10,7 @@ use tonic::Status;
 
 use super::view::Selectors;
 use super::{attestation_failed, denied};
-use crate::endpoints::caller::{StrangerError, UnknownCaller};
+use crate::endpoints::peer::{StrangerError, UnknownCaller};
 use crate::telemetry::metrics;
 
 /// The trailer that carries the code.

@@ -18,14 +18,12 @@ use zeroize::Zeroize as _;
 
 use super::encoding::secret;
 use super::jwt::requested_identity;
-use crate::endpoints::session::{Access, Session, Sessions, denied};
-use crate::svids::jwt::{Signed as _, Token};
+use crate::endpoints::session::{Access, ISSUE_WAIT, Session, Sessions, denied};
+use crate::svids::tokens::{Signed as _, Token};
 use crate::svids::{CachedEntry, SignedWit, WitCache};
 
 /// How many tokens of one stream are requested at the same time.
 const CONCURRENT_TOKENS: usize = 8;
-/// How long tokens that are being signed are waited for before a caller gets those that there are.
-const ISSUE_WAIT: Duration = Duration::from_secs(10);
 /// When a token that could not be had is asked for again.
 const RETRY: Duration = Duration::from_secs(5);
 /// How long a stream sleeps at most: the clock may be set.

@@ -29,7 +29,7 @@ use tokio::sync::Semaphore;
 pub use self::answer::{AnswerError, Container};
 use self::engine::Engine;
 use super::container::{ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, parse_cgroup_mounts};
-use super::permits::PermitsByUid;
+use super::permits::Permits;
 use super::{AttestorError, Process, WorkloadAttestor, cgroups, off_thread};
 use crate::config::DockerSettings;
 
@@ -47,7 +47,7 @@ const MAX_TOLD: usize = 1024;
 pub struct DockerAttestor {
     settings: Arc<DockerSettings>,
     requests: Semaphore,
-    user_requests: PermitsByUid,
+    user_requests: Permits<u32>,
     /// Users who are not trusted, as far as that has been logged.
     told: Mutex<HashSet<u32>>,
 }
@@ -66,7 +66,7 @@ impl DockerAttestor {
         Self {
             settings: Arc::new(settings),
             requests: Semaphore::new(MAX_REQUESTS),
-            user_requests: PermitsByUid::new(MAX_USER_REQUESTS),
+            user_requests: Permits::default(),
             told: Mutex::default(),
         }
     }
@@ -100,7 +100,10 @@ impl DockerAttestor {
         // A user's slow engine must not use up what the others need.
         let (_shared, _own) = match source.owner {
             None => (self.requests.acquire().await.ok(), None),
-            Some(uid) => (None, Some(self.user_requests.acquire(uid).await?)),
+            Some(uid) => (
+                None,
+                Some(self.user_requests.acquire(uid, MAX_USER_REQUESTS).await),
+            ),
         };
         let answer = engine.inspect(id).await;
         answer.map_err(AttestorError::service(format!(

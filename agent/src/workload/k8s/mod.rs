@@ -1,13 +1,16 @@
 //! The workload attestor `k8s`: what the node's kubelet knows about the pod that a process is in.
 //!
-//! Facts: those of the pod (`ns`, `sa`, `pod-label`, …) and of the container (`container-name`, `container-image`).
+//! Facts: those of the pod (`ns`, `sa`, `pod-label`, …), of the container (`container-name`, `container-image`), and,
+//! where that is asked for, of the namespace (`ns-label`), which only the API server knows.
 //! The names of the process's control groups say which pod and container it is in; the kubelet's list says what
 //! they are. Both must agree. Mounts of control groups are not looked at, unlike by SPIRE: anybody can make those.
 //!
 //! A process in no container of a kubelet is known to have no such facts. A kubelet that cannot be asked, or that
-//! does not list the container in time, leaves them unknown.
+//! does not list the container in time, leaves them unknown, and so does an API server that does not know the namespace.
 
+mod ask;
 mod kubelet;
+mod namespaces;
 mod pods;
 mod poller;
 mod selectors;
@@ -17,16 +20,20 @@ mod trust;
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
-use finial_identity::selector::Selector;
+use finial_identity::selector::{Selector, SelectorError};
 
-pub use self::kubelet::KubeletError;
+pub use self::ask::AskError;
 use self::kubelet::{FetchPods, Kubelet};
+use self::namespaces::{FetchNamespace, InCluster, Namespaces};
 pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
 use self::poller::{Poller, Waited};
-use super::container::{self, ContainerRef};
-use super::{AttestorError, PodFacts, Process, WorkloadAttestor, cgroups, off_thread};
+use super::container::{self, Cgroup, ContainerRef};
+use super::{
+    AttestorError, ListedPod, PodFacts, PodReference, Process, WorkloadAttestor, cgroups, off_thread,
+};
 use crate::config::K8sSettings;
 
 const NAME: &str = "k8s";
@@ -36,20 +43,50 @@ const NAME: &str = "k8s";
 pub struct K8sAttestor {
     settings: Arc<K8sSettings>,
     pods: Poller,
+    /// With `enable_namespace_labels`.
+    namespaces: Option<Namespaces>,
+}
+
+/// What holds for a pod, or a container of it, apart from its namespace's labels.
+struct Found {
+    namespace: String,
+    facts: Result<Vec<Selector>, SelectorError>,
 }
 
 impl K8sAttestor {
     /// An attestor that asks the kubelet when it is asked itself.
     pub fn new(settings: K8sSettings) -> Self {
         let settings = Arc::new(settings);
-        Self::asking(Arc::clone(&settings), Arc::new(Kubelet::new(settings)))
+        let api_server = settings.namespace_labels.clone().map(InCluster);
+        let api_server = api_server.map(|server| Arc::new(server) as Arc<dyn FetchNamespace>);
+        let kubelet = Arc::new(Kubelet::new(Arc::clone(&settings)));
+        Self::asking(settings, kubelet, api_server)
     }
 
-    fn asking(settings: Arc<K8sSettings>, kubelet: Arc<dyn FetchPods>) -> Self {
+    fn asking(
+        settings: Arc<K8sSettings>,
+        kubelet: Arc<dyn FetchPods>,
+        api_server: Option<Arc<dyn FetchNamespace>>,
+    ) -> Self {
         Self {
             pods: Poller::new(kubelet, settings.poll_retry_interval, settings.max_poll_attempts),
             settings,
+            namespaces: api_server.map(Namespaces::new),
         }
+    }
+
+    /// All facts, with those of the namespace where they are asked for.
+    async fn complete(&self, found: Found) -> Result<Vec<Selector>, AttestorError> {
+        let mut facts = found.facts?;
+        if let Some(namespaces) = &self.namespaces {
+            let labels = namespaces.labels(&found.namespace).await;
+            let labels = labels.map_err(|error| {
+                let asked = format!("ask the API server about namespace {}", found.namespace);
+                AttestorError::service(asked)(error.to_string())
+            })?;
+            facts.extend(selectors::of_namespace(&labels)?);
+        }
+        Ok(facts)
     }
 
     async fn facts(&self, place: &ContainerRef) -> Result<Vec<Selector>, AttestorError> {
@@ -59,14 +96,14 @@ impl K8sAttestor {
                 return Ok(None);
             };
             if is_pod_enough {
-                return Ok(Some(selectors::of_pod(pod)));
+                return Ok(Some(Found::new(pod, selectors::of_pod(pod))));
             }
-            Ok(container.map(|container| selectors::of_container(pod, container)))
+            Ok(container.map(|container| Found::new(pod, selectors::of_container(pod, container))))
         });
-        let facts = found
+        let found = found
             .await
             .map_err(|waited| untold(waited, &format!("container {}", place.id)))?;
-        Ok(facts?)
+        self.complete(found).await
     }
 }
 
@@ -76,12 +113,35 @@ impl PodFacts for K8sAttestor {
     async fn by_uid(&self, pod_uid: &str) -> Result<Vec<Selector>, AttestorError> {
         let found = self.pods.wait_for(|pods| {
             let pod = pods.pod(pod_uid);
-            Ok(pod.map(selectors::of_pod))
+            Ok(pod.map(|pod| Found::new(pod, selectors::of_pod(pod))))
         });
-        let facts = found
+        let found = found
             .await
             .map_err(|waited| untold(waited, &format!("pod {pod_uid}")))?;
-        Ok(facts?)
+        self.complete(found).await
+    }
+
+    async fn listed(
+        &self,
+        meant: &PodReference,
+        max_age: Duration,
+    ) -> Result<Option<ListedPod>, AttestorError> {
+        let found = self.pods.look(max_age, |pods| {
+            let pod = pods.meant(meant)?;
+            Ok(pod.map(|pod| {
+                let found = Found::new(pod, selectors::of_pod(pod));
+                (pod.record(), pod.started_at(), found)
+            }))
+        });
+        let found = found.await.map_err(|waited| untold(waited, "a pod"))?;
+        let Some((record, started_at, found)) = found else {
+            return Ok(None);
+        };
+        Ok(Some(ListedPod {
+            record,
+            started_at,
+            facts: self.complete(found).await?,
+        }))
     }
 }
 
@@ -100,6 +160,15 @@ impl WorkloadAttestor for K8sAttestor {
     }
 }
 
+impl Found {
+    fn new(pod: &Pod, facts: Result<Vec<Selector>, SelectorError>) -> Self {
+        Self {
+            namespace: pod.metadata.namespace.clone(),
+            facts,
+        }
+    }
+}
+
 /// The kubelet's container that the process is in.
 ///
 /// # Errors
@@ -109,7 +178,18 @@ fn locate(process: &Process, verbose: bool) -> Result<Option<ContainerRef>, Atte
     if verbose {
         tracing::debug!(pid = process.pid(), ?groups, "cgroups of a workload");
     }
-    let Some(place) = container::in_cgroups(&groups)?.filter(is_of_kubelet) else {
+    place_in(&groups)
+}
+
+/// The pod's UID that these control groups (`/proc/<pid>/cgroup`) name, if they are such as a kubelet made. The kubelet
+/// is not asked.
+pub fn pod_uid(cgroups: &str) -> Option<String> {
+    let groups = container::parse_cgroups(cgroups).ok()?;
+    place_in(&groups).ok()??.pod_uid
+}
+
+fn place_in(groups: &[Cgroup]) -> Result<Option<ContainerRef>, AttestorError> {
+    let Some(place) = container::in_cgroups(groups)?.filter(is_of_kubelet) else {
         return Ok(None);
     };
     // Who may make groups within a container, or is delegated a part of the tree, may name one after the container

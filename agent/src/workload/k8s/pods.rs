@@ -3,6 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::super::listed::PodReference;
+use super::super::pods::is_same_uid;
+use crate::config::PodRecord;
 
 /// The pods of this node.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -56,6 +62,11 @@ pub(super) struct PodSpec {
 
 #[derive(Clone, Debug, Default, Deserialize)]
 pub(super) struct PodStatus {
+    #[serde(default, deserialize_with = "or_default")]
+    phase: String,
+    /// When the kubelet took the pod on, by RFC 3339.
+    #[serde(default, rename = "startTime", deserialize_with = "or_default")]
+    start_time: String,
     #[serde(default, rename = "containerStatuses", deserialize_with = "or_default")]
     pub(super) containers: Vec<ContainerStatus>,
     #[serde(default, rename = "initContainerStatuses", deserialize_with = "or_default")]
@@ -106,6 +117,9 @@ pub enum PodsError {
     /// Several pods have a container of this id.
     #[error("several pods list container {0}")]
     SeveralPods(String),
+    /// Several pods have this name, or this UID.
+    #[error("several pods are listed as {0}")]
+    Ambiguous(String),
 }
 
 impl PodList {
@@ -123,6 +137,19 @@ impl PodList {
     /// The pod with this UID.
     pub fn pod(&self, uid: &str) -> Option<&Pod> {
         self.items.iter().find(|pod| pod.metadata.uid == uid)
+    }
+
+    /// The pod that is meant, unless it has ended.
+    ///
+    /// # Errors
+    /// [`PodsError::Ambiguous`].
+    pub fn meant(&self, reference: &PodReference) -> Result<Option<&Pod>, PodsError> {
+        let mut found = self.items.iter().filter(|pod| pod.is(reference));
+        let first = found.next();
+        match (first, found.next()) {
+            (Some(pod), Some(_)) => Err(PodsError::Ambiguous(pod.metadata.name.clone())),
+            (first, _) => Ok(first.filter(|pod| !pod.has_ended())),
+        }
     }
 
     /// The pod and the container that a control group names; the container may be too new to be listed. Where the
@@ -157,6 +184,41 @@ impl PodList {
 }
 
 impl Pod {
+    /// Whether it has the name and the UID of the reference, whichever it has.
+    fn is(&self, reference: &PodReference) -> bool {
+        let Metadata {
+            name, namespace, uid, ..
+        } = &self.metadata;
+        let PodReference {
+            name: told_name,
+            uid: told_uid,
+        } = reference;
+        let is_named = told_name
+            .as_ref()
+            .is_none_or(|(told_namespace, told_name)| told_namespace == namespace && told_name == name);
+        let has_uid = told_uid.as_ref().is_none_or(|told| is_same_uid(told, uid));
+        // A reference that says nothing is of no pod.
+        (told_name.is_some() || told_uid.is_some()) && is_named && has_uid && !uid.is_empty()
+    }
+
+    /// None of its containers runs, and none will.
+    fn has_ended(&self) -> bool {
+        matches!(self.status.phase.as_str(), "Succeeded" | "Failed")
+    }
+
+    pub(super) fn started_at(&self) -> Option<OffsetDateTime> {
+        OffsetDateTime::parse(&self.status.start_time, &Rfc3339).ok()
+    }
+
+    pub(super) fn record(&self) -> PodRecord {
+        PodRecord {
+            uid: self.metadata.uid.clone(),
+            namespace: self.metadata.namespace.clone(),
+            name: self.metadata.name.clone(),
+            service_account: self.spec.service_account.clone(),
+        }
+    }
+
     /// The container with this id: a main, an init or an ephemeral one.
     fn container(&self, id: &str) -> Option<&ContainerStatus> {
         let status = &self.status;

@@ -7,7 +7,8 @@ use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::super::off_thread;
-use super::kubelet::{FetchPods, KubeletError};
+use super::ask::AskError;
+use super::kubelet::FetchPods;
 use super::pods::{PodList, PodsError};
 
 /// Asks the kubelet on behalf of many.
@@ -24,14 +25,14 @@ pub(super) struct Poller {
 struct Answer {
     at: Instant,
     number: u64,
-    pods: Result<Arc<PodList>, Arc<KubeletError>>,
+    pods: Result<Arc<PodList>, Arc<AskError>>,
 }
 
 /// Why waiting ended without what was waited for.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Waited {
     #[error("{0}")]
-    Kubelet(Arc<KubeletError>),
+    Kubelet(Arc<AskError>),
     #[error("{0}")]
     Pods(#[from] PodsError),
     #[error("not listed after {0} answers")]
@@ -68,6 +69,40 @@ impl Poller {
         Err(Waited::InVain(self.attempts))
     }
 
+    /// Looks once, at a list that is no older than this or an interval; what is not found there is looked for once more,
+    /// in the next one. May be dropped at any time.
+    ///
+    /// # Errors
+    /// When the kubelet does not answer, or `look` fails.
+    pub(super) async fn look<T>(
+        &self,
+        max_age: Duration,
+        look: impl Fn(&PodList) -> Result<Option<T>, PodsError>,
+    ) -> Result<Option<T>, Waited> {
+        let answer = match self.held(max_age).await {
+            Some(answer) => answer,
+            None => return Ok(look(&self.told(None).await?.1)?),
+        };
+        let (number, pods) = answer;
+        match look(&pods)? {
+            Some(found) => Ok(Some(found)),
+            None => Ok(look(&self.told(Some(number)).await?.1)?),
+        }
+    }
+
+    async fn told(&self, seen: Option<u64>) -> Result<(u64, Arc<PodList>), Waited> {
+        let answer = self.newer_than(seen).await;
+        Ok((answer.number, answer.pods.map_err(Waited::Kubelet)?))
+    }
+
+    /// The last list, if it is no older than this.
+    async fn held(&self, max_age: Duration) -> Option<(u64, Arc<PodList>)> {
+        let last = self.last.lock().await;
+        let answer = last.as_ref()?;
+        let pods = answer.pods.as_ref().ok()?;
+        (answer.at.elapsed() < max_age.max(self.interval)).then(|| (answer.number, Arc::clone(pods)))
+    }
+
     /// An answer that is not this one, and is no older than an interval.
     async fn newer_than(&self, seen: Option<u64>) -> Answer {
         if let Some(next) = self.next_after(seen).await {
@@ -91,12 +126,12 @@ impl Poller {
         answer
     }
 
-    async fn fetch(&self) -> Result<PodList, KubeletError> {
+    async fn fetch(&self) -> Result<PodList, AskError> {
         let text = self.kubelet.fetch().await?;
         let parsed = off_thread(move || Ok(PodList::parse(&text))).await;
         parsed
-            .map_err(|_cut_off| KubeletError::CutOff)?
-            .map_err(KubeletError::Malformed)
+            .map_err(|_cut_off| AskError::CutOff)?
+            .map_err(AskError::Malformed)
     }
 
     /// When the next request may be made, for one who has seen the last answer.

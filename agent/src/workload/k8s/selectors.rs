@@ -3,6 +3,7 @@
 use finial_identity::selector::{Selector, SelectorError};
 
 use super::NAME;
+use super::namespaces::Labels;
 use super::pods::{ContainerStatus, Pod};
 
 /// The facts of a pod.
@@ -16,6 +17,14 @@ pub(super) fn of_container(pod: &Pod, container: &ContainerStatus) -> Result<Vec
     values.push(format!("container-name:{}", container.name));
     values.extend(images("container-image", container));
     of(values)
+}
+
+/// The facts of a namespace.
+pub(super) fn of_namespace(labels: &Labels) -> Result<Vec<Selector>, SelectorError> {
+    of(labels
+        .iter()
+        .map(|(key, value)| format!("ns-label:{key}:{value}"))
+        .collect())
 }
 
 fn pod_values(pod: &Pod) -> Vec<String> {

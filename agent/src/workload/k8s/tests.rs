@@ -12,6 +12,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::routing::get;
 use bytes::Bytes;
+use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::process::TaskSet;
 use finial_identity::process::http_listener::{HttpListener, TlsSource};
 use finial_identity::x509::Certificate;
@@ -91,7 +92,7 @@ impl Fake {
 
 #[async_trait]
 impl FetchPods for Fake {
-    async fn fetch(&self) -> Result<Bytes, KubeletError> {
+    async fn fetch(&self) -> Result<Bytes, AskError> {
         assert_eq!(
             self.under_way.fetch_add(1, Ordering::Relaxed),
             0,
@@ -102,7 +103,7 @@ impl FetchPods for Fake {
         let number = self.asked.fetch_add(1, Ordering::Relaxed);
         match &self.answers[number.min(self.answers.len() - 1)] {
             Ok(list) => Ok(list.to_string().into()),
-            Err(status) => Err(KubeletError::Refused {
+            Err(status) => Err(AskError::Refused {
                 status: *status,
                 text: String::new(),
             }),
@@ -113,7 +114,11 @@ impl FetchPods for Fake {
 fn attestor(kubelet: &Arc<Fake>, change: impl FnOnce(&mut K8sSettings)) -> K8sAttestor {
     let mut settings = K8sSettings::default();
     change(&mut settings);
-    K8sAttestor::asking(Arc::new(settings), Arc::clone(kubelet) as Arc<dyn FetchPods>)
+    K8sAttestor::asking(
+        Arc::new(settings),
+        Arc::clone(kubelet) as Arc<dyn FetchPods>,
+        None,
+    )
 }
 
 /// This process, as if it were in these control groups.
@@ -397,6 +402,169 @@ async fn a_pod_is_known_by_its_uid_alone() {
     assert!(error.contains(OTHER), "{error}");
 }
 
+/// Knows one namespace, or none.
+#[derive(Debug)]
+struct OneNamespace(&'static str);
+
+#[async_trait]
+impl FetchNamespace for OneNamespace {
+    async fn fetch(&self, name: &str) -> Result<Bytes, AskError> {
+        if self.0 != name {
+            return Err(AskError::Refused {
+                status: StatusCode::FORBIDDEN,
+                text: "no".to_owned(),
+            });
+        }
+        let labels = json!({"team": "web", "kubernetes.io/metadata.name": name});
+        let namespace = json!({"kind": "Namespace", "metadata": {"name": name, "labels": labels}});
+        Ok(namespace.to_string().into())
+    }
+}
+
+#[tokio::test]
+async fn labels_of_namespaces_are_facts_where_they_are_asked_for_and_missing_ones_leave_all_unknown() {
+    let with = |known: &'static str| {
+        let kubelet = Fake::new(vec![Ok(list(&[web()]))]);
+        K8sAttestor::asking(
+            Arc::new(K8sSettings::default()),
+            kubelet,
+            Some(Arc::new(OneNamespace(known))),
+        )
+    };
+    let told = ["ns-label:kubernetes.io/metadata.name:shop", "ns-label:team:web"];
+    let attestor = with("shop");
+    let found = facts(&attestor, &in_web(A)).await.unwrap();
+    assert!(found.is_superset(&set(&told)), "{found:?}");
+    assert!(found.is_superset(&set(&of_web())), "{found:?}");
+    let strings =
+        |facts: Vec<Selector>| -> BTreeSet<String> { facts.iter().map(ToString::to_string).collect() };
+    let pod = [of_web(), told.to_vec()].concat();
+    assert_eq!(strings(attestor.by_uid(WEB).await.unwrap()), set(&pod));
+    let listed = attestor
+        .listed(&of_uid(WEB), Duration::ZERO)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(strings(listed.facts), set(&pod));
+    // A process in no pod is in no namespace, so nobody is asked.
+    assert_eq!(
+        facts(&with("none"), "/user.slice").await.unwrap(),
+        BTreeSet::new()
+    );
+
+    let attestor = with("other");
+    let error = facts(&attestor, &in_web(A)).await.unwrap_err().to_string();
+    assert!(
+        error.contains("namespace shop") && error.contains("403"),
+        "{error}"
+    );
+    assert!(attestor.by_uid(WEB).await.is_err());
+    assert!(attestor.listed(&of_uid(WEB), Duration::ZERO).await.is_err());
+}
+
+fn named(namespace: &str, name: &str) -> PodReference {
+    PodReference {
+        name: Some((namespace.to_owned(), name.to_owned())),
+        uid: None,
+    }
+}
+
+fn of_uid(uid: &str) -> PodReference {
+    PodReference {
+        name: None,
+        uid: Some(uid.to_owned()),
+    }
+}
+
+#[tokio::test]
+async fn a_pod_that_somebody_names_is_one_that_the_kubelet_lists_and_that_runs() {
+    let mut running = web();
+    running["status"]["startTime"] = json!("2026-01-02T03:04:05Z");
+    let mut ended = web();
+    ended["metadata"]["name"] = json!("job");
+    ended["metadata"]["uid"] = json!(OTHER);
+    ended["status"]["phase"] = json!("Succeeded");
+    let kubelet = Fake::new(vec![Ok(list(&[running, ended, imitation()]))]);
+    let attestor = attestor(&kubelet, |settings| {
+        settings.poll_retry_interval = Duration::from_millis(1);
+    });
+    let found = async |meant: &PodReference| attestor.listed(meant, Duration::ZERO).await;
+    let pod = found(&of_uid(WEB)).await.unwrap().unwrap();
+    assert_eq!(
+        (
+            &*pod.record.namespace,
+            &*pod.record.name,
+            &*pod.record.service_account
+        ),
+        ("shop", "web-7", "web")
+    );
+    assert_eq!(pod.started_at.unwrap().unix_timestamp(), 1_767_323_045);
+    let facts: BTreeSet<String> = pod.facts.iter().map(ToString::to_string).collect();
+    assert_eq!(facts, set(&of_web()));
+    // A static pod's UID has no dashes; the reference has them.
+    let dashed = of_uid("0b1c2d3e-4f50-6172-8394-a5b6c7d8e9f0");
+    assert!(found(&dashed).await.unwrap().is_some());
+    let both = PodReference {
+        uid: Some(WEB.to_owned()),
+        ..named("shop", "web-7")
+    };
+    assert!(found(&both).await.unwrap().is_some());
+    for missing in [
+        named("shop", "job"),
+        of_uid(OTHER),
+        named("other", "web-7"),
+        PodReference {
+            uid: Some(OTHER.to_owned()),
+            ..named("shop", "web-7")
+        },
+        of_uid(""),
+        PodReference::default(),
+    ] {
+        assert!(found(&missing).await.unwrap().is_none(), "{missing:?}");
+    }
+    let ambiguous = found(&named("shop", "web-7")).await.unwrap_err().to_string();
+    assert!(ambiguous.contains("several pods"), "{ambiguous}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_that_is_not_there_is_looked_for_once_more_and_not_waited_for() {
+    let kubelet = Fake::new(vec![
+        Ok(list(&[])),
+        Ok(list(&[])),
+        Ok(list(&[web()])),
+        Ok(list(&[])),
+    ]);
+    let attestor = attestor(&kubelet, |_| {});
+    let found = async |max_age| {
+        let found = attestor.listed(&of_uid(WEB), max_age).await;
+        found.unwrap().is_some()
+    };
+    assert!(!found(Duration::ZERO).await);
+    assert_eq!(kubelet.asked(), 1, "what was just heard is not asked again");
+    let begun = Instant::now();
+    assert!(!found(Duration::ZERO).await);
+    assert_eq!((kubelet.asked(), begun.elapsed().as_millis()), (2, 500));
+    assert!(found(Duration::ZERO).await);
+    // Who can do with an older list has the last one, until it is too old.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(found(Duration::from_secs(5)).await);
+    assert_eq!(kubelet.asked(), 3);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!found(Duration::from_secs(5)).await);
+    assert_eq!(kubelet.asked(), 4);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_old_list_is_not_taken_for_what_holds_now() {
+    let kubelet = Fake::new(vec![Ok(list(&[web()])), Err(StatusCode::SERVICE_UNAVAILABLE)]);
+    let attestor = attestor(&kubelet, |_| {});
+    assert!(attestor.by_uid(WEB).await.is_ok());
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(attestor.by_uid(WEB).await.is_err());
+    assert!(attestor.listed(&of_uid(WEB), Duration::ZERO).await.is_err());
+    assert!(facts(&attestor, &in_web(A)).await.is_err());
+}
+
 #[test]
 fn a_list_of_five_hundred_pods_is_read_and_what_is_null_is_empty() {
     let pods: Vec<_> = (0..500)
@@ -436,9 +604,16 @@ impl Served {
     fn settings(&self) -> K8sSettings {
         K8sSettings {
             port: KubeletPort::Secure(self.port),
-            verification: KubeletVerification::Certificates(self.path("ca")),
+            verification: self.trusting("ca", &[]),
             login: KubeletLogin::Token(self.path("token")),
             ..K8sSettings::default()
+        }
+    }
+
+    fn trusting(&self, authorities: &str, own: &[&str]) -> KubeletVerification {
+        KubeletVerification::Certificates {
+            authorities: self.path(authorities),
+            own: own.iter().map(|name| self.path(name)).collect(),
         }
     }
 
@@ -523,7 +698,7 @@ async fn the_kubelet_is_verified_by_its_chain_and_where_it_has_a_name_by_that() 
         served.facts(named("127.0.0.1")).await.unwrap();
         served.facts(named("localhost")).await.unwrap();
         let error = served.facts(named("no name")).await.unwrap_err();
-        assert!(error.contains("node name"), "{error}");
+        assert!(error.contains("not a host name"), "{error}");
     })
     .await;
 }
@@ -539,7 +714,7 @@ fn another_nodes_certificate_does_not_do_at_this_nodes_name() {
     let own = params
         .signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer)
         .unwrap();
-    let verifier = trust::of_certificates(vec![ca.der().clone()]);
+    let verifier = trust::of_certificates(vec![ca.der().clone()], Vec::new());
     for (name, fine) in [("node-a", true), ("node-b", false), ("10.0.0.1", true)] {
         let name = ServerName::try_from(name).unwrap();
         let verified = verifier.verify_server_cert(own.der(), &[], &name, &[], UnixTime::now());
@@ -553,7 +728,7 @@ async fn who_is_not_the_kubelet_is_not_shown_the_token() {
         let stranger = rcgen::generate_simple_self_signed(["node-a".to_owned()]).unwrap();
         std::fs::write(served.path("stranger"), pem(stranger.cert.der())).unwrap();
         let trusting = |file: &str| K8sSettings {
-            verification: KubeletVerification::Certificates(served.path(file)),
+            verification: served.trusting(file, &[]),
             ..served.settings()
         };
         let error = served.facts(trusting("stranger")).await.unwrap_err();
@@ -573,6 +748,116 @@ async fn who_is_not_the_kubelet_is_not_shown_the_token() {
         served.facts(anybody).await.unwrap();
     })
     .await;
+}
+
+#[tokio::test]
+async fn the_kubelets_own_certificate_on_the_node_does_beside_the_clusters_authority_or_without_it() {
+    with_kubelet(async |served: &Served| {
+        let stranger = rcgen::generate_simple_self_signed(["node-a".to_owned()]).unwrap();
+        std::fs::write(served.path("stranger"), pem(stranger.cert.der())).unwrap();
+        std::fs::write(served.path("broken"), "nothing").unwrap();
+        // As kubelets keep it: the certificate, and its key beside it.
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        std::fs::write(served.path("own"), pem(&served.certificate) + &key.to_pem()).unwrap();
+        let trusting = |authorities: &str, own: &[&str]| K8sSettings {
+            verification: served.trusting(authorities, own),
+            ..served.settings()
+        };
+        for (authorities, own) in [
+            ("stranger", &["own"][..]),
+            ("stranger", &["absent", "broken", "own"]),
+            ("absent", &["own"]),
+            ("ca", &["stranger"]),
+            ("ca", &["absent", "broken"]),
+        ] {
+            let facts = served.facts(trusting(authorities, own)).await;
+            assert!(facts.is_ok(), "{authorities} {own:?}: {facts:?}");
+        }
+        let shown = served.tokens.lock().unwrap().len();
+        for (authorities, own) in [
+            ("stranger", &["stranger"][..]),
+            ("stranger", &["absent"]),
+            ("absent", &["stranger"]),
+            ("absent", &["absent"]),
+            ("absent", &["broken"]),
+            // What stands there for the kubelet itself vouches for nobody else.
+            ("stranger", &["ca"]),
+        ] {
+            let facts = served.facts(trusting(authorities, own)).await;
+            assert!(facts.is_err(), "{authorities} {own:?}");
+        }
+        assert_eq!(
+            served.tokens.lock().unwrap().len(),
+            shown,
+            "nobody else sees the token"
+        );
+    })
+    .await;
+}
+
+/// Shows a certificate without having its key.
+#[derive(Debug)]
+struct Borrowed(Arc<rustls::sign::CertifiedKey>);
+
+impl rustls::server::ResolvesServerCert for Borrowed {
+    fn resolve(&self, _hello: rustls::server::ClientHello<'_>) -> Option<Arc<rustls::sign::CertifiedKey>> {
+        Some(Arc::clone(&self.0))
+    }
+}
+
+#[tokio::test]
+async fn who_shows_the_kubelets_certificate_without_its_key_is_not_the_kubelet() {
+    for version in [&rustls::version::TLS12, &rustls::version::TLS13] {
+        let kubelet = rcgen::generate_simple_self_signed(["node-a".to_owned()]).unwrap();
+        let own = PrivateKeyDer::try_from(rcgen::KeyPair::generate().unwrap().serialize_der()).unwrap();
+        let key = rustls::crypto::ring::sign::any_supported_type(&own).unwrap();
+        let shown = rustls::sign::CertifiedKey::new(vec![kubelet.cert.der().clone()], key);
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[version])
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(Borrowed(Arc::new(shown))));
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(tls));
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("own"), pem(kubelet.cert.der())).unwrap();
+        std::fs::write(dir.path().join("token"), "good").unwrap();
+        let kubelet = Kubelet::new(Arc::new(K8sSettings {
+            port: KubeletPort::Secure(listener.local_addr().unwrap().port()),
+            verification: KubeletVerification::Certificates {
+                authorities: dir.path().join("own"),
+                own: Vec::new(),
+            },
+            login: KubeletLogin::Token(dir.path().join("token")),
+            ..K8sSettings::default()
+        }));
+        let accepted = async {
+            let (stream, _address) = listener.accept().await.unwrap();
+            acceptor.accept(stream).await.is_ok()
+        };
+        let (asked, accepted) = tokio::join!(kubelet.fetch(), accepted);
+        let error = asked.unwrap_err().to_string();
+        assert!(error.contains("connect to"), "{error}");
+        assert!(!accepted, "no handshake, and so no token");
+    }
+}
+
+#[test]
+fn urls_have_ipv6_addresses_in_brackets() {
+    for (host, expected) in [
+        ("fd00::1", "[fd00::1]:10250"),
+        ("::1", "[::1]:10250"),
+        ("FD00:0:0::1", "[fd00::1]:10250"),
+        ("::ffff:10.0.0.1", "[::ffff:10.0.0.1]:10250"),
+        ("10.0.0.1", "10.0.0.1:10250"),
+        ("node-a.example", "node-a.example:10250"),
+    ] {
+        assert_eq!(ask::authority(host, 10250), expected);
+        assert!(ServerName::try_from(host).is_ok(), "{host}");
+    }
 }
 
 #[tokio::test]

@@ -1,8 +1,8 @@
 //! Whether the kubelet is the one that answers.
 //!
 //! Kubelets have certificates of the cluster's authority, or make their own. At a node's name both chain and name are
-//! checked; at an address the chain alone, for few certificates name 127.0.0.1. A certificate that stands in the file
-//! itself is trusted as it is, so a kubelet's own can be given.
+//! checked; at an address the chain alone, for few certificates name 127.0.0.1. A certificate that stands in a file
+//! itself is trusted as it is, so a kubelet's own can be given; that one vouches for no other.
 
 use std::sync::Arc;
 
@@ -28,11 +28,15 @@ struct KubeletVerifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Trusts these certificates, and those that they vouch for.
-pub(super) fn of_certificates(known: Vec<CertificateDer<'static>>) -> Arc<dyn ServerCertVerifier> {
+/// Trusts these authorities and those that they vouch for, and the kubelet's own certificates.
+pub(super) fn of_certificates(
+    authorities: Vec<CertificateDer<'static>>,
+    own: Vec<CertificateDer<'static>>,
+) -> Arc<dyn ServerCertVerifier> {
     let mut roots = RootCertStore::empty();
     // One that is no authority can still be the kubelet's own.
-    let (_added, _unusable) = roots.add_parsable_certificates(known.iter().cloned());
+    let (_added, _unusable) = roots.add_parsable_certificates(authorities.iter().cloned());
+    let known = [authorities, own].concat();
     verifier(Trust::Certificates { known, roots })
 }
 

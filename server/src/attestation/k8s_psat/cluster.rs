@@ -6,10 +6,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus, UserInfo};
-use k8s_openapi::api::core::v1::{Node, Pod};
+use k8s_openapi::api::core;
 use kube::api::PostParams;
+use kube::core::ApiResource;
 use kube::{Api, Client};
 
+use super::objects::{Found, Node, Pod, find};
 use super::{AttestError, denied};
 use crate::config::K8sPsatCluster;
 
@@ -83,9 +85,11 @@ impl Cluster {
     pub(super) async fn examine(&self, token: &str, peer: Option<IpAddr>) -> Result<Agent, AttestError> {
         let holder = self.holder(token).await?;
         let pod = self.pod(&holder).await?;
-        let spec = pod.spec.as_ref();
-        let node_name = spec
-            .and_then(|spec| spec.node_name.clone())
+        let node_name = pod
+            .part
+            .spec
+            .node_name
+            .clone()
             .filter(|name| !name.is_empty())
             .ok_or_else(|| denied("pod of the token is on no node"))?;
         if holder.node_name.as_ref().is_some_and(|told| *told != node_name) {
@@ -101,17 +105,14 @@ impl Cluster {
             return Err(denied("token was made for a pod on another node of this name"));
         }
         if self.settings.verify_client_ip
-            && !peer.is_some_and(|peer| addresses(&pod, &node).any(|own| own == peer))
+            && !peer.is_some_and(|peer| addresses(&pod.part, &node.part).any(|own| own == peer))
         {
             return Err(denied(
                 "token was sent from an address that is neither its pod's nor its node's",
             ));
         }
-        let status = pod.status.as_ref();
         Ok(Agent {
-            node_ip: status
-                .and_then(|status| status.host_ip.clone())
-                .unwrap_or_default(),
+            node_ip: pod.part.status.host_ip.unwrap_or_default(),
             namespace: holder.namespace,
             service_account: holder.service_account,
             pod_name: holder.pod_name,
@@ -175,31 +176,28 @@ impl Cluster {
         Ok(answer.status.unwrap_or_default())
     }
 
-    async fn pod(&self, holder: &Holder) -> Result<Pod, AttestError> {
-        let pods: Api<Pod> = Api::namespaced(self.connection.0.clone(), &holder.namespace);
-        let asked = within_time(pods.get_opt(&holder.pod_name)).await;
+    async fn pod(&self, holder: &Holder) -> Result<Found<Pod>, AttestError> {
+        let resource = ApiResource::erase::<core::v1::Pod>(&());
+        let pods = Api::namespaced_with(self.connection.0.clone(), &holder.namespace, &resource);
+        let asked = within_time(find::<Pod>(&pods, &holder.pod_name)).await;
         let pod = asked.map_err(unavailable("k8s_psat: API server does not tell about pods"))?;
         let pod = pod.ok_or_else(|| denied("pod of the token is gone"))?;
         if pod.metadata.uid.as_deref() != Some(holder.pod_uid.as_str()) {
             return Err(denied("pod of the token is gone, another has its name"));
         }
-        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-        if matches!(phase, Some("Succeeded" | "Failed")) {
+        if matches!(pod.part.status.phase.as_deref(), Some("Succeeded" | "Failed")) {
             return Err(denied("pod of the token has ended"));
         }
-        let account = pod
-            .spec
-            .as_ref()
-            .and_then(|spec| spec.service_account_name.as_deref());
-        if account != Some(holder.service_account.as_str()) {
+        if pod.part.spec.service_account_name.as_deref() != Some(holder.service_account.as_str()) {
             return Err(denied("pod of the token has another service account"));
         }
         Ok(pod)
     }
 
-    async fn node(&self, name: &str) -> Result<Node, AttestError> {
-        let nodes: Api<Node> = Api::all(self.connection.0.clone());
-        let asked = within_time(nodes.get_opt(name)).await;
+    async fn node(&self, name: &str) -> Result<Found<Node>, AttestError> {
+        let resource = ApiResource::erase::<core::v1::Node>(&());
+        let nodes = Api::all_with(self.connection.0.clone(), &resource);
+        let asked = within_time(find::<Node>(&nodes, name)).await;
         let node = asked.map_err(unavailable("k8s_psat: API server does not tell about nodes"))?;
         node.ok_or_else(|| denied(format!("node of the pod does not exist: {name}")))
     }
@@ -214,29 +212,16 @@ fn extra(user: &UserInfo, key: &str) -> Option<String> {
 }
 
 /// Where the agent may call from.
-fn addresses(pod: &Pod, node: &Node) -> impl Iterator<Item = IpAddr> {
-    let pod_status = pod.status.clone().unwrap_or_default();
-    let node_status = node.status.clone().unwrap_or_default();
-    let of_pod = pod_status
-        .pod_ips
-        .unwrap_or_default()
-        .into_iter()
-        .map(|own| own.ip);
-    let of_host = pod_status
-        .host_ips
-        .unwrap_or_default()
-        .into_iter()
-        .map(|own| own.ip);
-    let of_node = node_status
-        .addresses
-        .unwrap_or_default()
-        .into_iter()
-        .map(|own| own.address);
+fn addresses<'o>(pod: &'o Pod, node: &'o Node) -> impl Iterator<Item = IpAddr> + 'o {
+    let status = &pod.status;
+    let of_pod = status.pod_ips.iter().flatten().map(|own| &own.ip);
+    let of_host = status.host_ips.iter().flatten().map(|own| &own.ip);
+    let of_node = node.status.addresses.iter().flatten().map(|own| &own.address);
     of_pod
         .chain(of_host)
         .chain(of_node)
-        .chain(pod_status.pod_ip)
-        .chain(pod_status.host_ip)
+        .chain(&status.pod_ip)
+        .chain(&status.host_ip)
         .filter_map(|text| text.parse::<IpAddr>().ok())
         .map(|address| address.to_canonical())
 }
@@ -246,11 +231,11 @@ fn unavailable(what: &'static str) -> impl FnOnce(Box<dyn Error + Send + Sync>) 
     move |source| AttestError::Unavailable { what, source }
 }
 
-async fn within_time<T>(
-    request: impl Future<Output = Result<T, kube::Error>>,
+async fn within_time<T, E: Into<Box<dyn Error + Send + Sync>>>(
+    request: impl Future<Output = Result<T, E>>,
 ) -> Result<T, Box<dyn Error + Send + Sync>> {
     match tokio::time::timeout(ANSWER_TIME, request).await {
-        Ok(answer) => Ok(answer?),
+        Ok(answer) => answer.map_err(Into::into),
         Err(_elapsed) => Err(format!("no answer within {} s", ANSWER_TIME.as_secs()).into()),
     }
 }

@@ -4,6 +4,7 @@
 //! The payload is `{"cluster": …, "token": …}`; there is no challenge. No text that leaves here shows the token.
 
 mod cluster;
+mod objects;
 #[cfg(test)]
 mod tests;
 

@@ -102,7 +102,7 @@ proptest! {
             }
             if let Step::Stored(now) = step {
                 stored = *now;
-                deriver.stored_changed();
+                deriver.others_changed();
             }
             if matches!(step, Step::Pass) {
                 let is_stored = |entry: &Entry| stored && entry.spiffe_id.path() == "/ns/shop/sa/sa";

@@ -1,5 +1,5 @@
 //! Who wins where several objects declare the same entry: same SPIFFE ID, parent and set of selectors. A
-//! stored entry wins over all of them.
+//! stored entry wins over all of them, and an entry of another cluster may.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -9,7 +9,7 @@ use finial_identity::wire;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use uuid::Uuid;
 
-use super::{IsStored, NamespacedName, Settings, entry_id};
+use super::{IsTaken, NamespacedName, Settings, entry_id};
 use crate::kubernetes::admission::Copied;
 pub use crate::registry::Derived as DerivedEntry;
 
@@ -110,11 +110,31 @@ impl Declared<'_> {
     }
 }
 
+/// How a declaration stands among those of the same entry.
+#[derive(Debug)]
+pub(super) struct Standing<'k> {
+    pub(super) entry: &'k Arc<Entry>,
+    pub(super) counts: Counts<'k>,
+}
+
+/// Which of several declarations of the same entry counts.
+#[derive(Debug)]
+pub(super) enum Counts<'k> {
+    /// This one.
+    This,
+    /// That of another object.
+    Other(&'k str),
+    /// A stored entry.
+    Stored,
+}
+
 /// All declared entries by key.
 #[derive(Debug, Default)]
 pub(super) struct Keys {
     keys: HashMap<Uuid, Key>,
     unsettled: HashSet<Uuid>,
+    /// Others may have taken keys, or let them go, since the last look.
+    looks_again: bool,
     /// How many entries each rule has: there and masked.
     counts: BTreeMap<Arc<str>, (i64, i64)>,
     /// Static entries that lost.
@@ -148,17 +168,30 @@ impl Keys {
         }
     }
 
-    pub(super) fn settle_all(&mut self) {
-        self.unsettled.extend(self.keys.keys());
+    pub(super) fn look_again(&mut self) {
+        self.looks_again = true;
+    }
+
+    /// The keys that others took, or let go.
+    fn turned(&self, is_taken: IsTaken<'_>) -> Vec<Uuid> {
+        let turned = |key: &Key| {
+            let first = key.candidates.first();
+            first.is_some_and(|first| is_taken(&first.derived.entry) == key.published.is_some())
+        };
+        let keys = self.keys.iter().filter(|(_, key)| turned(key));
+        keys.map(|(uuid, _)| *uuid).collect()
     }
 
     /// Decides every key that changed.
     pub(super) fn settle(
         &mut self,
-        is_stored: IsStored<'_>,
+        is_taken: IsTaken<'_>,
         upserts: &mut Vec<DerivedEntry>,
         removals: &mut Vec<String>,
     ) {
+        if std::mem::take(&mut self.looks_again) {
+            self.unsettled.extend(self.turned(is_taken));
+        }
         let unsettled = std::mem::take(&mut self.unsettled);
         // All that was counted goes before anything counts anew: an owner may have moved from one key to another.
         for uuid in &unsettled {
@@ -177,7 +210,7 @@ impl Keys {
             let winner = key
                 .candidates
                 .first()
-                .filter(|first| !is_stored(&first.derived.entry))
+                .filter(|first| !is_taken(&first.derived.entry))
                 .map(|first| first.derived.clone());
             for (n, candidate) in key.candidates.iter().enumerate() {
                 let is_masked = n > 0 || winner.is_none();
@@ -200,6 +233,24 @@ impl Keys {
         }
         upserts.sort_unstable_by(|one, other| one.entry.id.cmp(&other.entry.id));
         removals.sort_unstable();
+    }
+
+    /// What an owner declares under a key, and whose entry with it counts: that of the first object, or a stored one.
+    pub(super) fn standing(&self, key: &Uuid, owner: &Owner) -> Option<Standing<'_>> {
+        let key = self.keys.get(key)?;
+        let at = key
+            .candidates
+            .iter()
+            .position(|candidate| candidate.owner == *owner)?;
+        let first = key.candidates.first()?;
+        Some(Standing {
+            entry: &key.candidates[at].derived.entry,
+            counts: match (&key.published, at) {
+                (None, _) => Counts::Stored,
+                (Some(_), 0) => Counts::This,
+                (Some(_), _) => Counts::Other(&first.derived.origin),
+            },
+        })
     }
 
     pub(super) fn published(&self) -> impl Iterator<Item = &DerivedEntry> {

@@ -5,6 +5,7 @@
 //! [`Deriver`] takes facts one by one in any order and computes anew only the pods whose inputs changed;
 //! [`derive`] does it all at once. Both give the same.
 
+mod explain;
 mod keys;
 mod objects;
 mod pod;
@@ -16,18 +17,19 @@ use std::sync::Arc;
 
 use finial_identity::entry::Entry;
 use finial_identity::spiffe_id::TrustDomain;
-use k8s_openapi::api::core::v1::{Node, Pod};
 use regex::RegexSet;
 use uuid::Uuid;
 
 use super::label_filter::Labels;
 use super::resources::{ClusterSPIFFEID, ClusterStaticEntry};
 use super::template::Template;
+use crate::kubernetes::objects::{Node, Pod};
 use keys::Keys;
 use pod::PodState;
 use statics::StaticState;
 use statuses::RuleState;
 
+pub use explain::{Explained, NameStored, SCHEDULED};
 pub use keys::DerivedEntry;
 pub use objects::{NamespacedName, Objects, ServiceEndpoints};
 pub use pod::{PodProblem, ProblemKind};
@@ -78,8 +80,9 @@ pub enum Fact {
     Static(Arc<str>, Option<Arc<ClusterStaticEntry>>),
 }
 
-/// Whether the store has an entry that gives the same identity for the same facts.
-pub type IsStored<'a> = &'a dyn Fn(&Entry) -> bool;
+/// Whether an entry gives way to another that gives the same identity for the same facts: a stored one, or one that
+/// another cluster declares.
+pub type IsTaken<'a> = &'a dyn Fn(&Entry) -> bool;
 
 /// What a pass changed.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -119,12 +122,12 @@ pub struct Totals {
 }
 
 /// Derives everything.
-pub fn derive(objects: &Objects, settings: &Settings, is_stored: IsStored<'_>) -> Derivation {
+pub fn derive(objects: &Objects, settings: &Settings, is_taken: IsTaken<'_>) -> Derivation {
     let mut deriver = Deriver::new(settings.clone());
     for fact in objects.facts() {
         deriver.apply(fact);
     }
-    deriver.pass(is_stored);
+    deriver.pass(is_taken);
     deriver.derivation()
 }
 
@@ -205,7 +208,6 @@ impl Deriver {
                 self.changed.pods.extend(behind);
             }
             Fact::Rule(name, rule) => {
-                let rule = rule.filter(|rule| self.settings.is_ours(rule.spec.class_name.as_deref()));
                 self.set_rule(name, rule);
             }
             Fact::Static(name, object) => {
@@ -215,13 +217,13 @@ impl Deriver {
         }
     }
 
-    /// Says that stored entries changed, so that masking is looked at again.
-    pub fn stored_changed(&mut self) {
-        self.keys.settle_all();
+    /// Says that stored entries changed, or those of other clusters, so that masking is looked at again.
+    pub fn others_changed(&mut self) {
+        self.keys.look_again();
     }
 
     /// Computes what changed since the last pass.
-    pub fn pass(&mut self, is_stored: IsStored<'_>) -> Pass {
+    pub fn pass(&mut self, is_taken: IsTaken<'_>) -> Pass {
         let mut pass = Pass::default();
         let Changed {
             all_pods,
@@ -247,7 +249,7 @@ impl Deriver {
         let Pass {
             upserts, removals, ..
         } = &mut pass;
-        self.keys.settle(is_stored, upserts, removals);
+        self.keys.settle(is_taken, upserts, removals);
         self.changed_statuses(&mut pass);
         pass
     }
@@ -296,18 +298,20 @@ impl Deriver {
             }
             return;
         }
-        self.changed.all_pods = true;
+        // Rules of other classes are known for those who ask, and nothing follows from them.
+        let ours = rule
+            .as_ref()
+            .filter(|rule| self.settings.is_ours(rule.spec.class_name.as_deref()));
+        let state = ours.map(|rule| RuleState::of(rule, &name, &self.settings));
+        self.changed.all_pods |= state.is_some() || self.rules.contains_key(&name);
+        match state {
+            Some(state) => self.rules.insert(name.clone(), state),
+            None => self.rules.remove(&name),
+        };
         match rule {
-            Some(rule) => {
-                let state = RuleState::of(&rule, &name, &self.settings);
-                self.rules.insert(name.clone(), state);
-                self.objects.rules.insert(name, rule);
-            }
-            None => {
-                self.rules.remove(&name);
-                self.objects.rules.remove(&name);
-            }
-        }
+            Some(rule) => self.objects.rules.insert(name, rule),
+            None => self.objects.rules.remove(&name),
+        };
     }
 
     fn set_static(&mut self, name: Arc<str>, object: Option<Arc<ClusterStaticEntry>>) {
@@ -351,6 +355,10 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
 }
 
 #[cfg(test)]
+mod explain_tests;
+#[cfg(test)]
 mod history_tests;
+#[cfg(test)]
+mod samples_tests;
 #[cfg(test)]
 pub(crate) mod tests;

@@ -4,10 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Node, Pod};
-
 use super::Fact;
 use crate::kubernetes::label_filter::Labels;
+use crate::kubernetes::objects::{Node, Pod};
 use crate::kubernetes::resources::{ClusterSPIFFEID, ClusterStaticEntry};
 
 /// Namespace and name of an object.
@@ -114,6 +113,11 @@ impl Objects {
         self.nodes.get(name)
     }
 
+    /// All rules, those of other classes too.
+    pub fn rules(&self) -> impl Iterator<Item = (&Arc<str>, &Arc<ClusterSPIFFEID>)> {
+        self.rules.iter()
+    }
+
     /// The rule with this name.
     pub fn rule(&self, name: &str) -> Option<&Arc<ClusterSPIFFEID>> {
         self.rules.get(name)
@@ -156,6 +160,10 @@ impl Objects {
     pub(super) fn set_pod(&mut self, name: &NamespacedName, pod: Option<Arc<Pod>>) -> bool {
         let before = self.pods.get(name);
         if same_pod(before, pod.as_ref()) {
+            if let Some(pod) = pod {
+                // Nothing follows from its status, and operators ask for it.
+                self.pods.insert(name.clone(), pod);
+            }
             return false;
         }
         if let Some(before) = before.cloned() {

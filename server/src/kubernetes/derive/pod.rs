@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::SpiffeId;
-use k8s_openapi::api::core::v1::{Node, Pod};
 use serde_json::Value as Json;
 use uuid::Uuid;
 
@@ -13,6 +12,7 @@ use super::objects::node_name;
 use super::{Deriver, NamespacedName, Settings};
 use crate::kubernetes::admission::Rule;
 use crate::kubernetes::label_filter::Labels;
+use crate::kubernetes::objects::{Node, Pod};
 use crate::kubernetes::template::Facts;
 
 /// The CSI driver by which pods ask for an identity.
@@ -73,11 +73,11 @@ pub(super) struct PodState {
 pub(super) struct NodeState {
     meta: Arc<Json>,
     spec: Arc<Json>,
-    parent_id: Result<SpiffeId, String>,
+    pub(super) parent_id: Result<SpiffeId, String>,
 }
 
 impl NodeState {
-    fn of(node: &Node, settings: &Settings) -> Self {
+    pub(super) fn of(node: &Node, settings: &Settings) -> Self {
         let meta = json(&node.metadata);
         let spec = json(&node.spec.clone().unwrap_or_default());
         let facts = Facts {

@@ -101,7 +101,7 @@ fn derived(settings: Settings, facts: Vec<Fact>) -> Derivation {
     derived_beside(settings, facts, &|_| false)
 }
 
-fn derived_beside(settings: Settings, facts: Vec<Fact>, is_stored: IsStored<'_>) -> Derivation {
+fn derived_beside(settings: Settings, facts: Vec<Fact>, is_stored: IsTaken<'_>) -> Derivation {
     let mut deriver = Deriver::new(settings.clone());
     for fact in [node("n1", "node-1"), namespace("shop", &[("team", "a")])]
         .into_iter()
@@ -684,14 +684,43 @@ fn a_change_in_the_store_masks_and_unmasks() {
         deriver.apply(fact);
     }
     deriver.pass(&|_| false);
-    deriver.stored_changed();
+    deriver.others_changed();
     let masked = deriver.pass(&|_| true);
     assert_eq!(
         (masked.removals.len(), masked.rules["r"].stats.entries_masked),
         (1, 1)
     );
-    deriver.stored_changed();
+    deriver.others_changed();
     assert_eq!(deriver.pass(&|_| false).upserts.len(), 1);
+}
+
+#[test]
+fn a_look_at_what_others_took_asks_once_for_each_key_and_touches_what_turned_alone() {
+    let mut deriver = Deriver::new(settings());
+    for fact in [node("n1", "u"), namespace("shop", &[]), rule("r", 0, &json!({}))] {
+        deriver.apply(fact);
+    }
+    for n in 0..1_000 {
+        deriver.apply(pod("shop", &format!("p{n}"), &json!({})));
+    }
+    deriver.pass(&|_| false);
+    let asked = std::cell::Cell::new(0);
+    let taken = |entry: &Entry| {
+        asked.set(asked.get() + 1);
+        entry.selectors[0].to_string() == "k8s:pod-uid:uid-shop-p7"
+    };
+    deriver.others_changed();
+    let pass = deriver.pass(&taken);
+    assert_eq!((pass.removals.len(), pass.upserts.len()), (1, 0));
+    assert_eq!(asked.get(), 1_001, "each key, and the one that turned once more");
+    asked.set(0);
+    deriver.others_changed();
+    assert_eq!(deriver.pass(&taken), Pass::default());
+    assert_eq!(asked.get(), 1_000);
+    asked.set(0);
+    deriver.apply(pod("shop", "p8", &json!({"metadata": {"labels": {"x": "y"}}})));
+    deriver.pass(&taken);
+    assert_eq!(asked.get(), 1, "a pod is its own affair");
 }
 
 #[test]

@@ -51,7 +51,8 @@ pub fn set_ready(
     now: OffsetDateTime,
 ) -> Vec<Condition> {
     let (status, reason, message) = match ready {
-        Ok(()) => (ConditionStatus::True, "Applied", ""),
+        // Not empty: API servers as old as Kubernetes 1.20 make null of an empty text in a patch, and refuse that.
+        Ok(()) => (ConditionStatus::True, "Applied", "the object is acted on"),
         Err((reason, message)) => (ConditionStatus::False, reason, message),
     };
     let old = before.iter().find(|condition| condition.kind == READY);
@@ -105,6 +106,7 @@ mod tests {
         );
         let fine = set_ready(&still, Ok(()), Some(2), later);
         assert_eq!(fine[0].last_transition_time, "2030-01-02T00:00:00Z");
+        assert!(!fine[0].message.is_empty());
         assert_eq!(fine.len(), 1);
     }
 

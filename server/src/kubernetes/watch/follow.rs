@@ -1,19 +1,17 @@
 //! One watch: list, then changes, then again; for as long as the server runs.
 
 use std::convert::Infallible;
-use std::fmt::Debug;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::time::Duration;
 
 use finial_identity::process::Stop;
 use futures_util::StreamExt;
 use futures_util::stream;
+use kube::Api;
+use kube::core::DynamicObject;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Resource};
-use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
@@ -27,33 +25,24 @@ const ASKED_AT_ONCE: usize = 8;
 /// How long after a failure the API server is asked again.
 const ASK_AGAIN: Duration = Duration::from_secs(5);
 
-/// The answer to a question about one object.
-pub(super) type Answer<K> = Pin<Box<dyn Future<Output = kube::Result<Option<K>>> + Send>>;
+/// An object as the API server wrote it, or that it is gone.
+pub(super) type Told = Option<DynamicObject>;
 
-/// A question about one object.
-pub(super) type Question<K> = dyn Fn(&NamespacedName) -> Answer<K> + Send + Sync;
+/// The answer to a question about one object.
+pub(super) type Answer = Pin<Box<dyn Future<Output = kube::Result<Told>> + Send>>;
 
 /// What is watched, and what becomes of it.
-pub(super) struct Watched<K> {
+pub(super) struct Watched {
     pub(super) kind: Kind,
-    pub(super) api: Api<K>,
-    /// Takes out of an object what nobody needs.
-    pub(super) reduce: fn(&mut K),
-    /// What an object tells, or that it is gone.
-    pub(super) news: fn(&NamespacedName, Option<Arc<K>>) -> News,
+    pub(super) api: Api<DynamicObject>,
+    /// What an object tells.
+    pub(super) news: fn(&NamespacedName, Told) -> serde_json::Result<News>,
     /// Asks for one object.
-    pub(super) ask: Box<Question<K>>,
+    pub(super) ask: Box<dyn Fn(&NamespacedName) -> Answer + Send + Sync>,
 }
 
 /// Follows a watch until `stop`.
-pub(super) async fn follow<K>(
-    watched: Watched<K>,
-    news: mpsc::Sender<News>,
-    stop: Stop,
-) -> Result<(), Infallible>
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
+pub(super) async fn follow(watched: Watched, news: mpsc::Sender<News>, stop: Stop) -> Result<(), Infallible> {
     let mut following = Following {
         tracker: Tracker::default(),
         doubtful: Vec::new(),
@@ -67,21 +56,18 @@ where
     Ok(())
 }
 
-struct Following<K> {
+struct Following {
     tracker: Tracker,
     /// Objects that a complete list lacked.
     doubtful: Vec<NamespacedName>,
     news: mpsc::Sender<News>,
-    watched: Watched<K>,
+    watched: Watched,
 }
 
 /// Nobody listens any more.
 struct Closed;
 
-impl<K> Following<K>
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-{
+impl Following {
     async fn run(&mut self) -> Result<(), Closed> {
         let config = watcher::Config::default();
         let mut events = Box::pin(watcher(self.watched.api.clone(), config).default_backoff());
@@ -116,15 +102,15 @@ where
         }
     }
 
-    async fn take(&mut self, event: Event<K>) -> Result<(), Closed> {
+    async fn take(&mut self, event: Event<DynamicObject>) -> Result<(), Closed> {
         let kind = self.watched.kind;
         match event {
             Event::Init => self.tracker.list_began(),
             Event::InitApply(object) | Event::Apply(object) => self.apply(object).await?,
             Event::Delete(object) => {
                 let name = name_of(&object);
-                if self.tracker.deleted(&name, object.meta()) {
-                    self.tell((self.watched.news)(&name, None)).await?;
+                if self.tracker.deleted(&name, &object.metadata) {
+                    self.tell_of(&name, None).await?;
                 } else {
                     stale(kind);
                 }
@@ -138,16 +124,31 @@ where
         self.tell(News::Heard(kind)).await
     }
 
-    async fn apply(&mut self, mut object: K) -> Result<(), Closed> {
+    async fn apply(&mut self, object: DynamicObject) -> Result<(), Closed> {
         let name = name_of(&object);
-        if !self.tracker.applied(&name, object.meta()) {
+        if !self.tracker.applied(&name, &object.metadata) {
             stale(self.watched.kind);
             return Ok(());
         }
-        object.meta_mut().managed_fields = None;
-        (self.watched.reduce)(&mut object);
-        self.tell((self.watched.news)(&name, Some(Arc::new(object))))
-            .await
+        self.tell_of(&name, Some(object)).await
+    }
+
+    /// Tells what became of an object. One that cannot be understood stays what it was.
+    async fn tell_of(&self, name: &NamespacedName, told: Told) -> Result<(), Closed> {
+        match (self.watched.news)(name, told) {
+            Ok(news) => self.tell(news).await,
+            Err(error) => {
+                let kind = self.watched.kind.as_str();
+                metrics().count("kubernetes_unreadable_objects", &[("kind", kind)], 1);
+                tracing::warn!(
+                    kind,
+                    object = %name,
+                    %error,
+                    "object of Kubernetes cannot be understood; what was known of it stays"
+                );
+                Ok(())
+            }
+        }
     }
 
     /// Asks for each object that a list lacked. One that cannot be asked for stays as it is.
@@ -165,7 +166,7 @@ where
                 Ok(Some(object)) => self.apply(object).await?,
                 Ok(None) => {
                     if self.tracker.is_not_there(&name) {
-                        self.tell((self.watched.news)(&name, None)).await?;
+                        self.tell_of(&name, None).await?;
                     }
                 }
                 Err(error) => {
@@ -187,8 +188,8 @@ fn stale(kind: Kind) {
     metrics().count("kubernetes_stale_events", &[("kind", kind.as_str())], 1);
 }
 
-fn name_of<K: Resource>(object: &K) -> NamespacedName {
-    let meta = object.meta();
+fn name_of(object: &DynamicObject) -> NamespacedName {
+    let meta = &object.metadata;
     NamespacedName::new(
         meta.namespace.as_deref().unwrap_or_default(),
         meta.name.as_deref().unwrap_or_default(),

@@ -1,23 +1,21 @@
 //! What is watched, with as little of each object as rules need.
 
-use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
 use finial_identity::process::{Stop, TaskSet};
-use k8s_openapi::api::core::v1::{Endpoints, Namespace, Node, Pod};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
-use kube::core::{ClusterResourceScope, NamespaceResourceScope};
+use k8s_openapi::api::{core, discovery};
+use kube::core::{ApiResource, DynamicObject};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::follow::{Watched, follow};
+use super::follow::{Told, Watched, follow};
 use super::{Kind, News};
-use crate::kubernetes::derive::{Fact, NamespacedName, ServiceEndpoints};
+use crate::kubernetes::derive::{Fact, NamespacedName, SCHEDULED, ServiceEndpoints};
+use crate::kubernetes::objects::{Endpoint, EndpointSlice, Endpoints, Node, Pod};
 use crate::kubernetes::resources::{ClusterFederatedTrustDomain, ClusterSPIFFEID, ClusterStaticEntry};
 
 /// How many news may wait.
@@ -36,38 +34,35 @@ pub type Watches = mpsc::Receiver<News>;
 pub fn watches(client: &Client, tasks: &mut TaskSet) -> Watches {
     let (sender, receiver) = mpsc::channel(CHANNEL);
     let stop = tasks.stop_signal();
-    let of = || (sender.clone(), stop.clone());
-    let (news, end) = of();
-    tasks.spawn("kubernetes pods", follow(pods(client), news, end));
-    let (news, end) = of();
-    tasks.spawn(
-        "kubernetes nodes",
-        follow(global(client, Kind::Nodes, reduce_node, node), news, end),
-    );
-    let (news, end) = of();
-    tasks.spawn(
-        "kubernetes namespaces",
-        follow(
-            global(client, Kind::Namespaces, reduce_namespace, namespace),
-            news,
-            end,
+    let all = [
+        (
+            "kubernetes pods",
+            watched::<core::v1::Pod>(client, Kind::Pods, pod),
         ),
-    );
-    let (news, end) = of();
-    tasks.spawn(
-        "kubernetes rules",
-        follow(global(client, Kind::Rules, |_| {}, rule), news, end),
-    );
-    let (news, end) = of();
-    tasks.spawn(
-        "kubernetes static entries",
-        follow(global(client, Kind::Statics, |_| {}, fixed), news, end),
-    );
-    let (news, end) = of();
-    tasks.spawn(
-        "kubernetes federation",
-        follow(global(client, Kind::Federations, |_| {}, federation), news, end),
-    );
+        (
+            "kubernetes nodes",
+            watched::<core::v1::Node>(client, Kind::Nodes, node),
+        ),
+        (
+            "kubernetes namespaces",
+            watched::<core::v1::Namespace>(client, Kind::Namespaces, namespace),
+        ),
+        (
+            "kubernetes rules",
+            watched::<ClusterSPIFFEID>(client, Kind::Rules, rule),
+        ),
+        (
+            "kubernetes static entries",
+            watched::<ClusterStaticEntry>(client, Kind::Statics, fixed),
+        ),
+        (
+            "kubernetes federation",
+            watched::<ClusterFederatedTrustDomain>(client, Kind::Federations, federation),
+        ),
+    ];
+    for (name, watched) in all {
+        tasks.spawn(name, follow(watched, sender.clone(), stop.clone()));
+    }
     tasks.spawn("kubernetes endpoints", endpoints(client.clone(), sender, stop));
     receiver
 }
@@ -93,197 +88,259 @@ async fn endpoints(client: Client, news: mpsc::Sender<News>, stop: Stop) -> Resu
             () = sleep(ASK_AGAIN) => {}
         }
     };
-    if has_slices {
-        follow(
-            namespaced(&client, Kind::Endpoints, reduce_slice, slice),
-            news,
-            stop,
-        )
-        .await
+    let watched = if has_slices {
+        watched::<discovery::v1::EndpointSlice>(&client, Kind::Endpoints, slice)
     } else {
         tracing::info!(
             "API server is older than 1.21: Endpoints are watched in place of EndpointSlices, and the rules in CEL of the definitions are checked by this server alone"
         );
-        follow(
-            namespaced(&client, Kind::Endpoints, |_| {}, old_endpoints),
-            news,
-            stop,
-        )
-        .await
-    }
+        watched::<core::v1::Endpoints>(&client, Kind::Endpoints, old_endpoints)
+    };
+    follow(watched, news, stop).await
 }
 
-fn pods(client: &Client) -> Watched<Pod> {
-    namespaced(client, Kind::Pods, reduce_pod, |name, pod| {
-        News::Fact(Fact::Pod(name.clone(), pod))
-    })
-}
-
-fn global<K>(
+/// The watch of a kind. Objects are taken as they come, so all kinds share the code that follows them, and one
+/// object that cannot be understood is no reason to miss the others.
+fn watched<K>(
     client: &Client,
     kind: Kind,
-    reduce: fn(&mut K),
-    news: fn(&NamespacedName, Option<Arc<K>>) -> News,
-) -> Watched<K>
+    news: fn(&NamespacedName, Told) -> serde_json::Result<News>,
+) -> Watched
 where
-    K: Resource<DynamicType = (), Scope = ClusterResourceScope>
-        + Clone
-        + DeserializeOwned
-        + Debug
-        + Send
-        + 'static,
+    K: Resource<DynamicType = ()>,
 {
-    let api = Api::<K>::all(client.clone());
-    let asked = api.clone();
+    let resource = ApiResource::erase::<K>(&());
+    let api = Api::all_with(client.clone(), &resource);
+    let asked = (client.clone(), resource);
     Watched {
         kind,
         api,
-        reduce,
         news,
         ask: Box::new(move |name| {
-            let (api, name) = (asked.clone(), name.name.clone());
-            Box::pin(async move { api.get_opt(&name).await })
-        }),
-    }
-}
-
-fn namespaced<K>(
-    client: &Client,
-    kind: Kind,
-    reduce: fn(&mut K),
-    news: fn(&NamespacedName, Option<Arc<K>>) -> News,
-) -> Watched<K>
-where
-    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
-        + Clone
-        + DeserializeOwned
-        + Debug
-        + Send
-        + 'static,
-{
-    let asked = client.clone();
-    Watched {
-        kind,
-        api: Api::all(client.clone()),
-        reduce,
-        news,
-        ask: Box::new(move |name| {
-            let api = Api::<K>::namespaced(asked.clone(), &name.namespace);
+            let (client, resource) = asked.clone();
+            let api: Api<DynamicObject> = if name.namespace.is_empty() {
+                Api::all_with(client, &resource)
+            } else {
+                Api::namespaced_with(client, &name.namespace, &resource)
+            };
             let name = name.name.clone();
             Box::pin(async move { api.get_opt(&name).await })
         }),
     }
 }
 
-/// Leaves what templates can address, and the volumes of the SPIFFE driver.
-fn reduce_pod(pod: &mut Pod) {
-    pod.status = None;
-    drop_last_applied(&mut pod.metadata.annotations);
-    let Some(spec) = &mut pod.spec else { return };
-    if let Some(volumes) = &mut spec.volumes {
-        volumes.retain(|volume| volume.csi.is_some());
-    }
-    spec.affinity = None;
-    spec.tolerations = None;
-    spec.topology_spread_constraints = None;
-    spec.ephemeral_containers = None;
-    spec.security_context = None;
-    spec.image_pull_secrets = None;
-    spec.host_aliases = None;
-    spec.readiness_gates = None;
-    for container in spec
-        .containers
-        .iter_mut()
-        .chain(spec.init_containers.iter_mut().flatten())
-    {
-        container.volume_mounts = None;
-        container.volume_devices = None;
-        container.liveness_probe = None;
-        container.readiness_probe = None;
-        container.startup_probe = None;
-        container.lifecycle = None;
-        container.security_context = None;
-        container.resources = None;
-        container.env_from = None;
-        for variable in container.env.iter_mut().flatten() {
-            variable.value_from = None;
-        }
-    }
-}
-
-fn reduce_node(node: &mut Node) {
-    node.status = None;
-    drop_last_applied(&mut node.metadata.annotations);
-}
-
-fn reduce_namespace(namespace: &mut Namespace) {
-    namespace.spec = None;
-    namespace.status = None;
-    namespace.metadata.annotations = None;
-}
-
-fn reduce_slice(slice: &mut EndpointSlice) {
-    slice.ports = None;
-    slice.metadata.annotations = None;
-}
-
-fn drop_last_applied(annotations: &mut Option<BTreeMap<String, String>>) {
-    if let Some(annotations) = annotations {
+/// An object as its kind; `None` stays none.
+fn read<K: DeserializeOwned>(told: Told) -> serde_json::Result<Option<Arc<K>>> {
+    let Some(DynamicObject {
+        mut metadata, data, ..
+    }) = told
+    else {
+        return Ok(None);
+    };
+    metadata.managed_fields = None;
+    if let Some(annotations) = &mut metadata.annotations {
         annotations.remove(LAST_APPLIED);
     }
+    let mut whole = match data {
+        serde_json::Value::Object(fields) => fields,
+        _ => serde_json::Map::new(),
+    };
+    whole.insert("metadata".to_owned(), serde_json::to_value(metadata)?);
+    serde_json::from_value(serde_json::Value::Object(whole)).map(|object| Some(Arc::new(object)))
 }
 
-fn node(name: &NamespacedName, node: Option<Arc<Node>>) -> News {
-    News::Fact(Fact::Node(name.name.clone(), node))
+fn pod(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    let mut pod = read::<Pod>(told)?;
+    if let Some(pod) = pod.as_mut().and_then(Arc::get_mut) {
+        reduce(pod);
+    }
+    Ok(News::Fact(Fact::Pod(name.clone(), pod)))
 }
 
-fn namespace(name: &NamespacedName, namespace: Option<Arc<Namespace>>) -> News {
-    let labels = namespace.map(|namespace| Arc::new(namespace.metadata.labels.clone().unwrap_or_default()));
-    News::Fact(Fact::Namespace(name.name.clone(), labels))
+/// Leaves the volumes of CSI drivers, and since when the pod is bound.
+fn reduce(pod: &mut Pod) {
+    if let Some(volumes) = pod.spec.as_mut().and_then(|spec| spec.volumes.as_mut()) {
+        volumes.retain(|volume| volume.csi.is_some());
+        volumes.shrink_to_fit();
+    }
+    if let Some(conditions) = pod.status.as_mut().and_then(|status| status.conditions.as_mut()) {
+        conditions.retain(|condition| condition.type_ == SCHEDULED);
+        conditions.truncate(1);
+        conditions.shrink_to_fit();
+    }
 }
 
-fn rule(name: &NamespacedName, rule: Option<Arc<ClusterSPIFFEID>>) -> News {
-    News::Fact(Fact::Rule(name.name.clone(), rule))
+fn node(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    Ok(News::Fact(Fact::Node(name.name.clone(), read::<Node>(told)?)))
 }
 
-fn fixed(name: &NamespacedName, object: Option<Arc<ClusterStaticEntry>>) -> News {
-    News::Fact(Fact::Static(name.name.clone(), object))
+fn namespace(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    let labels = told.map(|namespace| Arc::new(namespace.metadata.labels.unwrap_or_default()));
+    Ok(News::Fact(Fact::Namespace(name.name.clone(), labels)))
 }
 
-fn federation(name: &NamespacedName, object: Option<Arc<ClusterFederatedTrustDomain>>) -> News {
-    News::Federation(name.name.clone(), object)
+fn rule(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    Ok(News::Fact(Fact::Rule(name.name.clone(), read(told)?)))
+}
+
+fn fixed(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    Ok(News::Fact(Fact::Static(name.name.clone(), read(told)?)))
+}
+
+fn federation(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    Ok(News::Federation(name.name.clone(), read(told)?))
 }
 
 /// Pods behind a service, ready or not.
-fn slice(name: &NamespacedName, slice: Option<Arc<EndpointSlice>>) -> News {
-    let endpoints = slice.and_then(|slice| {
+fn slice(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    let endpoints = read::<EndpointSlice>(told)?.and_then(|slice| {
         let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?.clone();
-        let targets = slice
-            .endpoints
-            .iter()
-            .filter_map(|endpoint| endpoint.target_ref.as_ref());
-        let pods = targets.filter_map(|target| Some((target.name.clone()?, target.uid.clone()?)));
-        Some(Arc::new(ServiceEndpoints {
-            service,
-            pods: pods.collect(),
-        }))
+        Some(behind(service, slice.endpoints.iter().flatten()))
     });
-    News::Fact(Fact::Endpoints(name.clone(), endpoints))
+    Ok(News::Fact(Fact::Endpoints(name.clone(), endpoints)))
 }
 
-fn old_endpoints(name: &NamespacedName, endpoints: Option<Arc<Endpoints>>) -> News {
-    let endpoints = endpoints.map(|endpoints| {
-        let subsets = endpoints.subsets.iter().flatten();
-        let addresses = subsets.flat_map(|subset| {
+fn old_endpoints(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
+    let endpoints = read::<Endpoints>(told)?.map(|endpoints| {
+        let all = endpoints.subsets.iter().flatten().flat_map(|subset| {
             let ready = subset.addresses.iter().flatten();
             ready.chain(subset.not_ready_addresses.iter().flatten())
         });
-        let targets = addresses.filter_map(|address| address.target_ref.as_ref());
-        let pods = targets.filter_map(|target| Some((target.name.clone()?, target.uid.clone()?)));
-        Arc::new(ServiceEndpoints {
-            service: name.name.to_string(),
-            pods: pods.collect(),
-        })
+        behind(name.name.to_string(), all)
     });
-    News::Fact(Fact::Endpoints(name.clone(), endpoints))
+    Ok(News::Fact(Fact::Endpoints(name.clone(), endpoints)))
+}
+
+fn behind<'e>(service: String, endpoints: impl Iterator<Item = &'e Endpoint>) -> Arc<ServiceEndpoints> {
+    let targets = endpoints.filter_map(|endpoint| endpoint.target_ref.as_ref());
+    let pods = targets.filter_map(|target| Some((target.name.clone()?, target.uid.clone()?)));
+    Arc::new(ServiceEndpoints {
+        service,
+        pods: pods.collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn told(object: Value) -> Told {
+        Some(serde_json::from_value(object).unwrap())
+    }
+
+    fn name() -> NamespacedName {
+        NamespacedName::new("shop", "web")
+    }
+
+    fn api_object(spec: Value, status: Value) -> Told {
+        told(json!({
+            "apiVersion": "v1", "kind": "Pod",
+            "metadata": {
+                "name": "web", "namespace": "shop", "uid": "u", "labels": {"app": "web"}, "creationTimestamp": null,
+                "annotations": {"a": "b", LAST_APPLIED: "{}"}, "managedFields": [{"manager": "kubectl"}],
+            },
+            "spec": spec, "status": status,
+        }))
+    }
+
+    fn pod_of(news: News) -> Arc<Pod> {
+        match news {
+            News::Fact(Fact::Pod(_, Some(pod))) => pod,
+            other => panic!("{other:?} is no pod"),
+        }
+    }
+
+    #[test]
+    fn of_a_pod_what_rules_and_operators_ask_for_is_held() {
+        let spec = json!({
+            "nodeName": "a", "serviceAccountName": "web", "hostPID": true, "priority": 0, "enableServiceLinks": true,
+            "tolerations": [{"key": "x"}], "nodeSelector": {"zone": "1"},
+            "containers": [{
+                "name": "app", "image": "i", "resources": {"limits": {"cpu": "1"}}, "env": [{"name": "A", "valueFrom": {}}],
+                "ports": [{"containerPort": 80, "hostIP": "::"}],
+            }],
+            "volumes": [{"name": "c", "configMap": {"name": "m"}}, {"name": "s", "csi": {"driver": "csi.spiffe.io"}}],
+        });
+        let scheduled =
+            json!({"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T00:00:00Z"});
+        let status = json!({
+            "phase": "Running", "podIP": "10.0.0.1",
+            "conditions": [{"type": "Ready", "status": "True", "lastProbeTime": null, "lastTransitionTime": null}, scheduled],
+        });
+        let pod = pod_of(pod(&name(), api_object(spec, status)).unwrap());
+        assert_eq!(pod.metadata.managed_fields, None);
+        let annotations = pod.metadata.annotations.as_ref().unwrap();
+        assert_eq!(annotations.keys().collect::<Vec<_>>(), ["a"]);
+        assert_eq!(pod.metadata.uid.as_deref(), Some("u"));
+        // As templates see it.
+        assert_eq!(
+            serde_json::to_value(pod.spec.as_ref().unwrap()).unwrap(),
+            json!({
+                "nodeName": "a", "serviceAccountName": "web", "hostPID": true, "priority": 0, "nodeSelector": {"zone": "1"},
+                "containers": [{
+                    "name": "app", "image": "i", "env": [{"name": "A"}], "ports": [{"containerPort": 80, "hostIP": "::"}],
+                }],
+            })
+        );
+        let volumes = pod.spec.as_ref().unwrap().volumes.as_ref().unwrap();
+        assert_eq!(volumes.len(), 1);
+        assert_eq!(volumes[0].csi.as_ref().unwrap().driver, "csi.spiffe.io");
+        let conditions = pod.status.as_ref().unwrap().conditions.as_ref().unwrap();
+        assert_eq!(conditions.len(), 1);
+        assert!(conditions[0].last_transition_time.is_some());
+    }
+
+    #[test]
+    fn what_is_not_understood_is_an_error_and_not_a_pod_without_it() {
+        for spec in [json!({"nodeName": 1}), json!({"containers": "none"})] {
+            assert!(
+                pod(&name(), api_object(spec.clone(), Value::Null)).is_err(),
+                "{spec}"
+            );
+        }
+        let without = pod_of(pod(&name(), api_object(Value::Null, Value::Null)).unwrap());
+        assert_eq!((&without.spec, &without.status), (&None, &None));
+    }
+
+    #[test]
+    fn pods_behind_a_service_are_told_alike_by_slices_and_by_what_they_replaced() {
+        let target =
+            |pod: &str| json!({"targetRef": {"kind": "Pod", "name": pod, "uid": format!("uid-{pod}")}});
+        let of_slice = slice(
+            &name(),
+            told(json!({
+                "metadata": {"name": "web-x", "labels": {SERVICE_NAME: "web"}}, "ports": [],
+                "endpoints": [target("a"), target("b"), {"addresses": ["10.0.0.1"]}],
+            })),
+        );
+        let of_old = old_endpoints(
+            &name(),
+            told(json!({
+                "metadata": {"name": "web"},
+                "subsets": [{"addresses": [target("a")], "notReadyAddresses": [target("b")], "ports": null}],
+            })),
+        );
+        let expected = ServiceEndpoints {
+            service: "web".to_owned(),
+            pods: [("a", "uid-a"), ("b", "uid-b")]
+                .map(|(name, uid)| (name.to_owned(), uid.to_owned()))
+                .into(),
+        };
+        for news in [of_slice.unwrap(), of_old.unwrap()] {
+            let News::Fact(Fact::Endpoints(_, Some(endpoints))) = &news else {
+                panic!("{news:?} tells no pods")
+            };
+            assert_eq!(**endpoints, expected);
+        }
+        let empty = slice(
+            &name(),
+            told(json!({"metadata": {"labels": {SERVICE_NAME: "web"}}, "endpoints": null})),
+        );
+        let News::Fact(Fact::Endpoints(_, Some(endpoints))) = empty.unwrap() else {
+            panic!("a service without pods is a service")
+        };
+        assert!(endpoints.pods.is_empty());
+    }
 }

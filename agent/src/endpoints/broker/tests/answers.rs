@@ -226,7 +226,7 @@ async fn the_encoding_of_the_workload_api_is_that_of_this_api() {
     let admitted = Admission::new(8).admit(0).unwrap();
     let session = Session::on_behalf_of(
         &Sessions::new(world.parts()),
-        Arc::new(process),
+        crate::workload::Workload::Process(Arc::new(process)),
         &Arc::new(admitted),
         &MetadataMap::new(),
         Content::X509Svids.access(),

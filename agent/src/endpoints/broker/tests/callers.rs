@@ -1,21 +1,60 @@
 //! Who may connect, and what every request must have.
 
+use std::net::IpAddr;
+
 use finial_identity::process::Clock;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpSocket;
 use tonic::client::Grpc;
 use tonic_prost::ProstCodec;
 
 use super::*;
 
-/// Whether somebody who shows this SVID can call at all. A handshake that the agent refuses may end for the client
-/// before it hears of it.
-async fn may_call(stage: &Stage, transport: Transport, shown: Option<X509Svid>) -> bool {
-    let Ok(channel) = stage.connect(transport, shown).await else {
-        return false;
+/// What becomes of somebody who shows this SVID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fate {
+    /// Calls are answered.
+    Calls,
+    /// The agent ended the connection before any call, or at the handshake.
+    GetsNoConnection,
+}
+
+/// A handshake that the agent refuses may end for the client before it hears of it: then the first call tells. Every
+/// other answer is a mistake of this test's.
+async fn fate(stage: &Stage, transport: Transport, shown: Option<X509Svid>) -> Fate {
+    let channel = match stage.connect(transport, shown).await {
+        Ok(channel) => channel,
+        Err(error) => {
+            assert!(is_refused_handshake(&error), "{error:?}");
+            return Fate::GetsNoConnection;
+        }
     };
     let mut client = ApiClient::with_interceptor(channel, Metadata(vec![BROKER_HEADER.1]));
     let status = svids(&mut client, None).await.map(drop).unwrap_err();
-    // Without a reference, so who may call is told that.
-    status.code() == Code::InvalidArgument
+    match status.code() {
+        // Without a reference, so who may call is told that.
+        Code::InvalidArgument => Fate::Calls,
+        Code::Unknown | Code::Unavailable if is_refused_handshake(&status) => Fate::GetsNoConnection,
+        _ => panic!("{status:?}"),
+    }
+}
+
+/// Whether the agent ended the connection: by a TLS alert, or by closing it after one that was not read.
+fn is_refused_handshake(error: &(dyn std::error::Error + 'static)) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionReset, InvalidData, UnexpectedEof};
+    let mut causes = std::iter::successors(Some(error), |error| error.source());
+    causes.any(|cause| {
+        let error = cause.downcast_ref::<std::io::Error>();
+        error.is_some_and(|error| match error.kind() {
+            BrokenPipe | ConnectionReset | UnexpectedEof => true,
+            InvalidData => error.to_string().contains("received fatal alert"),
+            _ => false,
+        })
+    })
+}
+
+async fn may_call(stage: &Stage, transport: Transport, shown: Option<X509Svid>) -> bool {
+    fate(stage, transport, shown).await == Fate::Calls
 }
 
 /// Covers BEP-06, BEP-14.
@@ -57,6 +96,38 @@ async fn the_agents_svid_and_the_bundles_are_those_of_the_moment() {
     stage.own_bundle.send_replace(Arc::new(bundles(&[&next])));
     assert!(may_call(&stage, Transport::Unix, own(&next)).await);
     assert!(!may_call(&stage, Transport::Unix, own(&stage.world.authority)).await);
+}
+
+#[tokio::test]
+async fn handshakes_that_strangers_do_not_finish_do_not_end_those_of_a_broker_elsewhere() {
+    let stage = Stage::new().await;
+    let from = async |address: &str| {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket
+            .bind((address.parse::<IpAddr>().unwrap(), 0).into())
+            .unwrap();
+        socket.connect(stage.tcp).await.unwrap()
+    };
+    let broker = from("127.0.0.2").await;
+    let mut strangers = Vec::new();
+    // The agent closes the oldest of them once it has more than it waits for.
+    let closed = loop {
+        strangers.push(from("127.0.0.3").await);
+        let wait = Duration::from_millis(if strangers.len() < 65 { 0 } else { 10 });
+        if let Ok(read) = tokio::time::timeout(wait, strangers[0].read(&mut [0])).await {
+            break read;
+        }
+        assert!(strangers.len() < 1000, "none makes room");
+    };
+    assert!(!matches!(closed, Ok(1..)), "{closed:?}");
+    let svid = stage.world.authority.svid("/broker");
+    let channel = stage
+        .connect_over(Either::Right(broker), Some(svid))
+        .await
+        .unwrap();
+    let mut client = ApiClient::with_interceptor(channel, Metadata(vec![BROKER_HEADER.1]));
+    let status = svids(&mut client, None).await.map(drop).unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument, "it is known who calls");
 }
 
 /// Covers BEP-18.

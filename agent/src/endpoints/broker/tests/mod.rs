@@ -3,6 +3,7 @@
 
 mod answers;
 mod callers;
+mod objects;
 mod refusals;
 
 use std::net::SocketAddr;
@@ -32,10 +33,10 @@ use tonic::{Code, Request, Status, Streaming};
 use super::reference::ReferenceType;
 use super::{BROKER_HEADER, BrokerEndpoint, BrokerParts, Transport};
 use crate::config::{AllowedBroker, AllowedReference, BindAddress, BrokerSettings};
-use crate::endpoints::limits::AdminShare;
+use crate::endpoints::limits::SocketShare;
 use crate::endpoints::listener::LocalSocket;
 use crate::endpoints::session::{SessionParts, Sessions};
-use crate::endpoints::testing::{FactsByPid, TRUST_DOMAIN, Workload, World};
+use crate::endpoints::testing::{FactsByPid, FakePods, TRUST_DOMAIN, Workload, World};
 use crate::svids::CachedEntry;
 use crate::test_pki::Authority;
 use crate::workload::{ProcFs, WorkloadAttestation};
@@ -79,8 +80,22 @@ impl Stage {
         Self::with(World::new(), |_share| {}).await
     }
 
-    async fn with(mut world: World, change: impl FnOnce(&mut AdminShare)) -> Self {
+    async fn with(world: World, change: impl FnOnce(&mut SocketShare)) -> Self {
+        Self::of(world, change, None).await
+    }
+
+    /// With an attestor that knows pods.
+    async fn with_pods(pods: &FakePods) -> Self {
+        Self::of(World::new(), |_share| {}, Some(pods.clone())).await
+    }
+
+    async fn of(mut world: World, change: impl FnOnce(&mut SocketShare), pods: Option<FakePods>) -> Self {
         let facts = FactsByPid::default();
+        let attestation = WorkloadAttestation::new(vec![Arc::new(facts.clone())], Duration::from_secs(5));
+        let attestation = match pods {
+            Some(pods) => attestation.with_pod_facts(Arc::new(pods)),
+            None => attestation,
+        };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("broker/broker.sock");
         let public = LocalSocket::public(&dir.path().join("public/api.sock")).unwrap();
@@ -90,14 +105,14 @@ impl Stage {
         let tcp = endpoint.tcp_addr().unwrap();
         let svid = watch::Sender::new(Some(Arc::new(world.authority.svid("/spire/agent/a"))));
         let own_bundle = watch::Sender::new(Arc::new(bundles(&[&world.authority])));
-        let mut share = AdminShare {
+        let mut share = SocketShare {
             connections: 64,
             processes: 64,
         };
         change(&mut share);
         let stop = world.tasks.stop_signal();
         let sessions = Sessions::new(SessionParts {
-            attestation: WorkloadAttestation::new(vec![Arc::new(facts.clone())], Duration::from_secs(5)),
+            attestation,
             ..world.parts()
         });
         let serving = endpoint.into_tasks(BrokerParts {
@@ -131,19 +146,29 @@ impl Stage {
 
     /// A connection of whoever shows this SVID.
     async fn connect(&self, transport: Transport, shown: Option<X509Svid>) -> Result<Channel, Error> {
+        let socket = match transport {
+            Transport::Unix => Either::Left(UnixStream::connect(&self.path).await.unwrap()),
+            Transport::Tcp => Either::Right(TcpStream::connect(self.tcp).await.unwrap()),
+        };
+        self.connect_over(socket, shown).await
+    }
+
+    /// The same over a socket that is open already.
+    async fn connect_over(
+        &self,
+        socket: Either<UnixStream, TcpStream>,
+        shown: Option<X509Svid>,
+    ) -> Result<Channel, Error> {
         let clock = self.world.clock.clone();
         let trusted = Arc::new(SharedBundles::fixed(bundles(&[&self.world.authority])));
         let verifier = peer::server_verifier(trusted, PeerPolicy::Anyone, clock.clone());
         let shown = shown.map(|svid| watch::channel(Some(Arc::new(svid))).1);
         let tls = TlsConnector::from(Arc::new(peer::client_config(verifier, shown, clock)));
-        let (path, tcp) = (self.path.clone(), self.tcp);
+        let mut socket = Some(socket);
         let dial = tower::service_fn(move |_uri: http::Uri| {
-            let (path, tls) = (path.clone(), tls.clone());
+            let (socket, tls) = (socket.take(), tls.clone());
             async move {
-                let socket = match transport {
-                    Transport::Unix => Either::Left(UnixStream::connect(path).await?),
-                    Transport::Tcp => Either::Right(TcpStream::connect(tcp).await?),
-                };
+                let socket = socket.ok_or(std::io::ErrorKind::NotConnected)?;
                 let name = "ignored.example".try_into().map_err(std::io::Error::other)?;
                 tls.connect(name, socket).await.map(TokioIo::new)
             }
@@ -174,7 +199,7 @@ fn settings(path: &Path) -> BrokerSettings {
     BrokerSettings {
         socket_path: Some(path.to_owned()),
         bind_address: Some(BindAddress {
-            host: "127.0.0.1".to_owned(),
+            host: Some("127.0.0.1".to_owned()),
             port: 0,
         }),
         brokers: vec![
@@ -213,16 +238,20 @@ fn pid(pid: u32) -> Option<pb::WorkloadReference> {
 }
 
 fn object() -> Option<pb::WorkloadReference> {
+    of_kind("pods", "core", Some(("shop", "web")), "")
+}
+
+fn of_kind(plural: &str, group: &str, key: Option<(&str, &str)>, uid: &str) -> Option<pb::WorkloadReference> {
     let message = pb::KubernetesObjectReference {
         r#type: Some(pb::KubernetesObjectType {
-            plural: "pods".to_owned(),
-            group: "core".to_owned(),
+            plural: plural.to_owned(),
+            group: group.to_owned(),
         }),
-        key: Some(pb::KubernetesObjectKey {
-            namespace: "shop".to_owned(),
-            name: "web".to_owned(),
+        key: key.map(|(namespace, name)| pb::KubernetesObjectKey {
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
         }),
-        uid: String::new(),
+        uid: uid.to_owned(),
     };
     reference(ReferenceType::KubernetesObject, &message)
 }

@@ -6,9 +6,9 @@ use finial_identity::process::Clock;
 use tonic::Request;
 
 use super::*;
-use crate::endpoints::caller::Peer;
 use crate::endpoints::limits::Admission;
 use crate::endpoints::listener::Caller;
+use crate::endpoints::peer::Peer;
 use crate::workload::{ProcFs, Process};
 
 fn caller(process: Process) -> Caller {

@@ -166,26 +166,47 @@ async fn tokens_are_renewed_with_new_keys_at_half_of_their_life() {
     assert_ne!(first.svids[0].wit_svid_key, second.svids[0].wit_svid_key);
 }
 
-#[tokio::test]
-async fn what_a_tainted_authority_signed_is_replaced_at_once() {
-    let world = World::with_wit(Clock::system());
+/// A stream that has its token, and then has another.
+async fn token_is_replaced(world: World, change: impl FnOnce(&World)) {
     world.publish_entries(vec![world.unissued("a")]);
     let served = world.serve();
     let mut stream = wit_stream(&served).await;
     let first = next(&mut stream).await.unwrap();
-    let mut bundle = served.world.own_bundle();
-    bundle.taint_wit(WIT_KEY_ID).unwrap();
-    // As the sync task does it: first the cache forgets, then the bundle is published.
-    let forgotten = HashSet::from([WIT_KEY_ID.to_owned()]);
-    let cache = served.world.svids.wit_cache().unwrap();
-    cache.forget_authorities(&forgotten);
-    assert!(cache.is_empty());
-    served
-        .world
-        .publish(|snapshot| snapshot.own_bundle = Arc::new(bundle));
+    change(&served.world);
     let second = next(&mut stream).await.unwrap();
     assert_ne!(first.svids[0].wit_svid, second.svids[0].wit_svid);
     served.stop().await;
+}
+
+/// As the sync task does it: first the cache forgets, then the bundle is published.
+fn forget_authority(world: &World) {
+    let cache = world.svids.wit_cache().unwrap();
+    cache.forget_authorities(&HashSet::from([WIT_KEY_ID.to_owned()]));
+    assert!(cache.is_empty());
+}
+
+#[tokio::test]
+async fn what_an_authority_signed_that_the_bundle_calls_tainted_is_replaced_at_once() {
+    // Nobody told the cache, which keeps nothing: the bundle alone says it.
+    token_is_replaced(World::with_wit_not_kept(Clock::system()), |world| {
+        let mut bundle = world.own_bundle();
+        bundle.taint_wit(WIT_KEY_ID).unwrap();
+        world.publish(|snapshot| snapshot.own_bundle = Arc::new(bundle));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_an_authority_signed_that_was_tainted_and_revoked_in_one_step_is_replaced_at_once() {
+    for world in [World::with_wit, World::with_wit_not_kept] {
+        token_is_replaced(world(Clock::system()), |world| {
+            forget_authority(world);
+            let mut bundle = world.own_bundle();
+            bundle.wit_authorities.clear();
+            world.publish(|snapshot| snapshot.own_bundle = Arc::new(bundle));
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

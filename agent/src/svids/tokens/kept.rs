@@ -1,8 +1,8 @@
 //! The tokens held, the least recently used of which goes first.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 
 use finial_identity::spiffe_id::SpiffeId;
 use time::{Duration, OffsetDateTime};
@@ -41,6 +41,10 @@ pub(super) struct Tokens<T> {
     order: BTreeMap<u64, Arc<Key>>,
     uses: u64,
     pruned_at: OffsetDateTime,
+    /// Every token that somebody may have, whether it is kept here or not: streams have theirs for as long as they are
+    /// valid, and must hear that one is forgotten.
+    given: Vec<(Arc<Key>, Weak<Token<T>>)>,
+    given_after_sweep: usize,
 }
 
 struct Held<T> {
@@ -119,6 +123,8 @@ impl<T> Tokens<T> {
             order: BTreeMap::new(),
             uses: 0,
             pruned_at: OffsetDateTime::UNIX_EPOCH,
+            given: Vec::new(),
+            given_after_sweep: 0,
         }
     }
 
@@ -141,7 +147,18 @@ impl<T> Tokens<T> {
         Some((Arc::clone(&held.token), held.trouble))
     }
 
-    /// Keeps a token in the place of an earlier one.
+    /// Takes note of a new token, so that it can be forgotten wherever it is.
+    pub(super) fn give(&mut self, key: &Arc<Key>, value: Token<T>) -> Arc<Token<T>> {
+        if self.given.len() > 2 * self.given_after_sweep + 16 {
+            self.given.retain(|(_key, token)| token.strong_count() > 0);
+            self.given_after_sweep = self.given.len();
+        }
+        let token = Arc::new(value);
+        self.given.push((Arc::clone(key), Arc::downgrade(&token)));
+        token
+    }
+
+    /// Keeps a token that was given, in the place of an earlier one.
     pub(super) fn keep(&mut self, key: &Arc<Key>, token: Arc<Token<T>>) {
         self.uses += 1;
         let held = Held {
@@ -179,14 +196,23 @@ impl<T> Tokens<T> {
         }
     }
 
-    /// Forgets tokens, also for those who hold them already. Returns how many.
+    /// Forgets tokens, also for those who have them already. Returns how many were kept here.
     pub(super) fn forget(&mut self, is_forgotten: impl Fn(&Key, &Token<T>) -> bool) -> usize {
+        self.given.retain(|(key, token)| {
+            let Some(token) = token.upgrade() else {
+                return false;
+            };
+            let goes = is_forgotten(key, &token);
+            if goes {
+                token.forgotten.store(true, Ordering::Relaxed);
+            }
+            !goes
+        });
         let before = self.held.len();
         let order = &mut self.order;
-        self.held.retain(|key, held| {
-            let goes = is_forgotten(key, &held.token);
+        self.held.retain(|_key, held| {
+            let goes = held.token.forgotten.load(Ordering::Relaxed);
             if goes {
-                held.token.forgotten.store(true, Ordering::Relaxed);
                 order.remove(&held.last_use);
             }
             !goes

@@ -1,12 +1,13 @@
-//! JWT-SVIDs: cached, renewed at half of their life, requested once for all who wait. WIT-SVIDs
-//! ([`super::wit`]) are kept in the same way.
+//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their life, requested once for all who
+//! wait, and forgotten wherever they are.
 //!
 //! A token past half of its life that is still valid is handed out when no new one comes in time: after
 //! `hit_timeout`, or as soon as the server has failed once. From then on nobody waits for that token's successor,
 //! which is asked for in the background, until there is one or the token expires.
 
+mod kept;
 mod source;
-mod tokens;
+mod withdrawn;
 
 #[cfg(test)]
 mod tests;
@@ -27,12 +28,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use self::tokens::{Key, Tokens};
+use self::kept::{Key, Tokens};
+use self::withdrawn::Withdrawn;
 use super::counters::{CacheCounters, TokenCounters};
 use crate::node::{Backoff, Jitter};
 
+pub use self::kept::Token;
 pub use self::source::{JwtError, JwtSource, Signed};
-pub use self::tokens::Token;
 pub use crate::upstream::SignedJwt;
 
 /// The cache of JWT-SVIDs.
@@ -93,6 +95,7 @@ impl<T: Signed> TokenCache<T> {
                 counters,
                 state: Mutex::new(State {
                     tokens: Tokens::new(settings.max_size),
+                    withdrawn: Withdrawn::default(),
                     requests: HashMap::new(),
                     requests_after_sweep: 0,
                     next_request: 0,
@@ -177,6 +180,7 @@ impl<T: Signed> TokenCache<T> {
         let mut state = self.inner.locked();
         // What is being signed may be signed with them.
         state.requests.clear();
+        state.withdrawn.add(key_ids.clone());
         let is_forgotten = |_key: &Key, token: &Token<T>| {
             let key_id = token.key_id.as_ref();
             key_id.is_some_and(|id| key_ids.contains(id))
@@ -246,6 +250,7 @@ struct Inner<T: Signed> {
 
 struct State<T: Signed> {
     tokens: Tokens<T>,
+    withdrawn: Withdrawn,
     /// Requests under way that those who come may join. Weak: one that nobody waits for any more is dropped.
     requests: HashMap<Arc<Key>, Joinable<T>>,
     requests_after_sweep: usize,
@@ -418,7 +423,7 @@ impl<T: Signed> Inner<T> {
     /// Asks the server, again after passing trouble, for as long as the budget lasts.
     async fn request(
         &self,
-        key: &Key,
+        key: &Arc<Key>,
         audiences: &[String],
         failing: Option<&watch::Sender<bool>>,
     ) -> Answer<T> {
@@ -426,12 +431,16 @@ impl<T: Signed> Inner<T> {
         let mut last = None;
         let attempts = async {
             loop {
+                let withdrawn = self.locked().withdrawn.times();
                 match T::sign(&self.source, &key.entry_id, audiences).await {
                     Ok(signed) if *signed.spiffe_id() != key.spiffe_id => {
                         let text = format!("token is for {}, not for {}", signed.spiffe_id(), key.spiffe_id);
                         return Err(JwtError::Refused(text));
                     }
-                    Ok(signed) => return Ok(Arc::new(Token::new(signed, self.jitter.draw()))),
+                    Ok(signed) => match self.give(key, signed, withdrawn) {
+                        Some(token) => return Ok(token),
+                        None => last = Some(JwtError::Unavailable(WITHDRAWN.to_owned())),
+                    },
                     Err(error) if error.is_transient() => last = Some(JwtError::from(error)),
                     Err(error) => return Err(JwtError::from(error)),
                 }
@@ -451,6 +460,14 @@ impl<T: Signed> Inner<T> {
             self.counted().failed.add(1);
         }
         answer
+    }
+
+    /// The new token, unless its key was forgotten since keys had been `withdrawn` times.
+    fn give(&self, key: &Arc<Key>, signed: T, withdrawn: u64) -> Option<Arc<Token<T>>> {
+        let token = Token::new(signed, self.jitter.draw());
+        let mut state = self.locked();
+        let is_withdrawn = state.withdrawn.has(token.key_id.as_deref(), withdrawn);
+        (!is_withdrawn).then(|| state.tokens.give(key, token))
     }
 
     fn counted(&self) -> &TokenCounters {
@@ -473,5 +490,6 @@ const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 const MAX_RENEWALS: usize = 1000;
 /// Larger tokens, in bytes, are handed out and not kept.
 const MAX_CACHED_TOKEN: usize = 16 * 1024;
+const WITHDRAWN: &str = "signed by an authority that was tainted or revoked meanwhile";
 const FIRST_RETRY: Duration = Duration::from_millis(200);
 const LONGEST_RETRY: Duration = Duration::from_secs(5);

@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use tonic::codegen::http::uri::Authority;
 
+mod huffman;
+
 const AUTHORITY: &[u8] = b":authority";
 /// `:authority` in the Huffman code of RFC 7541 appendix B.
 pub(super) const HUFFMAN_AUTHORITY: [u8; 8] = [0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
@@ -12,16 +14,21 @@ const STATIC_AUTHORITY: usize = 1;
 /// The most `:authority` fields that are repaired; a request has one.
 const MAX_FIELDS: usize = 8;
 
-/// Makes the raw values of literal `:authority` fields parse as an authority, in place. Values that
-/// are empty or Huffman-coded stay, and a malformed block stays as it is altogether.
+/// Makes the values of literal `:authority` fields parse as an authority, in place. Values that are empty stay, and a
+/// malformed block stays as it is altogether.
 pub(super) fn repair_authorities(block: &mut [u8]) {
-    for value in authority_values(block).unwrap_or_default() {
-        repair(block.get_mut(value).unwrap_or_default());
+    for (value, huffman) in authority_values(block).unwrap_or_default() {
+        let value = block.get_mut(value).unwrap_or_default();
+        if huffman {
+            huffman::repair(value);
+        } else {
+            repair(value);
+        }
     }
 }
 
-/// Where the raw values stand; none if the block is malformed.
-fn authority_values(block: &[u8]) -> Option<Vec<Range<usize>>> {
+/// Where the values stand, and whether they are Huffman-coded; none if the block is malformed.
+fn authority_values(block: &[u8]) -> Option<Vec<(Range<usize>, bool)>> {
     let mut values = Vec::new();
     let mut at = 0;
     while let Some(first) = block.get(at).copied() {
@@ -48,8 +55,8 @@ fn authority_values(block: &[u8]) -> Option<Vec<Range<usize>>> {
             index == STATIC_AUTHORITY
         };
         let (value, huffman) = string(block, &mut at)?;
-        if is_authority && !huffman && values.len() < MAX_FIELDS {
-            values.push(value);
+        if is_authority && values.len() < MAX_FIELDS {
+            values.push((value, huffman));
         }
     }
     Some(values)
@@ -88,10 +95,15 @@ fn repair(value: &mut [u8]) {
         return;
     }
     for byte in value {
-        if !byte.is_ascii_alphanumeric() && !matches!(byte, b'.' | b'-' | b'_' | b'~') {
+        if !is_unreserved(*byte) {
             *byte = b'-';
         }
     }
+}
+
+/// RFC 3986 §2.3: what may stand anywhere in an authority.
+fn is_unreserved(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_' | b'~')
 }
 
 #[cfg(test)]
@@ -116,8 +128,8 @@ mod tests {
     }
 
     #[test]
-    fn leaves_huffman_coded_and_empty_values_alone() {
-        for block in [&b"\x41\x82/a"[..], b"\x41\x00", b"\x01\x80"] {
+    fn leaves_empty_values_and_broken_huffman_codes_alone() {
+        for block in [&b"\x41\x82\xff\xff"[..], b"\x41\x00", b"\x01\x80"] {
             assert_eq!(repaired(block), block);
         }
     }

@@ -1,0 +1,192 @@
+//! Pods that somebody else names, as the kubelet of this node lists them.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use finial_identity::selector::Selector;
+use time::OffsetDateTime;
+use tokio::time::{Instant, sleep_until};
+
+use super::AttestorError;
+use super::pods::PodFacts;
+use crate::config::PodRecord;
+
+/// How often it is looked whether a pod is still there.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// How often in a row the kubelet must not list a pod before it counts as gone: one that has just been started anew
+/// does not know its pods yet.
+const UNLISTED_LOOKS: u32 = 2;
+
+/// How a pod is named: by namespace and name, by UID, or by both, which then must be the same pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodReference {
+    /// Namespace and name.
+    pub name: Option<(String, String)>,
+    /// The UID, with or without dashes.
+    pub uid: Option<String>,
+}
+
+/// A pod as the kubelet lists it.
+#[derive(Clone, Debug)]
+pub struct ListedPod {
+    /// Which one it is.
+    pub record: PodRecord,
+    /// When the kubelet took it on, as far as it says.
+    pub started_at: Option<OffsetDateTime>,
+    /// What holds for each of its containers alike.
+    pub facts: Vec<Selector>,
+}
+
+/// Whether a pod is there, by what the kubelet says. Once it is gone it stays gone: another of its name is another pod.
+#[derive(Debug)]
+pub(super) struct Listing {
+    kubelet: Arc<dyn PodFacts>,
+    pod: PodReference,
+    is_gone: AtomicBool,
+    watch: Mutex<Watch>,
+}
+
+#[derive(Debug)]
+struct Watch {
+    next_look: Instant,
+    unlisted: u32,
+}
+
+impl Listing {
+    /// Of the pod with this UID, which is listed now.
+    pub(super) fn new(kubelet: Arc<dyn PodFacts>, uid: &str) -> Self {
+        Self {
+            kubelet,
+            pod: PodReference {
+                uid: Some(uid.to_owned()),
+                ..PodReference::default()
+            },
+            is_gone: AtomicBool::new(false),
+            watch: Mutex::new(Watch {
+                next_look: Instant::now() + LOOK_EVERY,
+                unlisted: 0,
+            }),
+        }
+    }
+
+    pub(super) fn is_gone(&self) -> bool {
+        self.is_gone.load(Ordering::Relaxed)
+    }
+
+    /// What holds for the pod now; none when it is gone.
+    ///
+    /// # Errors
+    /// When the kubelet does not tell.
+    pub(super) async fn facts(&self) -> Result<Option<Vec<Selector>>, AttestorError> {
+        if self.is_gone() {
+            return Ok(None);
+        }
+        let found = self.kubelet.listed(&self.pod, Duration::ZERO).await?;
+        if found.is_none() {
+            self.is_gone.store(true, Ordering::Relaxed);
+        }
+        Ok(found.map(|pod| pod.facts))
+    }
+
+    /// Completes when the pod is gone. A kubelet that does not answer says nothing about that.
+    pub(super) async fn gone(&self) {
+        while !self.is_gone() {
+            let next_look = self.watch().next_look;
+            sleep_until(next_look).await;
+            let found = self.kubelet.listed(&self.pod, LOOK_EVERY).await;
+            let mut watch = self.watch();
+            watch.next_look = Instant::now() + LOOK_EVERY;
+            match found {
+                Ok(None) => watch.unlisted += 1,
+                Ok(Some(_)) => watch.unlisted = 0,
+                Err(_untold) => {}
+            }
+            if watch.unlisted >= UNLISTED_LOOKS {
+                self.is_gone.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use async_trait::async_trait;
+
+    use super::super::pods::tests::pod;
+    use super::*;
+
+    /// Answers in this order, the last one for ever: listed, not listed, or no answer.
+    #[derive(Debug)]
+    struct Answers(Mutex<Vec<Option<bool>>>);
+
+    #[async_trait]
+    impl PodFacts for Answers {
+        async fn by_uid(&self, _uid: &str) -> Result<Vec<Selector>, AttestorError> {
+            Err(AttestorError::CutOff)
+        }
+
+        async fn listed(
+            &self,
+            _meant: &PodReference,
+            _max_age: Duration,
+        ) -> Result<Option<ListedPod>, AttestorError> {
+            let mut answers = self.0.lock().unwrap();
+            let answer = match answers.len() {
+                1 => answers[0],
+                _ => answers.remove(0),
+            };
+            let listed = answer.ok_or(AttestorError::CutOff)?;
+            Ok(listed.then(|| ListedPod {
+                record: pod("u").record().clone(),
+                started_at: None,
+                facts: Vec::new(),
+            }))
+        }
+    }
+
+    fn listing(answers: &[Option<bool>]) -> Listing {
+        Listing::new(Arc::new(Answers(Mutex::new(answers.to_vec()))), "u")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_is_gone_when_it_is_not_listed_twice_in_a_row() {
+        let begun = Instant::now();
+        let (yes, no, untold) = (Some(true), Some(false), None);
+        listing(&[yes, no, yes, no, untold, no]).gone().await;
+        assert_eq!(begun.elapsed(), LOOK_EVERY * 6);
+        let silent = listing(&[untold]);
+        tokio::select! {
+            () = silent.gone() => panic!("a kubelet that is away takes no pod away"),
+            () = tokio::time::sleep(Duration::from_secs(3600)) => {}
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn looking_again_and_again_does_not_put_the_next_look_off() {
+        let listing = listing(&[Some(false)]);
+        let begun = Instant::now();
+        while !listing.is_gone() {
+            tokio::select! {
+                () = listing.gone() => {}
+                () = tokio::time::sleep(Duration::from_secs(1)) => {}
+            }
+        }
+        assert_eq!(begun.elapsed(), LOOK_EVERY * UNLISTED_LOOKS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_gone_stays_gone_whoever_is_listed_afterwards() {
+        let listing = listing(&[Some(false), Some(true)]);
+        assert_eq!(listing.facts().await.unwrap(), None);
+        assert_eq!(listing.facts().await.unwrap(), None);
+        listing.gone().await;
+        let untold = self::listing(&[None, Some(true)]);
+        assert!(untold.facts().await.is_err() && !untold.is_gone());
+        assert!(untold.facts().await.unwrap().is_some());
+    }
+}
