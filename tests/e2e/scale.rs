@@ -88,7 +88,7 @@ async fn measures_rules_over_many_pods() {
         cluster.put(pod);
     });
     let put = began.elapsed();
-    seen.wait(pods).await;
+    seen.wait(0..pods).await;
     println!(
         "all pods at once: put in {put:.2?}, the last entry pushed after {:.2?}",
         began.elapsed()

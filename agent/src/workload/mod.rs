@@ -443,6 +443,23 @@ mod tests {
         assert!(!format!("{knows:?}").contains("fake:a"), "facts may be secret");
     }
 
+    #[tokio::test]
+    async fn a_pod_that_has_lost_its_socket_has_no_facts() {
+        let tasks = finial_identity::process::TaskSet::new();
+        let gone = tasks.stop_signal();
+        tasks.run_until_first_exit(async {}).await.unwrap();
+        let record = pods::tests::pod("0a1b").record().clone();
+        let workload = Workload::Pod(Arc::new(Pod::new(record, None, 1, gone)));
+        let error = attestation(Vec::new())
+            .attest_workload(&workload)
+            .await
+            .unwrap_err();
+        assert!(
+            matches!(error, AttestError::PodGone(ref uid) if uid == "0a1b"),
+            "{error}"
+        );
+    }
+
     #[derive(Debug)]
     struct FakeFacts(Fake);
 

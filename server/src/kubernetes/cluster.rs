@@ -82,8 +82,8 @@ impl Cluster {
         stop: Stop,
     ) -> Result<(), Infallible> {
         let mut revisions = self.registry.revisions();
-        let mut refreshes = self.declarations.states.clone();
         let mut contests = self.registry.contests();
+        let mut refreshes = self.declarations.states.clone();
         let mut compare = interval(COMPARE_EVERY);
         compare.set_missed_tick_behavior(MissedTickBehavior::Delay);
         compare.reset();
@@ -105,11 +105,11 @@ impl Cluster {
                     masks_at = Some(Instant::now() + STORE_DELAY);
                     continue;
                 }
-                Ok(()) = refreshes.changed() => self.federations.refreshed(),
                 Ok(()) = contests.changed(), if masks_at.is_none() => {
                     masks_at = Some(Instant::now() + STORE_DELAY);
                     continue;
                 }
+                Ok(()) = refreshes.changed() => self.federations.refreshed(),
                 () = wait(masks_at) => {
                     revisions.mark_unchanged();
                     contests.mark_unchanged();
@@ -391,15 +391,16 @@ mod tests {
     use crate::store::testing::{agent, domain};
     use crate::store::{SqliteStore, Store};
 
+    async fn store() -> Arc<dyn Store> {
+        Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap())
+    }
+
+    /// Nobody takes in what is declared.
     fn declarations() -> Declarations {
         Declarations {
             sets: tokio::sync::watch::Sender::default(),
             states: tokio::sync::watch::channel(Default::default()).1,
         }
-    }
-
-    async fn store() -> Arc<dyn Store> {
-        Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap())
     }
 
     async fn cluster() -> (Cluster, Arc<Registry>) {

@@ -69,15 +69,6 @@ pub enum KubernetesError {
     },
 }
 
-/// Where federation relationships go that objects declare, and what became of them.
-#[derive(Clone, Debug)]
-pub struct Declarations {
-    /// What each cluster declares.
-    pub sets: channel::Sender<DeclaredSets>,
-    /// How the refresh of each bundle stands.
-    pub states: channel::Receiver<RefreshStates>,
-}
-
 /// The templates of a configuration that are none, each with its place.
 #[derive(Debug, Error)]
 #[error("{}", .0.join("\n"))]
@@ -97,6 +88,15 @@ pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTempla
         true => Ok(()),
         false => Err(WrongTemplates(wrong)),
     }
+}
+
+/// Where federation relationships go that objects declare, and what became of them.
+#[derive(Clone, Debug)]
+pub struct Declarations {
+    /// What each cluster declares.
+    pub sets: channel::Sender<DeclaredSets>,
+    /// How the refresh of each bundle stands.
+    pub states: channel::Receiver<RefreshStates>,
 }
 
 /// Begins to derive entries from the objects of the configured clusters.
