@@ -9,6 +9,7 @@ mod cluster;
 mod helm;
 mod identities;
 mod installation;
+mod originals;
 mod page;
 mod recovery;
 mod release;
