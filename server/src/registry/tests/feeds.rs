@@ -249,7 +249,7 @@ async fn bundles_come_first_and_follow_what_the_entries_need() {
     assert!(feed.heartbeat().is_some());
 }
 
-fn of_rule(entry: Entry) -> Derived {
+pub(super) fn of_rule(entry: Entry) -> Derived {
     Derived {
         entry: Arc::new(entry),
         origin: "ClusterSPIFFEID r".into(),

@@ -42,7 +42,7 @@ async fn another_history_is_held_back_until_released() {
     );
 }
 
-async fn open(directory: &TempDir) -> Arc<SqliteStore> {
+pub(super) async fn open(directory: &TempDir) -> Arc<SqliteStore> {
     let path = directory.path().join("datastore.sqlite3");
     Arc::new(
         SqliteStore::open(&path, &domain(), Clock::system())
