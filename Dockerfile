@@ -11,6 +11,8 @@ ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-re
 RUN target=$(rustc -vV | sed -n 's/^host: //p') \
  && cargo build --release --locked --bin finial --target "$target" \
  && install -D "target/$target/release/finial" /image/usr/bin/finial \
+ # Public authorities: who serves a foreign bundle by https_web, or the agents' trust_bundle_url.
+ && install -D -m 644 /etc/ssl/certs/ca-certificates.crt /image/etc/ssl/certs/ca-certificates.crt \
  # The names and places of SPIRE's images, for scripts that run commands in a pod.
  && mkdir -p /image/opt/spire/bin \
  && ln -s /usr/bin/finial /image/opt/spire/bin/spire-server \

@@ -18,6 +18,8 @@ fn the_image_has_one_program_and_neither_shell_nor_root() {
     // Not linked against libraries that an empty image has not.
     assert!(text.contains("target-feature=+crt-static"));
     assert!(text.contains("--locked"));
+    // Where the program looks for the authorities of the Web.
+    assert!(text.contains(" /image/etc/ssl/certs/ca-certificates.crt"));
 }
 
 #[test]

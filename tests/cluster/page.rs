@@ -102,6 +102,10 @@ const EXPECTED: &[(&str, &str)] = &[
     ("get clusterspiffeid backend -o yaml", "namespacesSelected: 1"),
     ("get clusterspiffeids -o yaml", "podsSelected: 1"),
     ("describe pod backend", "csi.spiffe.io"),
+    (
+        "finial why shop/backend",
+        "the pod has spiffe://example.org/backend",
+    ),
     ("helm upgrade --install", "\"deployed\""),
     ("helm rollback", "\"deployed\""),
 ];

@@ -199,6 +199,21 @@ mod tests {
     }
 
     #[test]
+    fn a_link_in_place_of_a_pods_folder_is_not_mounted() {
+        let dir = tempfile::tempdir().unwrap();
+        let folders = Folders::open(&dir.path().join("csi")).unwrap();
+        folders.prepare(&pod("a")).unwrap();
+        let elsewhere = dir.path().join("elsewhere");
+        std::fs::create_dir(&elsewhere).unwrap();
+        for place in [folders.tree.sockets_of("0a1b"), folders.tree.shared()] {
+            std::fs::remove_dir(&place).unwrap();
+            symlink(&elsewhere, &place).unwrap();
+        }
+        assert!(matches!(folders.prepare(&pod("a")), Err(FolderError::Io { .. })));
+        assert!(matches!(folders.shared(), Err(FolderError::Io { .. })));
+    }
+
+    #[test]
     fn a_folder_without_a_whole_record_is_made_anew() {
         let dir = tempfile::tempdir().unwrap();
         let folders = Folders::open(dir.path()).unwrap();

@@ -73,3 +73,27 @@ impl Registration for Registrar {
         Ok(Response::new(pb::RegistrationStatusResponse {}))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_stands_whatever_the_kubelet_says_next() {
+        let (told, heard) = watch::channel(Registered::NotYet);
+        let registrar = Registrar::new(&CsiSettings::default(), told);
+        let tell = async |plugin_registered, error: &str| {
+            let status = pb::RegistrationStatus {
+                plugin_registered,
+                error: error.to_owned(),
+            };
+            let answer = registrar.notify_registration_status(Request::new(status)).await;
+            answer.unwrap();
+            heard.borrow().clone()
+        };
+        assert_eq!(tell(true, "").await, Registered::Yes);
+        let refused = Registered::No("x".repeat(MAX_REASON));
+        assert_eq!(tell(false, &"x".repeat(10_000)).await, refused);
+        assert_eq!(tell(true, "").await, refused);
+    }
+}

@@ -107,6 +107,15 @@ impl Peer {
         }
     }
 
+    /// A peer that has ended.
+    #[cfg(test)]
+    pub(crate) fn ended() -> Self {
+        Self {
+            process: Err(Arc::new(ProcessError::Gone(1))),
+            pod: None,
+        }
+    }
+
     /// The process that connected.
     ///
     /// # Errors

@@ -110,7 +110,13 @@ impl WorkloadAttestor for FactsByPid {
 
 /// A kubelet that lists these pods, each with these facts; `None` does not answer.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct FakePods(pub Arc<Mutex<Option<Vec<(PodRecord, Vec<&'static str>)>>>>);
+pub(crate) struct FakePods {
+    listed: Arc<Mutex<Option<Vec<FakePod>>>>,
+    /// After so many answers it lists none.
+    answers_left: Arc<Mutex<Option<usize>>>,
+}
+
+type FakePod = (PodRecord, Vec<&'static str>);
 
 impl FakePods {
     pub(crate) fn set(&self, pods: Option<&[(&str, &str, &[&'static str])]>) {
@@ -123,7 +129,12 @@ impl FakePods {
             };
             (record, facts.to_vec())
         };
-        *self.0.lock().unwrap() = pods.map(|pods| pods.iter().map(pod).collect());
+        *self.listed.lock().unwrap() = pods.map(|pods| pods.iter().map(pod).collect());
+    }
+
+    /// All pods go after so many answers.
+    pub(crate) fn go_after(&self, answers: usize) {
+        *self.answers_left.lock().unwrap() = Some(answers);
     }
 }
 
@@ -138,7 +149,13 @@ impl PodFacts for FakePods {
         meant: &PodReference,
         _max_age: Duration,
     ) -> Result<Option<ListedPod>, AttestorError> {
-        let pods = self.0.lock().unwrap();
+        if let Some(left) = self.answers_left.lock().unwrap().as_mut() {
+            let Some(fewer) = left.checked_sub(1) else {
+                return Ok(None);
+            };
+            *left = fewer;
+        }
+        let pods = self.listed.lock().unwrap();
         let pods = pods.as_ref().ok_or(AttestorError::CutOff)?;
         let found = pods.iter().find(|(record, _)| {
             let name = (record.namespace.clone(), record.name.clone());

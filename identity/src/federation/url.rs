@@ -74,6 +74,13 @@ impl EndpointUrl {
         if !port.is_empty() && !port.parse::<u16>().is_ok_and(|port| port != 0) {
             return Err(EndpointUrlError::Port(port.to_owned()));
         }
+        let uri = match uri.path_and_query().map(http::uri::PathAndQuery::as_str) {
+            // A request needs a path.
+            Some(query) if query.starts_with('?') => format!("https://{authority}/{query}")
+                .parse()
+                .map_err(|error: http::uri::InvalidUri| EndpointUrlError::Malformed(error.to_string()))?,
+            _ => uri,
+        };
         Ok(Self {
             text: text.into(),
             uri,
@@ -178,6 +185,11 @@ mod tests {
         assert_eq!(url.as_str(), "https://bundles.a.test:8443/b/c?token=x");
         assert_eq!(url.to_string(), "https://bundles.a.test:8443/b/c");
         assert_eq!(format!("{url:?}"), "https://bundles.a.test:8443/b/c");
+        let query = EndpointUrl::parse("https://a.test?x=1").unwrap();
+        assert_eq!(
+            (query.as_str(), query.path_and_query()),
+            ("https://a.test?x=1", "/?x=1")
+        );
         let short = EndpointUrl::parse("https://a.test").unwrap();
         assert_eq!((short.port(), short.path_and_query()), (443, "/"));
         let address = EndpointUrl::parse("https://[::1]:9443/").unwrap();

@@ -348,11 +348,14 @@ impl Cluster {
             answer,
         } = question;
         let name = NamespacedName::new(&namespace, &name);
-        let name_stored = |entry: &Entry| {
-            let stored = self.registry.similar_stored(entry)?;
-            Some(stored.entry.id.clone())
+        let name_rival = |entry: &Entry| {
+            if let Some(stored) = self.registry.similar_stored(entry) {
+                return Some(format!("stored entry {}", stored.entry.id));
+            }
+            let (_, origin) = self.registry.similar_derived(entry)?;
+            Some(origin.to_string())
         };
-        let Explained { mut pod, node, rules } = self.deriver.explain(&name, &name_stored);
+        let Explained { mut pod, node, rules } = self.deriver.explain(&name, &name_rival);
         if let (Some(facts), Some(seen)) = (&mut pod, self.times.of(&name)) {
             facts.seen_at = Some(seen.at);
             facts.seen_bound_at = seen.bound_at;

@@ -3,6 +3,7 @@
 
 mod authority;
 mod bundle;
+mod federation;
 mod ids;
 mod jwt;
 mod key;
@@ -22,6 +23,7 @@ pub const TARGETS: &[Target] = &[
     ("bundle_pem", bundle::run_pem),
     ("bundle_spiffe", bundle::run_spiffe),
     ("csr", x509::run_csr),
+    ("endpoint_url", federation::run),
     ("entry", ids::run_entry),
     ("jwk", key::run_jwk),
     ("jwt", jwt::run),

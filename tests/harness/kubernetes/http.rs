@@ -64,10 +64,12 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
         Method::GET if is_watch => watch(state, resource, &query),
         Method::GET if resource.name.is_empty() => {
             let (items, version) = state.shown(&resource.plural, &resource.namespace);
-            object(&json!({
-                "kind": "List", "apiVersion": resource.api_version,
-                "metadata": {"resourceVersion": version.to_string()}, "items": items
-            }))
+            let text = format!(
+                r#"{{"kind":"List","apiVersion":{:?},"metadata":{{"resourceVersion":"{version}"}},"items":[{}]}}"#,
+                resource.api_version,
+                items.join(",")
+            );
+            answer_text(StatusCode::OK, text)
         }
         Method::GET => found(state.get(&resource.plural, &resource.namespace, &resource.name)),
         Method::POST => create(&state, &resource, &body),
@@ -212,9 +214,13 @@ fn failure(status: StatusCode, message: &str) -> Response {
 }
 
 fn answer_with(status: StatusCode, value: &Value) -> Response {
+    answer_text(status, value.to_string())
+}
+
+fn answer_text(status: StatusCode, text: String) -> Response {
     Response::builder()
         .status(status)
         .header(header::CONTENT_TYPE, "application/json")
-        .body(Body::from(value.to_string()))
+        .body(Body::from(text))
         .expect("a response of fixed parts")
 }

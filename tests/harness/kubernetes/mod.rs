@@ -68,6 +68,11 @@ impl FakeCluster {
         self.state.put(object)
     }
 
+    /// [`FakeCluster::put`] of many, of which nobody sees some without the others.
+    pub fn put_all(&self, objects: Vec<Value>) {
+        self.state.put_all(objects);
+    }
+
     /// Deletes an object; the namespace of what has none is empty.
     pub fn delete(&self, plural: &str, namespace: &str, name: &str) {
         self.state.delete(plural, namespace, name);

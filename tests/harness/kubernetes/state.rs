@@ -30,6 +30,8 @@ struct Inner {
     version: u64,
     uids: u64,
     objects: BTreeMap<Key, Value>,
+    /// The same as JSON, for lists of thousands.
+    texts: BTreeMap<Key, Arc<str>>,
     history: Vec<Change>,
     /// Versions up to this one are forgotten.
     floor: u64,
@@ -61,58 +63,29 @@ impl State {
         self.store(&plural, object, true)
     }
 
-    /// Stores an object; a user keeps the status that is there.
-    pub(super) fn store(&self, plural: &str, mut object: Value, keeps_status: bool) -> Value {
+    /// Stores objects in one go, as users do.
+    pub(super) fn put_all(&self, objects: Vec<Value>) {
         let mut inner = self.lock();
-        inner.version += 1;
-        let version = inner.version;
-        let key = key(plural, &object);
-        let before = inner.objects.get(&key).cloned();
-        let meta = &mut object["metadata"];
-        meta["resourceVersion"] = json!(version.to_string());
-        match &before {
-            Some(before) => {
-                for field in ["uid", "creationTimestamp"] {
-                    if meta.get(field).is_none() {
-                        meta[field] = before["metadata"][field].clone();
-                    }
-                }
-            }
-            None => {
-                if meta.get("uid").is_none() {
-                    inner.uids += 1;
-                    meta["uid"] = json!(format!("00000000-0000-4000-8000-{:012}", inner.uids));
-                }
-                if meta.get("creationTimestamp").is_none() {
-                    let second = version % 60;
-                    meta["creationTimestamp"] =
-                        json!(format!("2026-01-01T00:{:02}:{second:02}Z", version / 60 % 60));
-                }
-            }
+        for object in objects {
+            let plural = plural(object["kind"].as_str().expect("an object has a kind"));
+            inner.store(&plural, object, true);
         }
-        let spec_changed = before
-            .as_ref()
-            .is_none_or(|before| before["spec"] != object["spec"]);
-        let generation = before
-            .as_ref()
-            .and_then(|before| before["metadata"]["generation"].as_i64());
-        let generation = generation.unwrap_or_default() + i64::from(spec_changed);
-        object["metadata"]["generation"] = json!(generation);
-        if keeps_status && let Some(status) = before.as_ref().and_then(|before| before.get("status")) {
-            object["status"] = status.clone();
-        }
-        let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
-        inner.objects.insert(key.clone(), object.clone());
-        inner.log(key, kind, object.clone());
         drop(inner);
         self.news.notify_waiters();
-        object
+    }
+
+    /// Stores an object; a user keeps the status that is there.
+    pub(super) fn store(&self, plural: &str, object: Value, keeps_status: bool) -> Value {
+        let stored = self.lock().store(plural, object, keeps_status);
+        self.news.notify_waiters();
+        stored
     }
 
     pub(super) fn delete(&self, plural: &str, namespace: &str, name: &str) -> Option<Value> {
         let mut inner = self.lock();
         let key = (plural.to_owned(), namespace.to_owned(), name.to_owned());
         let mut object = inner.objects.remove(&key)?;
+        inner.texts.remove(&key);
         inner.version += 1;
         object["metadata"]["resourceVersion"] = json!(inner.version.to_string());
         inner.log(key, "DELETED", object.clone());
@@ -127,26 +100,23 @@ impl State {
     }
 
     pub(super) fn list(&self, plural: &str) -> Vec<Value> {
-        self.listed(plural, "").0
+        let inner = self.lock();
+        let found = inner.objects.iter().filter(|((of, ..), _)| of == plural);
+        found.map(|(_, object)| object.clone()).collect()
     }
 
-    /// The objects of a kind, in a namespace or in all, and the version of the list.
-    pub(super) fn listed(&self, plural: &str, namespace: &str) -> (Vec<Value>, u64) {
+    /// The objects of a kind, in a namespace or in all, as JSON and as a list call shows them, and the version of the
+    /// list.
+    pub(super) fn shown(&self, plural: &str, namespace: &str) -> (Vec<Arc<str>>, u64) {
         let inner = self.lock();
+        if inner.hidden.contains(plural) {
+            return (Vec::new(), inner.version);
+        }
         let found = inner
-            .objects
+            .texts
             .iter()
             .filter(|((of, inside, _), _)| of == plural && (namespace.is_empty() || inside == namespace));
-        (found.map(|(_, object)| object.clone()).collect(), inner.version)
-    }
-
-    /// As a list call shows them.
-    pub(super) fn shown(&self, plural: &str, namespace: &str) -> (Vec<Value>, u64) {
-        let (objects, version) = self.listed(plural, namespace);
-        if self.lock().hidden.contains(plural) {
-            return (Vec::new(), version);
-        }
-        (objects, version)
+        (found.map(|(_, text)| Arc::clone(text)).collect(), inner.version)
     }
 
     /// Events after a version.
@@ -216,6 +186,51 @@ impl State {
 }
 
 impl Inner {
+    fn store(&mut self, plural: &str, mut object: Value, keeps_status: bool) -> Value {
+        self.version += 1;
+        let version = self.version;
+        let key = key(plural, &object);
+        let before = self.objects.get(&key).cloned();
+        let meta = &mut object["metadata"];
+        meta["resourceVersion"] = json!(version.to_string());
+        match &before {
+            Some(before) => {
+                for field in ["uid", "creationTimestamp"] {
+                    if meta.get(field).is_none() {
+                        meta[field] = before["metadata"][field].clone();
+                    }
+                }
+            }
+            None => {
+                if meta.get("uid").is_none() {
+                    self.uids += 1;
+                    meta["uid"] = json!(format!("00000000-0000-4000-8000-{:012}", self.uids));
+                }
+                if meta.get("creationTimestamp").is_none() {
+                    let second = version % 60;
+                    meta["creationTimestamp"] =
+                        json!(format!("2026-01-01T00:{:02}:{second:02}Z", version / 60 % 60));
+                }
+            }
+        }
+        let spec_changed = before
+            .as_ref()
+            .is_none_or(|before| before["spec"] != object["spec"]);
+        let generation = before
+            .as_ref()
+            .and_then(|before| before["metadata"]["generation"].as_i64());
+        let generation = generation.unwrap_or_default() + i64::from(spec_changed);
+        object["metadata"]["generation"] = json!(generation);
+        if keeps_status && let Some(status) = before.as_ref().and_then(|before| before.get("status")) {
+            object["status"] = status.clone();
+        }
+        let kind = if before.is_some() { "MODIFIED" } else { "ADDED" };
+        self.objects.insert(key.clone(), object.clone());
+        self.texts.insert(key.clone(), object.to_string().into());
+        self.log(key, kind, object.clone());
+        object
+    }
+
     fn log(&mut self, (plural, namespace, _): Key, kind: &str, object: Value) {
         self.history.push(Change {
             version: self.version,

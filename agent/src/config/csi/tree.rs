@@ -336,6 +336,7 @@ mod tests {
         }
         std::fs::remove_dir(&pods).unwrap();
         symlink(dir.path(), &pods).unwrap();
-        assert!(SocketTree::open(&root).is_err());
+        let error = SocketTree::open(&root).unwrap_err();
+        assert!(matches!(error, TreeError::NotADirectory(_)), "{error}");
     }
 }

@@ -170,6 +170,25 @@ async fn streams_end_with_the_folder_and_a_folder_made_anew_has_its_socket_again
 }
 
 #[tokio::test]
+async fn a_folder_made_anew_has_a_socket_of_its_own_whatever_stands_in_it() {
+    let tree = Tree::serve(true);
+    tree.world
+        .publish_entries(vec![tree.entry("pod", &["k8s:ns:shop"])]);
+    tree.publish(UID, UID);
+    let path = tree.socket(UID, "spire-agent.sock");
+    listens(&path).await;
+    // One that an agent left behind, in the folder that takes the other's place between two looks.
+    tree.publish("0a1b", UID);
+    let stale = tree.socket("0a1b", "spire-agent.sock");
+    drop(std::os::unix::net::UnixListener::bind(stale).unwrap());
+    let away = tree.tree.pods().join(".old");
+    std::fs::rename(tree.tree.pod(UID), &away).unwrap();
+    std::fs::rename(tree.tree.pod("0a1b"), tree.tree.pod(UID)).unwrap();
+    std::fs::remove_dir_all(away).unwrap();
+    assert_eq!(ids(&path).await, ["spiffe://example.org/pod"]);
+}
+
+#[tokio::test]
 async fn an_agent_that_starts_finds_the_folders_and_their_old_sockets() {
     let mut tree = Tree::serve(true);
     tree.world
@@ -235,6 +254,33 @@ async fn a_process_of_another_pod_is_refused_on_this_pods_socket() {
         matches!(*stranger, StrangerError::Mismatch(Mismatch::OtherPod { .. })),
         "{stranger}"
     );
+    let unclear = peer("nonsense");
+    let Err(UnknownCaller::Stranger(stranger)) = unclear else {
+        panic!("{unclear:?}");
+    };
+    assert!(
+        matches!(*stranger, StrangerError::Mismatch(Mismatch::Unclear(_))),
+        "{stranger}"
+    );
+    // Where it belongs cannot be read.
+    let procfs = procfs_of(dir.path(), "");
+    let process = Process::open(i64::from(std::process::id()), &procfs).unwrap();
+    std::fs::remove_file(dir.path().join(std::process::id().to_string()).join("cgroup")).unwrap();
+    let unreadable = Peer::of_process(process).on_socket_of(&pod).workload();
+    let Err(UnknownCaller::Stranger(stranger)) = unreadable else {
+        panic!("{unreadable:?}");
+    };
+    assert!(
+        matches!(*stranger, StrangerError::Unreadable { .. }),
+        "{stranger}"
+    );
+}
+
+#[tokio::test]
+async fn a_process_that_has_ended_is_nobody_on_a_pods_socket_too() {
+    let pod = Arc::new(crate::workload::pods::tests::pod(UID));
+    let ended = Peer::ended().on_socket_of(&pod).workload();
+    assert!(matches!(ended, Err(UnknownCaller::Process(_))), "{ended:?}");
 }
 
 #[tokio::test]

@@ -7,11 +7,13 @@ use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
+use finial_identity::process::Clock;
 use http::{Request, StatusCode};
 use serde_json::{Value, json};
 use tower::ServiceExt as _;
 
 use super::*;
+use crate::telemetry::LogSettings;
 
 const TOKEN: &str = "eyJhbGciOiJSUzI1NiJ9.eyJhdWQiOlsic3BpcmUtc2VydmVyIl19.c2VjcmV0";
 const POD_UID: &str = "11111111-1111-1111-1111-111111111111";
@@ -298,9 +300,14 @@ async fn a_token_of_a_deleted_replaced_or_ended_pod_is_refused() {
 async fn a_token_of_another_node_or_of_none_is_refused() {
     let server = ApiServer::new();
     let attestor = server.attestor();
-    let unbound = |facts: &mut Facts| facts.pod["spec"]["nodeName"] = Value::Null;
-    let why = server.refusal(&attestor, unbound).await;
-    assert!(why.contains("on no node"), "{why}");
+    for nowhere in [Value::Null, json!("")] {
+        let unbound = |facts: &mut Facts| facts.pod["spec"]["nodeName"] = nowhere;
+        let why = server.refusal(&attestor, unbound).await;
+        assert!(why.contains("on no node"), "{why}");
+    }
+    let nameless = |facts: &mut Facts| facts.node["metadata"]["uid"] = Value::Null;
+    let why = server.refusal(&attestor, nameless).await;
+    assert!(why.contains("has no UID"), "{why}");
     let why = server.refusal(&attestor, |facts| facts.node = Value::Null).await;
     assert!(why.contains("node of the pod does not exist: node-a"), "{why}");
     for (key, value) in [("node-name", "node-b"), ("node-uid", POD_UID)] {
@@ -337,6 +344,66 @@ async fn a_token_that_is_replayed_from_another_node_is_refused() {
 }
 
 #[tokio::test]
+async fn addresses_are_the_same_however_they_are_written_and_there_may_be_several() {
+    let server = ApiServer::new();
+    let attestor = server.attestor_with(|settings| settings.verify_client_ip = true);
+    server.change(|facts| {
+        facts.pod["status"] = json!({
+            "phase": "Running", "podIP": "::ffff:10.1.2.3",
+            "podIPs": [{"ip": "fd00:1:0::0003"}],
+            "hostIPs": [{"ip": "fd00:2::1"}],
+        });
+        facts.node["status"]["addresses"] = json!([
+            {"type": "InternalIP", "address": "172.16.0.1"}, {"type": "ExternalIP", "address": "2001:db8::1"}
+        ]);
+    });
+    let attest_from = async |address: &str| {
+        let address: IpAddr = address.parse().unwrap();
+        let mut caller = Caller(Some(address));
+        attestor
+            .attest(&payload("demo", TOKEN), &mut caller)
+            .await
+            .is_ok()
+    };
+    for fine in ["10.1.2.3", "fd00:1::3", "fd00:2::1", "172.16.0.1", "2001:db8::1"] {
+        assert!(attest_from(fine).await, "{fine}");
+    }
+    for stranger in ["10.1.2.4", "fd00:1::4", "::", "0.0.0.0"] {
+        assert!(!attest_from(stranger).await, "{stranger}");
+    }
+}
+
+/// What an API server says about a token may have the token in it.
+#[test]
+fn the_log_tells_why_a_token_is_not_good_and_not_the_token() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log");
+    let settings = LogSettings {
+        file: Some(path.clone()),
+        ..LogSettings::default()
+    };
+    let (dispatch, _control) = settings.build(Clock::system()).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    tracing::dispatcher::with_default(&dispatch, || {
+        runtime.block_on(async {
+            let server = ApiServer::new();
+            server.change(|facts| {
+                facts.review =
+                    json!({"error": format!("no audience of {TOKEN} fits"), "authenticated": false});
+            });
+            let attestor = server.attestor();
+            attest(&attestor, &payload("demo", TOKEN)).await.unwrap_err();
+        });
+    });
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains("no audience of"), "{text}");
+    assert!(!text.contains("c2VjcmV0"), "{text}");
+}
+
+#[tokio::test]
 async fn a_token_for_another_cluster_is_not_even_shown_to_this_one() {
     let server = ApiServer::new();
     let attestor = server.attestor();
@@ -362,6 +429,11 @@ async fn what_is_no_token_is_not_passed_on() {
         payload("demo", &"c2VjcmV0".repeat(MAX_PAYLOAD)),
         br#"{"cluster": "demo", "token": ["c2VjcmV0"]}"#.to_vec(),
         b"c2VjcmV0".to_vec(),
+        br#""c2VjcmV0""#.to_vec(),
+        json!({"cluster": "demo", "token": TOKEN, "more": "x".repeat(MAX_PAYLOAD)})
+            .to_string()
+            .into_bytes(),
+        br#"{"cluster": "demo", "token": "a.b.c2VjcmV0", "token": "a.b.c2VjcmV0"}"#.to_vec(),
     ] {
         let error = attest(&attestor, &bad).await.unwrap_err();
         assert!(matches!(error, AttestError::Invalid(_)), "{error:?}");
@@ -388,6 +460,8 @@ async fn an_api_server_that_hangs_is_given_up() {
     let settings = ApiServer::new().attestor().clusters["demo"].settings().clone();
     let trust_domain = TrustDomain::parse("example.org").unwrap();
     let attestor = K8sPsatAttestor::new(trust_domain, vec![(settings, Client::new(hanging, "default"))]);
+    let begun = tokio::time::Instant::now();
     let error = attest(&attestor, &payload("demo", TOKEN)).await.unwrap_err();
     assert!(matches!(error, AttestError::Unavailable { .. }), "{error:?}");
+    assert_eq!(begun.elapsed().as_secs(), 10);
 }

@@ -29,12 +29,12 @@ pub struct Explained {
     pub rules: Vec<RuleReport>,
 }
 
-/// Names the stored entry that gives the same identity for the same facts.
-pub type NameStored<'a> = &'a dyn Fn(&Entry) -> Option<String>;
+/// Names what else gives the same identity for the same facts: a stored entry, or an object of another cluster.
+pub type NameRival<'a> = &'a dyn Fn(&Entry) -> Option<String>;
 
 impl Deriver {
     /// Explains what the last pass made of a pod.
-    pub fn explain(&self, name: &NamespacedName, name_stored: NameStored<'_>) -> Explained {
+    pub fn explain(&self, name: &NamespacedName, name_rival: NameRival<'_>) -> Explained {
         let Some(pod) = self.objects.pod(name) else {
             return Explained::default();
         };
@@ -53,7 +53,7 @@ impl Deriver {
                     Some(_) if is_ignored => {
                         RuleOutcome::DoesNotMatch("the pod's namespace is ignored".to_owned())
                     }
-                    Some(namespace) => self.outcome(name, (rule, object), (labels, namespace), name_stored),
+                    Some(namespace) => self.outcome(name, (rule, object), (labels, namespace), name_rival),
                 },
             })
             .collect();
@@ -70,7 +70,7 @@ impl Deriver {
         name: &NamespacedName,
         (rule, object): (&Arc<str>, &ClusterSPIFFEID),
         (labels, namespace): (&Labels, &Labels),
-        name_stored: NameStored<'_>,
+        name_rival: NameRival<'_>,
     ) -> RuleOutcome {
         let Some(state) = self.rules.get(rule) else {
             return RuleOutcome::OtherClass(object.spec.class_name.clone().unwrap_or_default());
@@ -112,7 +112,7 @@ impl Deriver {
                         entry,
                     },
                     Counts::Stored => RuleOutcome::Masked {
-                        by: match name_stored(&entry) {
+                        by: match name_rival(&entry) {
                             Some(id) => format!("stored entry {id}"),
                             None => "an entry that another cluster declares".to_owned(),
                         },

@@ -14,7 +14,9 @@ fn explained(facts: Vec<Fact>, is_stored: bool) -> Explained {
         deriver.apply(fact);
     }
     deriver.pass(&|_| is_stored);
-    deriver.explain(&NamespacedName::new("shop", "a"), &|_| Some("e1".to_owned()))
+    deriver.explain(&NamespacedName::new("shop", "a"), &|_| {
+        Some("stored entry e1".to_owned())
+    })
 }
 
 fn outcomes(facts: Vec<Fact>) -> Vec<(String, RuleOutcome)> {

@@ -29,7 +29,7 @@ use pod::PodState;
 use statics::StaticState;
 use statuses::RuleState;
 
-pub use explain::{Explained, NameStored, SCHEDULED};
+pub use explain::{Explained, NameRival, SCHEDULED};
 pub use keys::DerivedEntry;
 pub use objects::{NamespacedName, Objects, ServiceEndpoints};
 pub use pod::{PodProblem, ProblemKind};

@@ -133,10 +133,11 @@ impl Following {
         self.tell_of(&name, Some(object)).await
     }
 
-    /// Tells what became of an object. One that cannot be understood stays what it was.
+    /// Tells what became of an object. One that cannot be understood counts as not there: what follows from objects
+    /// must not depend on what they were before.
     async fn tell_of(&self, name: &NamespacedName, told: Told) -> Result<(), Closed> {
-        match (self.watched.news)(name, told) {
-            Ok(news) => self.tell(news).await,
+        let news = match (self.watched.news)(name, told) {
+            Ok(news) => news,
             Err(error) => {
                 let kind = self.watched.kind.as_str();
                 metrics().count("kubernetes_unreadable_objects", &[("kind", kind)], 1);
@@ -144,11 +145,12 @@ impl Following {
                     kind,
                     object = %name,
                     %error,
-                    "object of Kubernetes cannot be understood; what was known of it stays"
+                    "object of Kubernetes cannot be understood and counts as not there"
                 );
-                Ok(())
+                (self.watched.news)(name, None).map_err(|_unreadable| Closed)?
             }
-        }
+        };
+        self.tell(news).await
     }
 
     /// Asks for each object that a list lacked. One that cannot be asked for stays as it is.

@@ -131,6 +131,20 @@ async fn nothing_more_is_sent_for_a_pod_that_is_gone_even_if_another_has_its_nam
     assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/web"]);
 }
 
+/// Covers BRK-47.
+#[tokio::test]
+async fn a_pod_that_goes_while_its_answer_is_made_gets_none() {
+    let (stage, pods) = stage().await;
+    let mut client = stage.client().await;
+    // It is there when it is looked for, and when it is attested.
+    pods.go_after(2);
+    let token = tokens(&mut client, pod(None, UID), &["db"], "").await;
+    assert_eq!(told(&token.unwrap_err()), not_found());
+    pods.go_after(2);
+    let mut stream = svids(&mut client, pod(None, UID)).await.unwrap();
+    assert_eq!(told(&next(&mut stream).await.unwrap_err()), not_found());
+}
+
 #[tokio::test]
 async fn pods_count_among_the_workloads_that_a_broker_may_hold() {
     let pods = FakePods::default();
