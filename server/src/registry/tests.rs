@@ -8,9 +8,6 @@ use finial_identity::wire::DigestSum;
 use tempfile::TempDir;
 use tokio::time::timeout;
 
-use feeds::of_rule;
-use held_back::open;
-
 use super::*;
 use crate::store::testing::{agent, domain, entry, id};
 use crate::store::*;
