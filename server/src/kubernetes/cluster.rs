@@ -1,6 +1,6 @@
 //! The task of one cluster: news in, entries out.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +16,7 @@ use super::Declarations;
 use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
 use super::federations::Federations;
 use super::objects::Node;
+use super::orphans::Orphans;
 use super::outbox::Outbox;
 use super::times::Times;
 use super::watch::{Kind, News, Watches};
@@ -40,8 +41,7 @@ pub(super) struct Cluster {
     source: SourceState,
     synced: BTreeSet<Kind>,
     troubles: BTreeMap<Kind, String>,
-    /// Agents whose nodes are gone and that are not evicted yet.
-    orphans: Vec<SpiffeId>,
+    orphans: Orphans,
     questions: mpsc::Receiver<PodQuestion>,
     times: Times,
     /// When the API server last told anything about pods, and when it listed them all.
@@ -67,7 +67,7 @@ impl Cluster {
             source,
             synced: BTreeSet::new(),
             troubles: BTreeMap::new(),
-            orphans: Vec::new(),
+            orphans: Orphans::default(),
             times: Times::default(),
             pods_heard_at: None,
             pods_listed_at: None,
@@ -155,7 +155,7 @@ impl Cluster {
         match news {
             News::Fact(fact) => {
                 if let Fact::Node(name, now) = &fact {
-                    self.orphans.extend(self.orphan(name, now.as_deref()));
+                    self.orphans.left(self.orphan(name, now.as_deref()));
                 }
                 if let Fact::Pod(name, pod) = &fact {
                     let before = self.deriver.objects().pod(name).map(AsRef::as_ref);
@@ -220,6 +220,7 @@ impl Cluster {
         }
         if !self.source.is_settled {
             self.source.is_settled = true;
+            self.look_for_orphans();
             self.registry.note_from_before(&pass.upserts);
             tracing::info!(
                 cluster = self.name(),
@@ -293,7 +294,7 @@ impl Cluster {
 
     /// An agent that may attest again does so at once, as the agent of the node that its pod is on now.
     async fn evict_orphans(&mut self) {
-        for agent_id in std::mem::take(&mut self.orphans) {
+        for agent_id in self.orphans.take() {
             match self.registry.evict(&agent_id).await {
                 Ok(true) => {
                     tracing::info!(cluster = self.name(), %agent_id, "agent of a node that is gone was evicted");
@@ -306,11 +307,33 @@ impl Cluster {
         }
     }
 
+    /// Looks for agents whose nodes went while nobody watched, or that could not be evicted.
+    fn look_for_orphans(&mut self) {
+        let nodes: HashSet<&str> = self
+            .deriver
+            .objects()
+            .nodes()
+            .filter_map(|node| node.metadata.uid.as_deref())
+            .collect();
+        let prefix = format!(
+            "spiffe://{}/spire/agent/k8s_psat/{}/",
+            self.registry.trust_domain(),
+            self.name()
+        );
+        let agents = self.registry.agents_beginning(&prefix).into_iter();
+        let without_node = agents.filter(|agent| {
+            let uid = agent.as_str().strip_prefix(prefix.as_str());
+            uid.is_some_and(|uid| !nodes.contains(uid))
+        });
+        self.orphans.look(without_node.collect());
+    }
+
     /// Derives everything anew. A difference is a fault of ours: it is told, and what is new counts.
     fn compare(&mut self) {
         if !self.source.is_settled {
             return;
         }
+        self.look_for_orphans();
         let registry = &self.registry;
         let is_taken = |entry: &Entry| registry.gives_way(entry);
         self.deriver.others_changed();
@@ -609,5 +632,28 @@ mod tests {
             left.extend(found.map(|agent| (uid, agent.is_banned())));
         }
         assert_eq!(left, [("u3", true), ("u4", false)]);
+    }
+
+    #[tokio::test]
+    async fn the_agent_of_a_node_that_went_unseen_is_evicted_after_a_second_look() {
+        let store = store().await;
+        for uid in ["gone", "here"] {
+            let agent = agent(&format!("/spire/agent/k8s_psat/demo/{uid}"), "1", &[]);
+            store.put_agent(agent).await.unwrap();
+        }
+        let elsewhere = agent("/spire/agent/k8s_psat/other/gone", "1", &[]);
+        store.put_agent(elsewhere).await.unwrap();
+        let (mut cluster, registry) = cluster_on(store).await;
+        cluster.take(News::Fact(node("n1", "here")));
+        cluster.synced.extend(Kind::ALL);
+        cluster.pass(None);
+        cluster.evict_orphans().await;
+        assert_eq!(registry.agent_count(), 3, "the node may have come just now");
+        cluster.compare();
+        cluster.evict_orphans().await;
+        let left = registry.agents_beginning("spiffe://example.test/spire/agent/k8s_psat/demo/");
+        assert_eq!(left.len(), 1);
+        assert!(left[0].as_str().ends_with("/here"));
+        assert_eq!(registry.agent_count(), 2);
     }
 }

@@ -13,6 +13,7 @@ mod federations;
 pub mod label_filter;
 mod manifests;
 pub mod objects;
+mod orphans;
 mod outbox;
 mod publish;
 pub mod resources;

@@ -222,6 +222,16 @@ impl Registry {
         self.read().agents.len()
     }
 
+    /// The attested nodes whose SPIFFE IDs begin so, except banned ones.
+    pub fn agents_beginning(&self, prefix: &str) -> Vec<SpiffeId> {
+        let core = self.read();
+        let agents = core.agents.values().filter(|agent| !agent.is_banned());
+        let ids = agents
+            .map(|agent| &agent.id)
+            .filter(|id| id.as_str().starts_with(prefix));
+        ids.cloned().collect()
+    }
+
     /// The entries with this parent, in the order of rows.
     pub fn entries_with_parent(&self, parent: &SpiffeId) -> Vec<StoredEntry> {
         let core = self.read();

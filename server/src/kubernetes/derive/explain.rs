@@ -112,10 +112,8 @@ impl Deriver {
                         entry,
                     },
                     Counts::Stored => RuleOutcome::Masked {
-                        by: match name_rival(&entry) {
-                            Some(id) => format!("stored entry {id}"),
-                            None => "an entry that another cluster declares".to_owned(),
-                        },
+                        by: name_rival(&entry)
+                            .unwrap_or_else(|| "an entry that another cluster declares".to_owned()),
                         entry,
                     },
                 }
