@@ -2,17 +2,20 @@
 """Makes a container image without a builder or a registry: an archive as `docker save` writes it, with one layer.
 
     image.py OUT.tar NAME:TAG --file SOURCE:/path ... --program SOURCE:/path ... [--link TARGET:/path] [--busybox FILE]
+             [--python INTERPRETER [--without PACKAGE]...]
              [--entrypoint WORD]... [--env K=V]... [--user UID[:GID]] [--label K=V]...
 
 --program brings the shared libraries of the program along, and leaves what debuggers read at home. --busybox adds it
-and a link for each of its commands. --env takes the place of a PATH with the usual folders.
-Equal content gives equal bytes, so an image has one digest however often it is made.
+and a link for each of its commands. --python brings an interpreter with its standard library and the packages that it
+finds, but for those named by --without, all under the paths that they have here. --env takes the place of a PATH with the
+usual folders. Equal content gives equal bytes, so an image has one digest however often it is made.
 """
 
 import argparse
 import hashlib
 import io
 import json
+import os
 import pathlib
 import platform
 import posixpath
@@ -21,6 +24,17 @@ import tarfile
 import tempfile
 
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+# What of a standard library and of packages no program in an image needs.
+UNUSED = {"test", "tests", "idlelib", "lib2to3", "ensurepip", "tkinter", "turtledemo", "pydoc_data", "distutils", "venv",
+          "site-packages", "dist-packages", "pip", "setuptools", "pkg_resources", "_tkinter", "_curses",
+          "_curses_panel", "_dbm", "_gdbm", "_sqlite3", "readline", "_testcapi", "_testclinic", "_testinternalcapi"}
+UNUSED_ENDINGS = (".opt-1.pyc", ".opt-2.pyc", ".pyi", ".pyx", ".pxd", ".h", ".a")
+PARTS = """if True:
+    import json, sys, sysconfig
+    paths = sysconfig.get_paths()
+    print(json.dumps({"program": sys.executable, "prefix": sys.prefix, "standard": [paths["stdlib"], paths["platstdlib"]],
+                      "packages": [paths["purelib"], paths["platlib"]]}))
+"""
 FOLDERS = {"tmp": 0o1777, "etc": 0o755, "proc": 0o755, "sys": 0o755, "dev": 0o755, "run": 0o755}
 
 
@@ -39,6 +53,8 @@ def main():
         layer.program(source, target)
     for source, target in map(split, arguments.link):
         layer.link(source, target)
+    if arguments.python:
+        layer.python(arguments.python, UNUSED | set(arguments.without))
     save(arguments, layer.finish())
 
 
@@ -48,7 +64,8 @@ def parse():
     parser.add_argument("name")
     parser.add_argument("--busybox")
     parser.add_argument("--user", default="")
-    for option in ("file", "program", "link", "entrypoint", "env", "label"):
+    parser.add_argument("--python")
+    for option in ("file", "program", "link", "without", "entrypoint", "env", "label"):
         parser.add_argument(f"--{option}", action="append", default=[])
     return parser.parse_args()
 
@@ -66,7 +83,7 @@ class Layer:
         self.tar = tarfile.open(fileobj=self.buffer, mode="w", format=tarfile.GNU_FORMAT)
         self.seen = set()
 
-    def add(self, path, kind, mode, content=b"", target=""):
+    def add(self, path, kind, mode, content=b"", target="", mtime=0):
         path = posixpath.normpath(path).strip("/")
         if path in self.seen:
             return
@@ -75,7 +92,7 @@ class Layer:
             self.folder(parent, 0o755)
         self.seen.add(path)
         entry = tarfile.TarInfo(path)
-        entry.type, entry.mode, entry.size, entry.linkname = kind, mode, len(content), target
+        entry.type, entry.mode, entry.size, entry.linkname, entry.mtime = kind, mode, len(content), target, mtime
         self.tar.addfile(entry, io.BytesIO(content))
 
     def folder(self, path, mode):
@@ -93,12 +110,46 @@ class Layer:
 
     def program(self, source, path):
         self.bytes(path, stripped(source), 0o755)
-        listed = subprocess.run(["ldd", source], capture_output=True, text=True)
+        self.libraries(source)
+
+    def libraries(self, *programs):
+        listed = subprocess.run(["ldd", *programs], capture_output=True, text=True)
         for line in listed.stdout.splitlines():
-            # "libc.so.6 => /lib/…/libc.so.6 (0x…)", or the loader alone by its path
-            library = next((word for word in line.split() if word.startswith("/")), None)
+            # "libc.so.6 => /lib/…/libc.so.6 (0x…)", the loader alone by its path, or a program's path and a colon
+            library = next((word for word in line.split() if word.startswith("/") and not word.endswith(":")), None)
             if library:
-                self.bytes(library, pathlib.Path(library).read_bytes(), 0o755)
+                self.bytes(library, stripped(library), 0o755)
+
+    def python(self, interpreter, unused):
+        asked = subprocess.run([interpreter, "-c", PARTS], capture_output=True, text=True, check=True)
+        parts = json.loads(asked.stdout)
+        program = parts["program"]
+        while os.path.islink(program):
+            target = os.readlink(program)
+            self.link(target, program)
+            program = os.path.normpath(os.path.join(os.path.dirname(program), target))
+        self.program(program, program)
+        settings = os.path.join(parts["prefix"], "pyvenv.cfg")
+        if os.path.exists(settings):
+            self.file(settings, settings)
+        for tree in parts["standard"] + parts["packages"]:
+            self.tree(tree, unused)
+
+    def tree(self, source, unused):
+        """A folder under its own path. Times stay: compiled modules are good for sources of one time alone."""
+        libraries = []
+        for folder, inner, files in os.walk(source):
+            inner[:] = sorted(name for name in inner if name not in unused and not name.startswith("config-"))
+            for name in sorted(files):
+                path = pathlib.Path(folder, name)
+                if path.is_file() and not name.endswith(UNUSED_ENDINGS) and name.split(".")[0] not in unused:
+                    mtime = int(path.stat().st_mtime)
+                    is_library = ".so" in path.suffixes
+                    content = stripped(path) if is_library else path.read_bytes()
+                    self.add(str(path), tarfile.REGTYPE, 0o644, content, mtime=mtime)
+                    libraries += [path] if is_library else []
+        if libraries:
+            self.libraries(*libraries)
 
     def busybox(self, source):
         self.bytes("bin/busybox", pathlib.Path(source).read_bytes(), 0o755)
@@ -112,7 +163,9 @@ class Layer:
 
 
 def stripped(source):
-    """The program without debugging information, most of a debug build; as it is where there is no `strip`."""
+    """The program without debugging information, most of a debug build; as it is where it is small or there is no `strip`."""
+    if os.path.getsize(source) < 1 << 20:
+        return pathlib.Path(source).read_bytes()
     with tempfile.NamedTemporaryFile() as target:
         try:
             subprocess.run(["strip", "--strip-debug", "-o", target.name, source], check=True, capture_output=True)

@@ -5,14 +5,25 @@
 //! start costs about ten seconds of CPU; each works in a namespace (of Kubernetes) that it alone uses. What disturbs
 //! others (restarts, changed values) is done in a second cluster.
 
+mod attacks;
+mod clients;
 mod cluster;
+mod csi;
+mod envoy;
 mod helm;
 mod identities;
 mod installation;
+mod originals;
 mod page;
+mod readiness;
 mod recovery;
 mod release;
+#[path = "../interop/session.rs"]
+mod session;
 mod smoke;
 mod turns;
 mod why;
+#[allow(dead_code, reason = "shared with the e2e suite, which uses the rest")]
+#[path = "../e2e/wire.rs"]
+mod wire;
 mod workload;

@@ -69,6 +69,27 @@ impl Workload {
         self
     }
 
+    /// Anything else of the first container.
+    pub fn main(mut self, key: &str, value: Value) -> Self {
+        self.list("containers")[0][key] = value;
+        self
+    }
+
+    /// What level `restricted` of Pod Security asks for, and a root file system that nobody can write to, for each
+    /// container so far.
+    pub fn restricted(mut self) -> Self {
+        self.pod["spec"]["securityContext"] =
+            json!({"runAsNonRoot": true, "runAsUser": 1000, "seccompProfile": {"type": "RuntimeDefault"}});
+        for container in self.list("containers") {
+            container["securityContext"] = json!({
+                "allowPrivilegeEscalation": false,
+                "capabilities": {"drop": ["ALL"]},
+                "readOnlyRootFilesystem": true,
+            });
+        }
+        self
+    }
+
     /// One more volume.
     pub fn volume(mut self, volume: Value) -> Self {
         self.list("volumes").push(volume);
@@ -78,6 +99,12 @@ impl Workload {
     /// Anything else below `spec`.
     pub fn spec(mut self, key: &str, value: Value) -> Self {
         self.pod["spec"][key] = value;
+        self
+    }
+
+    /// Anything else below `metadata`.
+    pub fn metadata(mut self, key: &str, value: Value) -> Self {
+        self.pod["metadata"][key] = value;
         self
     }
 

@@ -153,6 +153,9 @@ pub enum AttestorError {
     /// The control group has the name of a container's and is not that container's.
     #[error("process is in a cgroup named after a container that it is not in: {0}")]
     ForeignCgroup(String),
+    /// Somebody else knows another pod by the UID of the one whose socket it is.
+    #[error("folder of the pod's socket tells another pod than is known by its uid: {0}")]
+    OtherPod(Selector),
     /// A program that knows more about the process did not say it.
     #[error("{action}: {source}")]
     Service {
@@ -480,7 +483,10 @@ mod tests {
 
         async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
             match &self.0 {
-                Fake::Knows(value) => Ok(vec![Selector::new("k8s", &format!("pod-label:{value}:{uid}"))?]),
+                Fake::Knows(value) => Ok(vec![
+                    Selector::new("k8s", &format!("pod-label:app:{uid}"))?,
+                    Selector::new("k8s", value)?,
+                ]),
                 Fake::Fails => Err(AttestorError::CutOff),
                 Fake::Hangs => std::future::pending().await,
             }
@@ -495,7 +501,10 @@ mod tests {
         assert_eq!(facts.len(), 4);
         assert!(facts.contains(&Selector::parse("k8s:ns:shop").unwrap()));
         let with = |fake| attestation.clone().with_pod_facts(Arc::new(FakeFacts(fake)));
-        let more = with(Fake::Knows("app")).attest_workload(&workload).await.unwrap();
+        let more = with(Fake::Knows("ns:shop"))
+            .attest_workload(&workload)
+            .await
+            .unwrap();
         assert!(more.contains(&Selector::parse("k8s:pod-label:app:0a1b").unwrap()));
         assert_eq!(more.len(), 5);
         for fake in [Fake::Fails, Fake::Hangs] {
@@ -504,6 +513,20 @@ mod tests {
                 matches!(error, AttestError::Attestor { attestor: "k8s", .. }),
                 "{error}"
             );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_folder_that_tells_another_pod_than_its_uid_is_refused() {
+        let workload = Workload::Pod(Arc::new(pods::tests::pod("0a1b")));
+        for contradicting in ["ns:other", "sa:other", "pod-name:other", "pod-uid:other"] {
+            let attestation =
+                attestation(Vec::new()).with_pod_facts(Arc::new(FakeFacts(Fake::Knows(contradicting))));
+            let error = attestation.attest_workload(&workload).await.unwrap_err();
+            let AttestError::Attestor { source, .. } = &error else {
+                panic!("{error}");
+            };
+            assert!(matches!(source, AttestorError::OtherPod(_)), "{error}");
         }
     }
 

@@ -162,7 +162,12 @@ impl Pod {
             Presence::Socket(gone) => {
                 let mut facts = self.selectors()?;
                 if let Some(source) = more {
-                    facts.extend(source.by_uid(&self.record.uid).await?);
+                    let more = source.by_uid(&self.record.uid).await?;
+                    // Who can write to the folders on the node could else add another pod's facts to its own.
+                    if let Some(other) = more.iter().find(|fact| self.contradicts(fact)) {
+                        return Err(AttestorError::OtherPod(other.clone()));
+                    }
+                    facts.extend(more);
                 }
                 Ok((!gone.is_stopped()).then_some(facts))
             }
@@ -192,6 +197,24 @@ impl Pod {
     /// # Errors
     /// None that a checked record could cause.
     fn selectors(&self) -> Result<Vec<Selector>, AttestorError> {
+        self.recorded()
+            .into_iter()
+            .map(|(name, value)| Ok(Selector::new(KIND, &format!("{name}:{value}"))?))
+            .collect()
+    }
+
+    /// Whether a fact says otherwise than the socket.
+    fn contradicts(&self, fact: &Selector) -> bool {
+        let said = fact.value().split_once(':').filter(|_| fact.kind() == KIND);
+        said.is_some_and(|(name, value)| {
+            self.recorded()
+                .into_iter()
+                .any(|(own, recorded)| own == name && recorded != value)
+        })
+    }
+
+    /// Facts of which a pod has one each.
+    fn recorded(&self) -> [(&'static str, &str); 4] {
         let record = &self.record;
         [
             ("ns", &record.namespace),
@@ -199,9 +222,6 @@ impl Pod {
             ("pod-name", &record.name),
             ("pod-uid", &record.uid),
         ]
-        .into_iter()
-        .map(|(name, value)| Ok(Selector::new(KIND, &format!("{name}:{value}"))?))
-        .collect()
     }
 }
 

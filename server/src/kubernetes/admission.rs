@@ -113,7 +113,8 @@ pub fn rule(spec: &ClusterSPIFFEIDSpec) -> Result<Rule, Refused> {
     };
     let selectors = parse_all("workloadSelectorTemplates", &spec.workload_selector_templates)?;
     for source in bounded("workloadSelectorTemplates", &spec.workload_selector_templates)? {
-        if !source.contains(':') {
+        // The colon may come with what a template renders, such as an annotation that is a whole selector.
+        if !source.contains(':') && !source.contains("{{") {
             let text = format!("a selector is of the form type:value: {source:?}");
             return Err(refused("workloadSelectorTemplates", text));
         }
@@ -299,7 +300,7 @@ mod tests {
     fn a_rule_that_says_everything_is_taken() {
         let rule = check_rule(json!({
             "ttl": "1h30m", "jwtTtl": "90.7s", "dnsNameTemplates": ["{{ .PodMeta.Name }}"],
-            "workloadSelectorTemplates": ["k8s:ns:{{ .PodMeta.Namespace }}"],
+            "workloadSelectorTemplates": ["k8s:ns:{{ .PodMeta.Namespace }}", "{{ .PodMeta.Annotations.selector }}"],
             "federatesWith": ["a.example", "spiffe://b.example"], "admin": true, "hint": "h",
             "podSelector": {"matchLabels": {"a": "b"}}, "fallback": true
         }))

@@ -69,8 +69,13 @@ impl Registry {
             .preferred
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let gave_way =
-            !preferred.is_empty() && changed.fold(false, |gave_way, id| preferred.remove(id) || gave_way);
+        let before = preferred.len();
+        if before > 0 {
+            changed.for_each(|id| {
+                preferred.remove(id);
+            });
+        }
+        let gave_way = preferred.len() < before;
         drop(preferred);
         if is_contested || gave_way {
             self.sources.contests.send_modify(|count| *count += 1);
@@ -209,7 +214,7 @@ mod tests {
         registry.apply_derived(&[a.clone(), b.clone()], &[]);
         assert!(!registry.gives_way(&a.entry) && registry.gives_way(&b.entry));
         let older = derived("b", 1, 4);
-        registry.apply_derived(&[older.clone()], &[]);
+        registry.apply_derived(std::slice::from_ref(&older), &[]);
         assert!(registry.gives_way(&a.entry) && !registry.gives_way(&older.entry));
         let apart = derived("b", 2, 0);
         assert!(!registry.gives_way(&apart.entry));
@@ -223,13 +228,13 @@ mod tests {
         registry.apply_derived(&[b.clone(), derived("b", 2, 5)], &[]);
         registry.apply_derived(&[derived("b", 2, 6)], &["k8s.b.3".to_owned()]);
         assert!(!contests.has_changed().unwrap(), "nobody declares the same");
-        registry.apply_derived(&[a.clone()], &[]);
+        registry.apply_derived(std::slice::from_ref(&a), &[]);
         assert!(contests.has_changed().unwrap(), "two declare the same");
         contests.mark_unchanged();
         assert!(registry.gives_way(&b.entry));
-        registry.apply_derived(&[], &[b.entry.id.clone()]);
+        registry.apply_derived(&[], std::slice::from_ref(&b.entry.id));
         assert!(!contests.has_changed().unwrap(), "nobody gave way to it");
-        registry.apply_derived(&[], &[a.entry.id.clone()]);
+        registry.apply_derived(&[], std::slice::from_ref(&a.entry.id));
         assert!(contests.has_changed().unwrap(), "it may come back");
         assert!(!registry.gives_way(&b.entry));
     }

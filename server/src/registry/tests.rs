@@ -306,3 +306,19 @@ async fn the_way_of_an_entry_to_its_agent_is_known() {
     setup.registry.apply_derived(&[], &["k8s.c.1".into()]);
     assert_eq!(setup.registry.hop(&agent, "k8s.c.1"), Hop::default());
 }
+
+fn of_rule(entry: Entry) -> Derived {
+    Derived {
+        entry: Arc::new(entry),
+        origin: "ClusterSPIFFEID r".into(),
+    }
+}
+
+async fn open(directory: &TempDir) -> Arc<SqliteStore> {
+    let path = directory.path().join("datastore.sqlite3");
+    Arc::new(
+        SqliteStore::open(&path, &domain(), Clock::system())
+            .await
+            .unwrap(),
+    )
+}

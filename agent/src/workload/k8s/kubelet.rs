@@ -1,7 +1,7 @@
 //! Asks the kubelet for its pods.
 
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -165,7 +165,11 @@ fn verifier(verification: &KubeletVerification) -> Result<Arc<dyn ServerCertVeri
         KubeletVerification::Skip => return Ok(trust::of_anybody()),
         KubeletVerification::Certificates { authorities, own } => (authorities, own),
     };
-    let own: Vec<_> = own.iter().filter_map(read_if_there).flatten().collect();
+    let own: Vec<_> = own
+        .iter()
+        .filter_map(|path| read_if_there(path))
+        .flatten()
+        .collect();
     match certificates(authorities) {
         Ok(authorities) => Ok(trust::of_certificates(authorities, own)),
         Err(_absent) if !own.is_empty() => Ok(trust::of_certificates(Vec::new(), own)),
@@ -173,7 +177,7 @@ fn verifier(verification: &KubeletVerification) -> Result<Arc<dyn ServerCertVeri
     }
 }
 
-fn read_if_there(path: &PathBuf) -> Option<Vec<rustls_pki_types::CertificateDer<'static>>> {
+fn read_if_there(path: &Path) -> Option<Vec<rustls_pki_types::CertificateDer<'static>>> {
     if !path.exists() {
         return None;
     }

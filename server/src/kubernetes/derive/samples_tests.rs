@@ -126,7 +126,7 @@ fn rules() -> Vec<(Json, Json)> {
             ),
             only("frontend/web"),
         ),
-        // A label that is not there is empty, and an ID with an empty part is none.
+        // A label that is not there is `<no value>`, as in Go, which no ID may have.
         (
             id("spiffe://{{ .TrustDomain }}/{{ .PodMeta.Labels.missing }}"),
             json!(null),

@@ -193,6 +193,42 @@ fn the_sample_rule_gives_the_known_controllers_entry() {
 }
 
 #[test]
+fn a_selector_may_get_its_colon_from_what_it_renders() {
+    let spec = json!({"workloadSelectorTemplates": ["{{ index .PodMeta.Annotations \"selector\" }}"]});
+    let annotated = |selector: &str| json!({"metadata": {"annotations": {"selector": selector}, "labels": {"app": "web"}}});
+    let derivation = derived(
+        settings(),
+        vec![
+            rule("r", 0, &spec),
+            pod("shop", "a", &annotated("k8s:container-name:app")),
+            pod("shop", "b", &annotated("nocolon")),
+        ],
+    );
+    let selectors: Vec<String> = only(&derivation)
+        .selectors
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    assert_eq!(selectors, ["k8s:container-name:app", "k8s:pod-uid:uid-shop-a"]);
+    assert_eq!(status(&derivation, "r").stats.pod_entry_render_failures, 1);
+}
+
+#[test]
+fn a_pod_without_the_label_of_a_template_gets_no_identity_that_others_without_it_share() {
+    let spec = json!({"spiffeIDTemplate": "spiffe://{{ .TrustDomain }}/team-{{ .PodMeta.Labels.team }}"});
+    let derivation = derived(
+        settings(),
+        vec![
+            rule("r", 0, &spec),
+            pod("shop", "a", &json!({"metadata": {"labels": {"team": "a"}}})),
+            pod("shop", "b", &json!({})),
+        ],
+    );
+    assert_eq!(ids(&derivation), ["/team-a"]);
+    assert_eq!(status(&derivation, "r").stats.pod_entry_render_failures, 1);
+}
+
+#[test]
 fn ids_times_and_revisions_depend_on_the_objects_alone() {
     let facts = || vec![rule("r", 0, &json!({})), pod("shop", "a", &json!({}))];
     let one = derived(settings(), facts());
@@ -527,7 +563,7 @@ fn what_cannot_be_an_entry_is_counted_with_its_reason() {
             "out of range",
         ),
         (
-            json!({"workloadSelectorTemplates": ["k8s:{{ .PodMeta.Labels.no }}"]}),
+            json!({"workloadSelectorTemplates": ["k8s:{{ index .PodMeta.Labels \"no\" }}"]}),
             1,
             0,
             "selector value is empty",

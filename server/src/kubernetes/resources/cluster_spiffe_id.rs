@@ -42,7 +42,7 @@ pub struct ClusterSPIFFEIDSpec {
     /// Templates of further selectors, each of the form type:value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 256), inner(length(max = 4096)))]
-    #[x_kube(validation = Rule::new("self.all(template, template.contains(':'))").message("a selector is of the form type:value"))]
+    #[x_kube(validation = Rule::new("self.all(template, template.contains(':') || template.contains('{{'))").message("a selector is of the form type:value"))]
     pub workload_selector_templates: Option<Vec<String>>,
     /// Foreign trust domains whose bundles the workload gets.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -118,7 +118,7 @@ impl<'a> Run<'a> {
                     .map(|n| (Value::Number(n), Value::Number(n)))
                     .collect()
             }
-            Value::Nil => Vec::new(),
+            Value::Missing | Value::Nil => Vec::new(),
             other => {
                 let text = format!("range can't iterate over {}", other.type_name());
                 return Err(TemplateError::Execution(text));
@@ -215,7 +215,7 @@ impl<'a> Run<'a> {
     fn operand(&mut self, operand: &'a Operand, dot: &Value<'a>) -> Outcome<Value<'a>> {
         Ok(match operand {
             Operand::Dot => dot.clone(),
-            Operand::Nil => Value::Nil,
+            Operand::Nil => Value::Missing,
             Operand::Bool(value) => Value::Bool(*value),
             Operand::Number(value) => Value::Number(*value),
             Operand::Text(text) => Value::Text(Cow::Borrowed(text)),

@@ -80,10 +80,10 @@ pub(super) fn call<'a>(name: &str, arguments: Vec<Value<'a>>) -> Result<Value<'a
             Ok(value)
         }
         ("slice", [value, bounds @ ..]) => slice(value, bounds),
-        ("print", values) => text(sprint(values)?),
+        ("print", values) => text(sprint(&untyped(values))?),
         ("println", values) => {
             let mut line = String::new();
-            for (n, value) in values.iter().enumerate() {
+            for (n, value) in untyped(values).iter().enumerate() {
                 if n > 0 {
                     line.push(' ');
                 }
@@ -92,7 +92,7 @@ pub(super) fn call<'a>(name: &str, arguments: Vec<Value<'a>>) -> Result<Value<'a
             line.push('\n');
             text(line)
         }
-        ("printf", [Value::Text(format), values @ ..]) => text(printf(format, values)?),
+        ("printf", [Value::Text(format), values @ ..]) => text(printf(format, &untyped(values))?),
         ("html", values) => text(html(&sprint(values)?)),
         ("js", values) => text(js(&sprint(values)?)),
         ("urlquery", values) => text(urlquery(&sprint(values)?)),
@@ -103,8 +103,18 @@ pub(super) fn call<'a>(name: &str, arguments: Vec<Value<'a>>) -> Result<Value<'a
     }
 }
 
+/// What the functions of package `fmt` are given: no value is a nil there.
+fn untyped<'a>(values: &[Value<'a>]) -> Vec<Value<'a>> {
+    let untyped = values.iter().map(|value| match value {
+        Value::Missing => Value::Nil,
+        other => other.clone(),
+    });
+    untyped.collect()
+}
+
 fn equal(one: &Value<'_>, other: &Value<'_>) -> Result<bool, String> {
     match (one, other) {
+        (Value::Missing, other) | (other, Value::Missing) => Ok(matches!(other, Value::Missing | Value::Nil)),
         (Value::Text(one), Value::Text(other)) => Ok(one == other),
         (Value::Number(one), Value::Number(other)) => Ok(one == other),
         (Value::Bool(one), Value::Bool(other)) => Ok(one == other),

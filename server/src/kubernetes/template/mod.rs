@@ -75,7 +75,8 @@ impl Template {
         Ok(Self { nodes })
     }
 
-    /// Renders the template. A missing key of a map is the empty string.
+    /// Renders the template. As in Go a key that a map does not have is `<no value>` by `.Labels.key`, and the empty
+    /// string by `index .Labels "key"`.
     ///
     /// # Errors
     /// [`TemplateError`].

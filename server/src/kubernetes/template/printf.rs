@@ -102,7 +102,7 @@ impl Verb {
         let wrong = || format!("%{} cannot take a {}", self.letter, argument.type_name());
         let mut is_number = false;
         let mut text = match (self.letter, argument) {
-            ('s', Value::Number(_) | Value::Bool(_)) => return Err(wrong()),
+            ('s', Value::Number(_) | Value::Bool(_) | Value::Nil | Value::Missing) => return Err(wrong()),
             ('s' | 'v', value) => {
                 let mut text = String::new();
                 value.print(&mut text)?;

@@ -63,7 +63,27 @@ fn templates_render_as_in_go() {
         ),
         (
             "a{{ .PodMeta.Labels.missing }}b{{ index .PodMeta.Annotations \"no\" }}c",
-            "abc",
+            "a<no value>bc",
+        ),
+        ("{{ $x := .PodMeta.Labels.zzz }}{{ $x }}", "<no value>"),
+        ("{{ (.PodMeta.Labels.zzz) }}", "<no value>"),
+        ("{{ if .PodMeta.Labels.zzz }}a{{ else }}b{{ end }}", "b"),
+        ("{{ range .PodMeta.Labels.zzz }}a{{ else }}b{{ end }}", "b"),
+        (
+            "{{ eq .PodMeta.Labels.zzz \"\" }} {{ ne .PodMeta.Labels.zzz \"\" }} {{ eq .PodMeta.Labels.zzz .PodMeta.Labels.yyy }}",
+            "false true true",
+        ),
+        (
+            "{{ eq (index .PodMeta.Labels \"zzz\") \"\" }} {{ eq .PodMeta.Labels.zzz nil }} {{ eq .PodMeta.Name nil }}",
+            "true true false",
+        ),
+        (
+            "{{ print .PodMeta.Labels.zzz 1 }} {{ printf \"%v\" .PodMeta.Labels.zzz }} {{ .PodMeta.Labels.zzz | print }}",
+            "<nil> 1 <nil> <nil>",
+        ),
+        (
+            "{{ html .PodMeta.Labels.zzz }} {{ urlquery .PodMeta.Labels.zzz }} {{ println nil }}",
+            "&lt;no value&gt; %3Cno+value%3E <nil>\n",
         ),
         ("{{ (index .PodMeta.OwnerReferences 0).Kind }}", "ReplicaSet"),
         (
@@ -113,7 +133,7 @@ fn templates_render_as_in_go() {
         ("{{ or .PodMeta.Labels.zzz .PodMeta.Labels.app }}", "web"),
         (
             "{{ and .PodMeta.Labels.zzz (index .PodMeta.OwnerReferences 99) }}",
-            "",
+            "<no value>",
         ),
         ("{{ if lt 1 2 }}{{ if ge \"b\" \"a\" }}y{{ end }}{{ end }}", "y"),
         (
@@ -261,6 +281,11 @@ fn facts_that_do_not_fit_are_an_error_of_rendering() {
         ("{{ if eq .PodMeta.Name 1 }}{{ end }}", "incompatible types"),
         ("{{ printf \"%d\" .PodMeta.Name }}", "cannot take"),
         ("{{ printf \"%s\" }}", "missing argument"),
+        ("{{ printf \"%s\" .PodMeta.Labels.zzz }}", "cannot take"),
+        ("{{ len .PodMeta.Labels.zzz }}", "len of"),
+        ("{{ slice .PodMeta.Labels.zzz 1 }}", "can't slice"),
+        ("{{ lt .PodMeta.Labels.zzz \"a\" }}", "incompatible types"),
+        ("{{ index .PodMeta.Labels .PodMeta.Labels.zzz }}", "can't index"),
         ("{{ range .PodMeta.Name }}{{ end }}", "can't iterate"),
         ("{{ slice .PodMeta.Name 5 2 }}", "invalid slice index"),
         ("{{ index .PodMeta.Labels 1 }}", "can't index"),

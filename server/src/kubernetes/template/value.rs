@@ -11,6 +11,9 @@ use super::schema::{Facts, NODE_SPEC, OBJECT_META, POD_SPEC, Scope, Struct, Type
 /// A value. Objects stay where they are; only texts that were made are owned.
 #[derive(Clone, Debug)]
 pub(super) enum Value<'a> {
+    /// What a map has under a key that it does not have, and `nil`: no value, of no type.
+    Missing,
+    /// A pointer that is nil.
     Nil,
     Bool(bool),
     Number(i64),
@@ -58,7 +61,10 @@ impl<'a> Value<'a> {
                 let (key, kind) = kind.field(name)?;
                 Ok(typed(&kind, json.get(key)))
             }
-            Value::Map(element, map) => Ok(typed(element, map.and_then(|map| map.get(name)))),
+            Value::Map(element, map) => Ok(map
+                .and_then(|map| map.get(name))
+                .map_or(Value::Missing, |json| typed(element, Some(json)))),
+            Value::Missing => Ok(Value::Missing),
             Value::Nil => Err(format!("nil pointer evaluating field {name}")),
             other => Err(format!(
                 "can't evaluate field {name} in type {}",
@@ -70,7 +76,7 @@ impl<'a> Value<'a> {
     /// Go's notion of a value that is not empty.
     pub(super) fn is_true(&self) -> bool {
         match self {
-            Value::Nil => false,
+            Value::Missing | Value::Nil => false,
             Value::Bool(value) => *value,
             Value::Number(value) => *value != 0,
             Value::Text(text) => !text.is_empty(),
@@ -80,9 +86,11 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// As Go's `%v` writes it.
+    /// As an action writes it, which is Go's `%v`.
     pub(super) fn print(&self, text: &mut String) -> Result<(), String> {
         match self {
+            // Of an ID it makes one that does not parse, so that what lacks a label does not get what others share.
+            Value::Missing => text.push_str("<no value>"),
             Value::Nil => text.push_str("<nil>"),
             Value::Bool(value) => text.push_str(&value.to_string()),
             Value::Number(value) => text.push_str(&value.to_string()),
@@ -119,7 +127,7 @@ impl<'a> Value<'a> {
 
     pub(super) fn type_name(&self) -> &'static str {
         match self {
-            Value::Nil => "nil",
+            Value::Missing | Value::Nil => "nil",
             Value::Bool(_) => "bool",
             Value::Number(_) => "int",
             Value::Text(_) => "string",

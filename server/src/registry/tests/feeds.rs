@@ -249,13 +249,6 @@ async fn bundles_come_first_and_follow_what_the_entries_need() {
     assert!(feed.heartbeat().is_some());
 }
 
-fn of_rule(entry: Entry) -> Derived {
-    Derived {
-        entry: Arc::new(entry),
-        origin: "ClusterSPIFFEID r".into(),
-    }
-}
-
 #[tokio::test]
 async fn derived_entries_know_their_rule_and_what_is_like_them() {
     let setup = setup().await;

@@ -42,15 +42,6 @@ async fn another_history_is_held_back_until_released() {
     );
 }
 
-async fn open(directory: &TempDir) -> Arc<SqliteStore> {
-    let path = directory.path().join("datastore.sqlite3");
-    Arc::new(
-        SqliteStore::open(&path, &domain(), Clock::system())
-            .await
-            .unwrap(),
-    )
-}
-
 /// A registry that stands at the revision of an earlier life of the store.
 async fn stale(directory: &TempDir, meanwhile: &'static str) -> Arc<Registry> {
     let store = open(directory).await;

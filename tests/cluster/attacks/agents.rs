@@ -1,0 +1,333 @@
+//! Attacks on the server: with a token that an agent showed, and with an agent's identity for what is another node's.
+
+use std::path::{Path, PathBuf};
+
+use finial_identity::key::{KeyType, PrivateKey};
+use finial_identity::x509::{Csr, CsrSubject};
+use finial_proto::spire::api::server::agent::v1 as agent;
+use finial_proto::spire::api::server::entry::v1 as entry;
+use finial_proto::spire::api::server::svid::v1 as svid;
+use finial_proto::spire::api::types::AttestationData;
+use finial_tests::Program;
+use prost::Message;
+use serde_json::{Value, json};
+use tonic::{Code, Status};
+
+use super::{Scene, text};
+use crate::cluster::{Cluster, READY, run};
+use crate::installation::{CLUSTER_NAME, Installation, SERVER_NAMESPACE, SYSTEM_NAMESPACE};
+use crate::wire::{Identity, call, tls_unix};
+use crate::workload::SOCKET;
+
+/// The audience that the chart's server wants.
+const AUDIENCE: &str = "spire-server";
+/// Lets a socket of the machine lead to an address of the cluster.
+const DOOR: &str = "
+import socket, sys, threading
+def pump(source, target):
+    try:
+        while data := source.recv(65536):
+            target.sendall(data)
+    except OSError:
+        pass
+    for side in (source, target):
+        try:
+            side.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen()
+print('open', flush=True)
+while True:
+    caller = listener.accept()[0]
+    server = socket.create_connection((sys.argv[2], 8081))
+    for pair in ((caller, server), (server, caller)):
+        threading.Thread(target=pump, args=pair, daemon=True).start()
+";
+
+/// A way for this process to the server, which sees a process of node-b.
+struct Door {
+    _program: Program,
+    socket: PathBuf,
+}
+
+impl Door {
+    fn open(cluster: &Cluster, name: &str) -> Self {
+        let pod = cluster.get(&["-n", SERVER_NAMESPACE, "pod", "finial-server-0"]);
+        let socket = cluster.dir().join(name);
+        let mut command = cluster.enter_node("node-b", "python3");
+        command
+            .args(["-c", DOOR])
+            .arg(&socket)
+            .arg(text(&pod["status"]["podIP"]));
+        let mut program = Program::start("door", &mut command);
+        program.wait_for_line("open", READY);
+        Door {
+            _program: program,
+            socket,
+        }
+    }
+
+    /// Attests as an agent of any make would, with a service account token.
+    async fn attest(&self, token: &str) -> Result<Identity, Status> {
+        let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
+        let csr = Csr::build(&key, CsrSubject::spire(), None, &[]).expect("a CSR");
+        let payload = json!({"cluster": CLUSTER_NAME, "token": token}).to_string();
+        let request = agent::AttestAgentRequest {
+            step: Some(agent::attest_agent_request::Step::Params(
+                agent::attest_agent_request::Params {
+                    data: Some(AttestationData {
+                        r#type: "k8s_psat".into(),
+                        payload: payload.into_bytes(),
+                    }),
+                    params: Some(agent::AgentX509svidParams { csr }),
+                },
+            )),
+        };
+        let channel = tls_unix(self.socket.clone(), None)
+            .await
+            .expect("the server answers");
+        let method = "/spire.api.server.agent.v1.Agent/AttestAgent";
+        let answer = call(&channel, method, request.encode_to_vec()).await?;
+        let answer = agent::AttestAgentResponse::decode(&answer[..]).expect("an attestation response");
+        let Some(agent::attest_agent_response::Step::Result(result)) = answer.step else {
+            panic!("no result")
+        };
+        let chain = result.svid.expect("an SVID").cert_chain;
+        Ok(Identity {
+            chain: chain.into_iter().map(Into::into).collect(),
+            key: rustls::pki_types::PrivatePkcs8KeyDer::from(key.pkcs8_der().to_vec()).into(),
+        })
+    }
+}
+
+/// A token as the kubelet asks for it, for a service account, and for a pod if it is to be bound to one.
+fn token(cluster: &Cluster, account: (&str, &str), audience: &str, pod: Option<&Value>) -> String {
+    let (namespace, name) = account;
+    let bound = pod.map(|pod| {
+        let (name, uid) = (&pod["metadata"]["name"], &pod["metadata"]["uid"]);
+        json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid})
+    });
+    let request = json!({
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenRequest",
+        "spec": {"audiences": [audience], "boundObjectRef": bound},
+    });
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
+    let file = tempfile::NamedTempFile::new_in(cluster.dir()).expect("a file");
+    std::fs::write(file.path(), request.to_string()).expect("the request is written");
+    let file = file.path().display().to_string();
+    let answer = cluster.kubectl_ok(&["create", "--raw", &path, "-f", &file]);
+    let answer: Value = serde_json::from_str(&answer).expect("the API server answers with JSON");
+    text(&answer["status"]["token"]).to_owned()
+}
+
+/// The agent's pod of a node, with its service account.
+fn agent_pod(installation: &Installation<'static>, node: &str) -> Value {
+    let name = installation.agent_pod(node);
+    installation
+        .cluster()
+        .get(&["-n", SYSTEM_NAMESPACE, "pod", &name])
+}
+
+/// What the kubelet has mounted into the agent's container.
+fn mounted_token(cluster: &Cluster, node: &str, pod: &Value) -> String {
+    let path = Path::new("/var/lib/kubelet/pods")
+        .join(text(&pod["metadata"]["uid"]))
+        .join("volumes/kubernetes.io~projected/attestation-token/spire-agent");
+    let read = run(cluster.enter_node(node, "cat").arg(path));
+    assert!(read.status.success(), "{}", read.stderr);
+    read.stdout.trim().to_owned()
+}
+
+/// Each is refused, and no text, of the answer or of the server's log, holds the token.
+#[tokio::test]
+async fn a_token_is_refused_from_another_node_audience_or_account_and_after_its_pod_and_is_shown_nowhere() {
+    let Some(scene) = Scene::set("attack-tokens") else {
+        return;
+    };
+    let cluster = scene.cluster();
+    let on_a = agent_pod(scene.installation, "node-a");
+    let on_b = agent_pod(scene.installation, "node-b");
+    let account = (SYSTEM_NAMESPACE, text(&on_a["spec"]["serviceAccountName"]));
+    let others = scene.start("web", &scene.pod("web"));
+    let good = token(cluster, account, AUDIENCE, Some(&on_b));
+    let (signed, signature) = good.rsplit_once('.').expect("a token has three parts");
+    let flipped = if signature.starts_with('A') { "B" } else { "A" };
+
+    let attempts = [
+        (
+            "of node-a's agent, sent from node-b",
+            mounted_token(cluster, "node-a", &on_a),
+            "token was sent from an address that is neither its pod's nor its node's",
+        ),
+        (
+            "for another audience",
+            token(cluster, account, "another-server", Some(&on_b)),
+            "token is not good for this cluster and audience",
+        ),
+        (
+            "of another account",
+            token(cluster, (&scene.space, "default"), AUDIENCE, Some(&others)),
+            "service account is not allowed",
+        ),
+        (
+            "bound to no pod",
+            token(cluster, account, AUDIENCE, None),
+            "token is not bound to a pod",
+        ),
+        (
+            "of a pod that was deleted",
+            token_of_deleted(cluster, account),
+            "token is not good for this cluster and audience",
+        ),
+        (
+            "with another signature",
+            format!("{signed}.{flipped}{}", &signature[1..]),
+            "token is not good for this cluster and audience",
+        ),
+    ];
+    let door = Door::open(cluster, "door-tokens");
+    for (what, token, reason) in &attempts {
+        let refused = door.attest(token).await.expect_err(what);
+        assert_eq!(refused.code(), Code::PermissionDenied, "{what}: {refused:?}");
+        assert!(refused.message().contains(reason), "{what}: {refused:?}");
+        let (signed, signature) = token.rsplit_once('.').expect("a token has three parts");
+        let shown = format!("{refused:?}");
+        assert!(
+            !shown.contains(signature) && !shown.contains(signed),
+            "{what} is shown"
+        );
+    }
+    let log = cluster.kubectl_ok(&["-n", SERVER_NAMESPACE, "logs", "finial-server-0"]);
+    for (what, token, _reason) in &attempts {
+        let (signed, signature) = token.rsplit_once('.').expect("a token has three parts");
+        assert!(
+            !log.contains(signature) && !log.contains(signed),
+            "{what} is logged"
+        );
+    }
+}
+
+/// A token of a pod of the agents' account that is no more.
+fn token_of_deleted(cluster: &Cluster, account: (&str, &str)) -> String {
+    let (namespace, name) = account;
+    let pod = json!({
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "former-agent", "namespace": namespace},
+        "spec": {
+            "nodeName": "node-b",
+            "serviceAccountName": name,
+            "automountServiceAccountToken": false,
+            "containers": [{"name": "main", "image": "local.test/pause:1", "imagePullPolicy": "Never"}],
+        },
+    });
+    let pod = cluster.create(&pod);
+    let token = token(cluster, account, AUDIENCE, Some(&pod));
+    let delete = ["delete", "pod", "former-agent", "--grace-period=0", "--force"];
+    cluster.kubectl_ok(&[&["-n", namespace][..], &delete].concat());
+    token
+}
+
+/// Whoever has become the agent of a node has what that node's pods have, and nothing of another's: the server says so
+/// itself, whatever an agent asks for.
+#[tokio::test]
+async fn the_agent_of_one_node_neither_sees_nor_signs_for_a_pod_of_another() {
+    let Some(scene) = Scene::set("attack-agent") else {
+        return;
+    };
+    let cluster = scene.cluster();
+    let mut entries = Vec::new();
+    for (role, node) in [("victim", "node-a"), ("own", "node-b")] {
+        let pod = scene.start(role, &scene.pod(role).node(node));
+        let fetched = scene.client(role, &[], SOCKET).ask_ok(&["x509"]);
+        assert_eq!(fetched["ids"], json!([scene.id(role)]));
+        let selector = format!("k8s:pod-uid:{}", text(&pod["metadata"]["uid"]));
+        let shown = scene
+            .installation
+            .server_json(&["entry", "show", "-selector", &selector]);
+        entries.push(text(&shown["entries"][0]["id"]).to_owned());
+    }
+    let [victims, own] = <[String; 2]>::try_from(entries).expect("two pods");
+    let agent = agent_pod(scene.installation, "node-b");
+    let account = (SYSTEM_NAMESPACE, text(&agent["spec"]["serviceAccountName"]));
+    let door = Door::open(cluster, "door-agent");
+
+    // The real agent attests anew when it learns that another one took its place, and takes it back.
+    let mut last = None;
+    for _attempt in 0..10 {
+        let token = token(cluster, account, AUDIENCE, Some(&agent));
+        let identity = door.attest(&token).await.expect("the token of this node's agent");
+        match steal(&door, identity, &victims, &own).await {
+            Ok(()) => return,
+            Err(status) => last = Some(status),
+        }
+    }
+    panic!("never was an agent for long enough: {last:?}");
+}
+
+/// Asks for everything, the victim's among it, with an agent's identity. Fails when that is no longer one.
+async fn steal(door: &Door, identity: Identity, victims: &str, own: &str) -> Result<(), Status> {
+    let channel = tls_unix(door.socket.clone(), Some(identity))
+        .await
+        .expect("the server answers");
+    let ask = async |method: &str, request: Vec<u8>| call(&channel, method, request).await;
+
+    let method = "/spire.api.server.entry.v1.Entry/GetAuthorizedEntries";
+    let answer = ask(
+        method,
+        entry::GetAuthorizedEntriesRequest::default().encode_to_vec(),
+    )
+    .await?;
+    let answer = entry::GetAuthorizedEntriesResponse::decode(&answer[..]).expect("entries");
+    let seen: Vec<&str> = answer.entries.iter().map(|entry| entry.id.as_str()).collect();
+    assert!(seen.contains(&own), "{seen:?}");
+    assert!(!seen.contains(&victims), "{seen:?}");
+
+    let request = svid::BatchNewX509svidRequest {
+        params: [victims, own]
+            .map(|id| {
+                let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
+                svid::NewX509svidParams {
+                    entry_id: id.to_owned(),
+                    csr: Csr::build(&key, CsrSubject::spire(), None, &[]).expect("a CSR"),
+                }
+            })
+            .into(),
+    };
+    let answer = ask(
+        "/spire.api.server.svid.v1.SVID/BatchNewX509SVID",
+        request.encode_to_vec(),
+    )
+    .await?;
+    let answer = svid::BatchNewX509svidResponse::decode(&answer[..]).expect("SVIDs");
+    let codes: Vec<_> = answer
+        .results
+        .iter()
+        .map(|result| {
+            (
+                result.status.as_ref().map(|status| status.code),
+                result.svid.is_some(),
+            )
+        })
+        .collect();
+    let not_found = Code::NotFound as i32;
+    assert_eq!(codes, [(Some(not_found), false), (Some(0), true)]);
+
+    let request = svid::NewJwtsvidRequest {
+        entry_id: victims.to_owned(),
+        audience: vec!["audience".to_owned()],
+    };
+    let refused = ask(
+        "/spire.api.server.svid.v1.SVID/NewJWTSVID",
+        request.encode_to_vec(),
+    )
+    .await;
+    assert_eq!(
+        refused.map(drop).map_err(|status| status.code()),
+        Err(Code::NotFound)
+    );
+    Ok(())
+}
