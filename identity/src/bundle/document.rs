@@ -19,6 +19,10 @@ use crate::x509::Certificate;
 /// The largest bundle document that is read, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 
+/// The largest bundle document of a foreign trust domain that is kept, in bytes. Workloads are told all bundles at once,
+/// and their gRPC clients take messages of 4 MiB unless they are told otherwise.
+pub const MAX_FOREIGN_DOCUMENT_BYTES: usize = 512 * 1024;
+
 /// An entry of `keys` that was left out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
@@ -26,6 +30,38 @@ pub struct Skipped {
     pub index: usize,
     /// Why it was left out.
     pub reason: SkipReason,
+    /// What it was for, if its `use` says so.
+    pub key_use: Option<KeyUse>,
+}
+
+/// What a key of a document is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum KeyUse {
+    /// It signs X.509-SVIDs.
+    X509Svid,
+    /// It signs JWT-SVIDs.
+    JwtSvid,
+    /// It signs WIT-SVIDs.
+    WitSvid,
+}
+
+impl KeyUse {
+    /// As `use` has it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::X509Svid => X509_SVID,
+            Self::JwtSvid => JWT_SVID,
+            Self::WitSvid => WIT_SVID,
+        }
+    }
+
+    fn of(entry: &Value) -> Option<Self> {
+        let name = entry.get("use")?.as_str()?;
+        [Self::X509Svid, Self::JwtSvid, Self::WitSvid]
+            .into_iter()
+            .find(|key_use| key_use.name() == name)
+    }
 }
 
 /// Why an entry of `keys` is left out while the rest of the document is used.
@@ -283,7 +319,12 @@ impl Reader {
 
     fn read(&mut self, index: usize, entry: &Value, default_use: Option<&str>) {
         if let Err(reason) = self.read_entry(entry, default_use) {
-            self.skipped.push(Skipped { index, reason });
+            let key_use = KeyUse::of(entry);
+            self.skipped.push(Skipped {
+                index,
+                reason,
+                key_use,
+            });
         }
     }
 
@@ -591,9 +632,15 @@ mod tests {
             skipped[7],
             Skipped {
                 index: 8,
-                reason: NotAnObject
+                reason: NotAnObject,
+                key_use: None,
             }
         );
+        use KeyUse::{JwtSvid, X509Svid};
+        let uses: Vec<_> = skipped.iter().filter_map(|entry| entry.key_use).collect();
+        assert_eq!(uses, [X509Svid; 2]);
+        let (_, skipped) = read(&json!({"keys": [without(&jwt, "kid")]}));
+        assert_eq!(skipped[0].key_use, Some(JwtSvid));
     }
 
     /// Covers X509-33, X509-34.
@@ -638,8 +685,8 @@ mod tests {
         let keys = json!([a, other, with(&other, "use", json!("wit-svid"))]);
         let (bundle, skipped) = read(&json!({ "keys": keys }));
         for (place, index) in [1, 2].into_iter().enumerate() {
-            let reason = SkipReason::RepeatedKeyId;
-            assert_eq!(skipped[place], Skipped { index, reason });
+            assert_eq!(skipped[place].index, index);
+            assert_eq!(skipped[place].reason, SkipReason::RepeatedKeyId);
         }
         assert_eq!(written(&bundle)["keys"], json!([a]));
         let mut one = Bundle::new(td("example.org"));

@@ -18,7 +18,7 @@ use crate::x509::{Certificate, X509Error};
 
 pub use crate::jwt::JwtAuthority;
 pub use crate::wit::WitAuthority;
-pub use document::{MAX_DOCUMENT_BYTES, SkipReason, Skipped};
+pub use document::{KeyUse, MAX_DOCUMENT_BYTES, MAX_FOREIGN_DOCUMENT_BYTES, SkipReason, Skipped};
 pub use edit::BundleEditError;
 pub use map::{BundleMap, MAX_MAP_BYTES};
 

@@ -1,9 +1,8 @@
 //! HTTP/1.1 for health checks and scrapes: small answers for callers who need no identity.
 //!
 //! Nobody can keep others out: a caller who is slow with its headers is left after [`HEADERS_WITHIN`], every
-//! connection ends after [`LONGEST_LIFE`], and when there are [`MOST_CONNECTIONS`] the oldest makes room.
+//! connection ends after [`LONGEST_LIFE`], and when there are [`MOST_CONNECTIONS`] one of the address with most makes room.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::fmt;
 use std::net::SocketAddr;
@@ -20,17 +19,17 @@ use hyper_util::service::TowerToHyperService;
 use rustls::ServerConfig;
 use serde_json::{Map, Value};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::task::{AbortHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
 use super::Stop;
+use super::sources::{Begun, Source};
 
 /// How long a caller may take for the headers of a request, also for those of the next one.
 pub const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 /// How long a connection lasts at most.
 pub const LONGEST_LIFE: Duration = Duration::from_secs(120);
 /// How many connections there are at most.
-pub const MOST_CONNECTIONS: usize = 64;
+pub const MOST_CONNECTIONS: usize = 256;
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
 /// How long requests may take to end once the process stops.
@@ -88,30 +87,23 @@ impl<L: Listener<Addr = SocketAddr>> HttpListener<L> {
     /// # Errors
     /// None: a connection's trouble ends that connection.
     pub async fn run(mut self, stop: Stop) -> Result<(), Infallible> {
-        let mut connections = JoinSet::new();
-        let mut ages: VecDeque<AbortHandle> = VecDeque::new();
+        let mut connections = Begun::new(MOST_CONNECTIONS);
         loop {
-            let (io, _address) = tokio::select! {
+            let (io, address) = tokio::select! {
                 () = stop.stopped() => break,
-                Some(_ended) = connections.join_next() => continue,
+                Some(()) = connections.next() => continue,
                 accepted = self.listener.accept() => accepted,
             };
-            ages.retain(|connection| !connection.is_finished());
-            if ages.len() >= MOST_CONNECTIONS
-                && let Some(oldest) = ages.pop_front()
-            {
-                oldest.abort();
-            }
             let (routes, tls, stop) = (self.routes.clone(), self.tls.clone(), stop.clone());
-            ages.push_back(connections.spawn(async move {
+            connections.begin(Source::of_address(address.ip()), async move {
                 let life = tokio::time::timeout(LONGEST_LIFE, connection(io, routes, tls, stop));
                 if let Ok(Err(error)) = life.await {
                     tracing::debug!(%error, "HTTP connection ended");
                 }
-            }));
+            });
         }
         drop(self.listener);
-        let drained = async { while connections.join_next().await.is_some() {} };
+        let drained = async { while connections.next().await.is_some() {} };
         // What is left is aborted with the set.
         let _overdue = tokio::time::timeout(DRAIN, drained).await;
         Ok(())
@@ -169,7 +161,7 @@ mod tests {
 
     /// Accepts the near ends of pipes.
     #[derive(Debug)]
-    struct Pipes(mpsc::Receiver<DuplexStream>);
+    struct Pipes(mpsc::Receiver<(DuplexStream, u8)>);
 
     impl Listener for Pipes {
         type Io = DuplexStream;
@@ -177,7 +169,7 @@ mod tests {
 
         async fn accept(&mut self) -> (DuplexStream, SocketAddr) {
             match self.0.recv().await {
-                Some(pipe) => (pipe, SocketAddr::from(([127, 0, 0, 1], 1))),
+                Some((pipe, host)) => (pipe, SocketAddr::from(([192, 0, 2, host], 1))),
                 None => std::future::pending().await,
             }
         }
@@ -188,7 +180,7 @@ mod tests {
     }
 
     struct Served {
-        connect: mpsc::Sender<DuplexStream>,
+        connect: mpsc::Sender<(DuplexStream, u8)>,
         tasks: TaskSet,
     }
 
@@ -203,8 +195,12 @@ mod tests {
         }
 
         async fn connect(&self) -> DuplexStream {
+            self.connect_from(1).await
+        }
+
+        async fn connect_from(&self, host: u8) -> DuplexStream {
             let (near, far) = tokio::io::duplex(4096);
-            self.connect.send(far).await.unwrap();
+            self.connect.send((far, host)).await.unwrap();
             near
         }
 
@@ -229,6 +225,21 @@ mod tests {
         let waited = started.elapsed();
         assert!(waited <= HEADERS_WITHIN + Duration::from_secs(1), "{waited:?}");
         assert!(served.ask().await.ends_with("well"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_who_connects_again_and_again_ends_no_connection_from_elsewhere() {
+        let served = Served::start();
+        let mut partner = served.connect_from(2).await;
+        let mut held = Vec::new();
+        for _ in 0..2 * MOST_CONNECTIONS {
+            held.push(served.connect_from(1).await);
+        }
+        let request = b"GET /live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+        partner.write_all(request).await.unwrap();
+        let mut answer = String::new();
+        partner.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.ends_with("well"));
     }
 
     #[tokio::test(start_paused = true)]

@@ -17,6 +17,7 @@ mod log_sink;
 pub mod memory;
 pub mod private_file;
 pub mod signals;
+pub mod sources;
 pub mod sys;
 pub mod tasks;
 pub mod umask;

@@ -33,6 +33,33 @@ pub fn bundle_from_wire(bundle: types::Bundle) -> Result<Bundle, WireError> {
     Ok(read)
 }
 
+/// Reads a bundle that was taken by other rules once, as [`bundle_from_wire`] does but without the authorities that
+/// cannot be read, and says what is wrong with those.
+///
+/// # Errors
+/// The trust domain is malformed.
+pub fn bundle_from_wire_with_skipped(bundle: types::Bundle) -> Result<(Bundle, Vec<WireError>), WireError> {
+    let mut skipped = Vec::new();
+    let mut bundle = bundle;
+    bundle.x509_authorities.retain(|item| {
+        is_whole(
+            x509_authorities_from_wire(std::slice::from_ref(item)),
+            &mut skipped,
+        )
+    });
+    bundle
+        .jwt_authorities
+        .retain(|key| is_whole(jwt_authority_from_wire(key), &mut skipped));
+    bundle
+        .wit_authorities
+        .retain(|key| is_whole(wit_authority_from_wire(key), &mut skipped));
+    Ok((bundle_from_wire(bundle)?, skipped))
+}
+
+fn is_whole<T>(read: Result<T, WireError>, skipped: &mut Vec<WireError>) -> bool {
+    read.map_err(|error| skipped.push(error)).is_ok()
+}
+
 /// Writes a bundle whole.
 #[must_use]
 pub fn bundle_to_wire(bundle: &Bundle) -> types::Bundle {
@@ -177,6 +204,31 @@ mod tests {
     fn a_bundle_keeps_every_field_in_both_directions() {
         let bundle = full();
         assert_eq!(bundle_from_wire(bundle_to_wire(&bundle)).unwrap(), bundle);
+    }
+
+    #[test]
+    fn authorities_that_cannot_be_read_are_left_out_where_that_is_wanted() {
+        let bundle = full();
+        let mut wire = bundle_to_wire(&bundle);
+        assert_eq!(
+            bundle_from_wire_with_skipped(wire.clone()).unwrap().0,
+            bundle,
+            "nothing is wrong"
+        );
+        wire.x509_authorities[0].asn1.pop();
+        wire.jwt_authorities[1].public_key.clear();
+        wire.wit_authorities[0].key_id.clear();
+        assert!(bundle_from_wire(wire.clone()).is_err());
+        let (read, skipped) = bundle_from_wire_with_skipped(wire).unwrap();
+        let expected = Bundle {
+            x509_authorities: vec![bundle.x509_authorities[1].clone()],
+            jwt_authorities: vec![bundle.jwt_authorities[0].clone()],
+            wit_authorities: Vec::new(),
+            ..bundle
+        };
+        assert_eq!(read, expected);
+        let fields: Vec<_> = skipped.iter().map(|error| error.field).collect();
+        assert_eq!(fields, ["x509_authorities", "jwt_authorities", "key_id"]);
     }
 
     #[test]

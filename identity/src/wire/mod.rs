@@ -23,8 +23,9 @@ use crate::spiffe_id::{SpiffeId, SpiffeIdError, TrustDomain};
 use crate::x509::X509Error;
 
 pub use bundle::{
-    bundle_from_wire, bundle_to_wire, jwt_authority_from_wire, jwt_authority_to_wire,
-    wit_authority_from_wire, wit_authority_to_wire, x509_authorities_from_wire, x509_authority_to_wire,
+    bundle_from_wire, bundle_from_wire_with_skipped, bundle_to_wire, jwt_authority_from_wire,
+    jwt_authority_to_wire, wit_authority_from_wire, wit_authority_to_wire, x509_authorities_from_wire,
+    x509_authority_to_wire,
 };
 pub use digest::{DigestSum, entry_digest};
 pub use log_level::{LogLevelError, log_level_from_wire, log_level_to_wire, logger_to_wire};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use finial_identity::bundle::{Bundle, JwtAuthority, WitAuthority};
+use finial_identity::bundle::{Bundle, JwtAuthority, MAX_FOREIGN_DOCUMENT_BYTES, WitAuthority};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::wire;
 use finial_proto::spire::api::server::bundle::v1 as pb;
@@ -154,13 +154,16 @@ impl BundleApi for BundleService {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
+        let mut named = Vec::new();
         for bundle in request.bundle {
             let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
+            named.extend(TrustDomain::parse_name_or_id(&bundle.trust_domain));
             let created = self.create(bundle).await;
             call.note_item(fields, created.as_ref());
             let (status, bundle) = self.answer(&call, created, &request.output_mask);
             results.push(Item { status, bundle });
         }
+        self.refresh_after(&named).await;
         Ok(Response::new(pb::BatchCreateFederatedBundleResponse { results }))
     }
 
@@ -172,13 +175,16 @@ impl BundleApi for BundleService {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
+        let mut named = Vec::new();
         for bundle in request.bundle {
             let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
+            named.extend(TrustDomain::parse_name_or_id(&bundle.trust_domain));
             let updated = self.update(bundle, &request.input_mask).await;
             call.note_item(fields, updated.as_ref());
             let (status, bundle) = self.answer(&call, updated, &request.output_mask);
             results.push(Item { status, bundle });
         }
+        self.refresh_after(&named).await;
         Ok(Response::new(pb::BatchUpdateFederatedBundleResponse { results }))
     }
 
@@ -190,13 +196,16 @@ impl BundleApi for BundleService {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.bundle.len());
+        let mut named = Vec::new();
         for bundle in request.bundle {
             let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
+            named.extend(TrustDomain::parse_name_or_id(&bundle.trust_domain));
             let set = self.set(bundle).await;
             call.note_item(fields, set.as_ref());
             let (status, bundle) = self.answer(&call, set, &request.output_mask);
             results.push(Item { status, bundle });
         }
+        self.refresh_after(&named).await;
         Ok(Response::new(pb::BatchSetFederatedBundleResponse { results }))
     }
 
@@ -413,6 +422,13 @@ impl BundleService {
             .ok_or_else(|| Refusal::not_found("bundle not found"))
     }
 
+    /// A bundle that authenticates an endpoint was perhaps what was missing.
+    async fn refresh_after(&self, named: &[TrustDomain]) {
+        if let Err(error) = self.0.federation.changed(named).await {
+            tracing::error!(%error, "federation relationships not read");
+        }
+    }
+
     async fn delete(&self, name: &str, mode: BundleDeleteMode) -> Result<(), Refusal> {
         let trust_domain = self.foreign(name, "deleting a federated bundle")?;
         match self
@@ -469,9 +485,16 @@ pub(super) fn foreign_bundle(services: &Services, bundle: types::Bundle) -> Resu
     if !services.settings.wit_svids {
         bundle.wit_authorities.clear();
     }
-    wire::bundle_from_wire(bundle)
+    let bundle = wire::bundle_from_wire(bundle)
         .map(untainted)
-        .or_refuse("failed to convert bundle")
+        .or_refuse("failed to convert bundle")?;
+    let bytes = bundle.to_spiffe_json().len();
+    if bytes > MAX_FOREIGN_DOCUMENT_BYTES {
+        return Err(Refusal::invalid(format!(
+            "bundle is larger than {MAX_FOREIGN_DOCUMENT_BYTES} bytes as a bundle document: {bytes}"
+        )));
+    }
+    Ok(bundle)
 }
 
 /// Only this server's own operations taint.

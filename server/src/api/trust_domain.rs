@@ -69,8 +69,10 @@ impl TrustDomainApi for TrustDomainService {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.federation_relationships.len());
+        let mut named = Vec::new();
         for relationship in request.federation_relationships {
             let fields = fields_of(&relationship, &None);
+            named.extend(TrustDomain::parse_name_or_id(&relationship.trust_domain));
             let created = self.create(relationship, &request.output_mask).await;
             call.note_item(fields, created.as_ref());
             let (status, federation_relationship) = answer(&call, created);
@@ -79,7 +81,7 @@ impl TrustDomainApi for TrustDomainService {
                 federation_relationship,
             });
         }
-        self.follow().await;
+        self.follow(&named).await;
         Ok(Response::new(pb::BatchCreateFederationRelationshipResponse {
             results,
         }))
@@ -93,8 +95,10 @@ impl TrustDomainApi for TrustDomainService {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let mut results = Vec::with_capacity(request.federation_relationships.len());
+        let mut named = Vec::new();
         for relationship in request.federation_relationships {
             let fields = fields_of(&relationship, &request.input_mask);
+            named.extend(TrustDomain::parse_name_or_id(&relationship.trust_domain));
             let updated = self
                 .update(relationship, &request.input_mask, &request.output_mask)
                 .await;
@@ -105,7 +109,7 @@ impl TrustDomainApi for TrustDomainService {
                 federation_relationship,
             });
         }
-        self.follow().await;
+        self.follow(&named).await;
         Ok(Response::new(pb::BatchUpdateFederationRelationshipResponse {
             results,
         }))
@@ -136,7 +140,7 @@ impl TrustDomainApi for TrustDomainService {
                 trust_domain: name.map_or(trust_domain, |name| name.to_string()),
             });
         }
-        self.follow().await;
+        self.follow(&[]).await;
         Ok(Response::new(pb::BatchDeleteFederationRelationshipResponse {
             results,
         }))
@@ -347,9 +351,9 @@ impl TrustDomainService {
         refreshed.map_err(|error| Refusal::internal(format!("failed to refresh bundle: {error}")))
     }
 
-    /// Begins or ends to refresh what the call changed; bundles that came with it count for every later call.
-    async fn follow(&self) {
-        if let Err(error) = self.0.federation.reload().await {
+    /// Begins, ends or hastens to refresh what the call named; bundles that came with it count for every later call.
+    async fn follow(&self, named: &[TrustDomain]) {
+        if let Err(error) = self.0.federation.changed(named).await {
             tracing::error!(%error, "federation relationships not read");
         }
         self.0.take_in_writes().await;

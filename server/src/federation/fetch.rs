@@ -2,11 +2,12 @@
 //! followed and none remembered, everything bounded in size and time.
 
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use finial_identity::bundle::MAX_DOCUMENT_BYTES;
+use finial_identity::bundle::MAX_FOREIGN_DOCUMENT_BYTES;
 use finial_identity::federation::{EndpointUrl, EndpointUrlError};
 use finial_identity::peer::{self, PeerError, PeerPolicy, SharedBundles, X509Bundles};
 use finial_identity::process::Clock;
@@ -17,14 +18,16 @@ use http::StatusCode;
 use rustls::{CertificateError, ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use thiserror::Error;
-use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::net::{TcpStream, lookup_host};
+use tokio::time::{Instant, timeout};
 use tokio_rustls::TlsConnector;
 
 /// For everything together.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// For a connection and its handshake.
+/// For a connection and its handshake, with all addresses of the host.
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
+/// For one address at least, while there is time.
+const SHORTEST_ATTEMPT: Duration = Duration::from_secs(1);
 /// How often an endpoint may lead on.
 const MOST_REDIRECTS: usize = 5;
 const USER_AGENT: &str = concat!("finial-server/", env!("CARGO_PKG_VERSION"));
@@ -133,32 +136,64 @@ impl Client {
         let (host, port) = (url.host(), url.port());
         let name =
             ServerName::try_from(host.to_owned()).map_err(|_neither| FetchError::Host(host.to_owned()))?;
-        let connect = async {
-            let stream = TcpStream::connect((host, port))
-                .await
-                .map_err(|cause| FetchError::Connect {
-                    endpoint: format!("{host}:{port}"),
-                    cause,
-                })?;
-            self.tls
-                .connect(name, stream)
-                .await
-                .map_err(|error| FetchError::Tls {
-                    endpoint: format!("{host}:{port}"),
+        let endpoint = &format!("{host}:{port}");
+        let unreachable = |cause| FetchError::Connect {
+            endpoint: endpoint.clone(),
+            cause,
+        };
+        let started = Instant::now();
+        let addresses = timeout(CONNECT_WITHIN, lookup_host((host, port)))
+            .await
+            .map_err(|_elapsed| FetchError::TimedOut(CONNECT_WITHIN))?
+            .map_err(unreachable)?
+            .collect();
+        let attempt = |address: SocketAddr| {
+            let (tls, name) = (self.tls.clone(), name.clone());
+            async move {
+                let stream = TcpStream::connect(address).await.map_err(unreachable)?;
+                let stream = tls.connect(name, stream).await;
+                stream.map_err(|error| FetchError::Tls {
+                    endpoint: endpoint.clone(),
                     cause: tls_text(&error, self.is_web),
                 })
+            }
         };
-        let stream = timeout(CONNECT_WITHIN, connect)
-            .await
-            .unwrap_or(Err(FetchError::TimedOut(CONNECT_WITHIN)))?;
+        let stream = first_of(addresses, started + CONNECT_WITHIN, attempt).await?;
         let get = Get {
             authority: url.uri().authority().map_or("", http::uri::Authority::as_str),
             target: url.path_and_query(),
             user_agent: USER_AGENT,
-            max_body: MAX_DOCUMENT_BYTES,
+            max_body: MAX_FOREIGN_DOCUMENT_BYTES,
         };
         Ok(get.send(stream).await?)
     }
+}
+
+/// The connection to the first address that answers. What is left of the time is divided among the addresses that are
+/// left, so that one that does not answer does not cost the others theirs. One that answers and is not who it should
+/// be is the outcome.
+async fn first_of<T, F>(
+    addresses: Vec<SocketAddr>,
+    until: Instant,
+    attempt: impl Fn(SocketAddr) -> F,
+) -> Result<T, FetchError>
+where
+    F: Future<Output = Result<T, FetchError>>,
+{
+    let mut outcome = Err(FetchError::TimedOut(CONNECT_WITHIN));
+    let mut left = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    for address in addresses {
+        let remaining = until.saturating_duration_since(Instant::now());
+        let share = (remaining / left.max(1)).max(SHORTEST_ATTEMPT).min(remaining);
+        outcome = timeout(share, attempt(address))
+            .await
+            .unwrap_or(Err(FetchError::TimedOut(CONNECT_WITHIN)));
+        match outcome {
+            Err(FetchError::Connect { .. } | FetchError::TimedOut(_)) => left = left.saturating_sub(1),
+            outcome => return outcome,
+        }
+    }
+    outcome
 }
 
 async fn client_config(trust: Trust, clock: &Clock) -> Result<ClientConfig, FetchError> {
@@ -221,5 +256,78 @@ fn tls_text(error: &io::Error, is_web: bool) -> String {
             format!("{inner} (an endpoint with an X509-SVID is authenticated by the profile https_spiffe)")
         }
         _ => inner.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn addresses(count: u8) -> Vec<SocketAddr> {
+        (1..=count)
+            .map(|host| SocketAddr::from(([192, 0, 2, host], 443)))
+            .collect()
+    }
+
+    fn refused() -> FetchError {
+        FetchError::Connect {
+            endpoint: "a.test:443".into(),
+            cause: io::ErrorKind::ConnectionRefused.into(),
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn addresses_that_do_not_answer_leave_time_for_those_that_do() {
+        let started = Instant::now();
+        let last = addresses(4)[3];
+        let attempt = |address| async move {
+            if address == last {
+                tokio::time::sleep(Duration::from_secs(2)).await;
+                return Ok(address);
+            }
+            std::future::pending().await
+        };
+        let found = first_of(addresses(4), started + CONNECT_WITHIN, attempt).await;
+        assert_eq!(found.unwrap(), last);
+        assert!(started.elapsed() <= CONNECT_WITHIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_addresses_together_have_the_time_of_one() {
+        for count in [1, 3, 200] {
+            let started = Instant::now();
+            let until = started + CONNECT_WITHIN;
+            let none = first_of::<(), _>(addresses(count), until, |_| std::future::pending()).await;
+            assert!(
+                matches!(none, Err(FetchError::TimedOut(CONNECT_WITHIN))),
+                "{count}"
+            );
+            assert!(
+                started.elapsed() <= CONNECT_WITHIN + Duration::from_secs(1),
+                "{count}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_at_one_address_is_the_outcome_and_a_closed_port_is_not() {
+        let until = Instant::now() + CONNECT_WITHIN;
+        let [closed, stranger, good] = addresses(3).try_into().unwrap();
+        let attempt = |address| async move {
+            match address {
+                address if address == closed => Err(refused()),
+                address if address == stranger => Err(FetchError::Host("a stranger".into())),
+                address => Ok(address),
+            }
+        };
+        assert!(matches!(
+            first_of(vec![closed, stranger, good], until, attempt).await,
+            Err(FetchError::Host(_))
+        ));
+        assert_eq!(first_of(vec![closed, good], until, attempt).await.unwrap(), good);
+        assert!(matches!(
+            first_of(vec![closed], until, attempt).await,
+            Err(FetchError::Connect { .. })
+        ));
     }
 }

@@ -1,6 +1,8 @@
 //! Whether a bundle that was fetched takes the place of the stored one. Pure.
 
-use finial_identity::bundle::{Bundle, BundleError};
+use std::collections::BTreeSet;
+
+use finial_identity::bundle::{Bundle, BundleError, KeyUse, Skipped};
 use finial_identity::spiffe_id::TrustDomain;
 use thiserror::Error;
 
@@ -21,6 +23,9 @@ pub enum Unfit {
     /// It has authorities, none of which can be used.
     #[error("bundle has no authority that can be used, of {0} keys")]
     NothingUsable(usize),
+    /// None of its keys of a kind can be used, and the stored one has some of that kind.
+    #[error("bundle has no key for {} that can be used, and the stored one has", .0.name())]
+    NothingUsableFor(KeyUse),
     /// It has no authorities, and no sequence number that says that all were revoked.
     #[error("bundle is empty, and its sequence number {fetched} does not follow the stored one's {stored}")]
     Empty {
@@ -31,23 +36,65 @@ pub enum Unfit {
     },
 }
 
+/// A document as it was fetched.
+#[derive(Debug)]
+pub(super) struct Document {
+    /// What can be used of it.
+    pub(super) bundle: Bundle,
+    /// What was left out because it cannot be used.
+    pub(super) left_out: Vec<Skipped>,
+}
+
 /// Reads a document as it was fetched. Authorities of WIT-SVIDs are kept only if `wit_svids` are on.
 ///
 /// # Errors
 /// [`Unfit::Malformed`], or [`Unfit::NothingUsable`].
-pub(super) fn read(trust_domain: &TrustDomain, document: &[u8], wit_svids: bool) -> Result<Bundle, Unfit> {
-    let (mut bundle, skipped) = Bundle::parse_spiffe_json_with_skipped(trust_domain.clone(), document)?;
-    if !skipped.is_empty() {
-        tracing::debug!(%trust_domain, ?skipped, "keys of a foreign bundle were left out");
-    }
-    let keys = skipped.len() + bundle.wit_authorities.len();
+pub(super) fn read(trust_domain: &TrustDomain, document: &[u8], wit_svids: bool) -> Result<Document, Unfit> {
+    let (mut bundle, mut left_out) = Bundle::parse_spiffe_json_with_skipped(trust_domain.clone(), document)?;
+    let keys = left_out.len() + bundle.wit_authorities.len();
     if !wit_svids {
         bundle.wit_authorities.clear();
+        left_out.retain(|key| key.key_use != Some(KeyUse::WitSvid));
     }
     if is_empty(&bundle) && keys > 0 {
         return Err(Unfit::NothingUsable(keys));
     }
-    Ok(bundle)
+    Ok(Document { bundle, left_out })
+}
+
+/// What takes the place of the stored bundle, if this document may.
+///
+/// The highest sequence number that was seen stays: a document without one is the newest (SPIFFE Federation §4.2), and
+/// those that are older than the stored one are still known by their number.
+///
+/// Where keys of a kind were left out and none of that kind is left, the stored ones are not given up for them.
+///
+/// # Errors
+/// [`Unfit::Older`], [`Unfit::Empty`], [`Unfit::NothingUsableFor`].
+pub(super) fn replacement(fetched: &Document, stored: Option<&Bundle>) -> Result<Bundle, Unfit> {
+    let mut bundle = fetched.bundle.clone();
+    let number = bundle.sequence_number;
+    if let Some(stored) = stored
+        && number == 0
+    {
+        bundle.sequence_number = stored.sequence_number;
+    }
+    if stored != Some(&bundle) {
+        compare(&fetched.bundle, stored)?;
+    }
+    let kinds: BTreeSet<_> = fetched.left_out.iter().filter_map(|key| key.key_use).collect();
+    let lost = kinds
+        .into_iter()
+        .find(|kind| count(&bundle, *kind) == 0 && stored.is_some_and(|stored| count(stored, *kind) > 0));
+    lost.map_or(Ok(bundle), |kind| Err(Unfit::NothingUsableFor(kind)))
+}
+
+fn count(bundle: &Bundle, key_use: KeyUse) -> usize {
+    match key_use {
+        KeyUse::X509Svid => bundle.x509_authorities.len(),
+        KeyUse::JwtSvid => bundle.jwt_authorities.len(),
+        KeyUse::WitSvid => bundle.wit_authorities.len(),
+    }
 }
 
 /// Whether a bundle may take the place of the stored one.
@@ -57,7 +104,7 @@ pub(super) fn read(trust_domain: &TrustDomain, document: &[u8], wit_svids: bool)
 ///
 /// # Errors
 /// [`Unfit::Older`], [`Unfit::Empty`].
-pub(super) fn compare(fetched: &Bundle, stored: Option<&Bundle>) -> Result<(), Unfit> {
+fn compare(fetched: &Bundle, stored: Option<&Bundle>) -> Result<(), Unfit> {
     let number = stored.map_or(0, |stored| stored.sequence_number);
     if stored.is_some_and(|stored| fetched.is_older_than(stored)) {
         return Err(Unfit::Older {
@@ -65,7 +112,7 @@ pub(super) fn compare(fetched: &Bundle, stored: Option<&Bundle>) -> Result<(), U
             stored: number,
         });
     }
-    if is_empty(fetched) && fetched.sequence_number <= number && stored != Some(fetched) {
+    if is_empty(fetched) && fetched.sequence_number <= number {
         return Err(Unfit::Empty {
             fetched: fetched.sequence_number,
             stored: number,
@@ -97,6 +144,69 @@ mod tests {
             sequence_number,
             ..Bundle::new(domain("a.test"))
         }
+    }
+
+    /// As a document of which nothing was left out.
+    fn compare(fetched: &Bundle, stored: Option<&Bundle>) -> Result<Bundle, Unfit> {
+        let document = Document {
+            bundle: fetched.clone(),
+            left_out: Vec::new(),
+        };
+        replacement(&document, stored)
+    }
+
+    #[test]
+    fn a_document_without_a_number_is_taken_and_the_highest_number_stays() {
+        let stored = numbered(10);
+        let other = Bundle {
+            sequence_number: 0,
+            ..bundle("a.test", 2)
+        };
+        let taken = compare(&other, Some(&stored)).unwrap();
+        assert_eq!(taken.x509_authorities, other.x509_authorities);
+        assert_eq!(taken.sequence_number, 10);
+        assert!(matches!(
+            compare(&numbered(5), Some(&taken)),
+            Err(Unfit::Older { .. })
+        ));
+        // The same document again changes nothing, an empty one too.
+        assert_eq!(compare(&other, Some(&taken)).unwrap(), taken);
+        assert_eq!(compare(&empty(0), Some(&empty(11))).unwrap(), empty(11));
+    }
+
+    #[test]
+    fn stored_authorities_are_not_given_up_for_keys_of_their_kind_that_cannot_be_used() {
+        let stored = bundle("a.test", 1);
+        let mut both = stored.clone();
+        both.jwt_authorities = jwt_authorities();
+        let document: serde_json::Value = serde_json::from_str(&both.to_spiffe_json()).unwrap();
+        let read_with = |keys: serde_json::Value| {
+            let text = serde_json::json!({ "keys": keys, "spiffe_sequence": 3 }).to_string();
+            read(&domain("a.test"), text.as_bytes(), false).unwrap()
+        };
+        let (x509, jwt) = (&document["keys"][0], &document["keys"][1]);
+        let mut odd = x509.clone();
+        odd["x5c"] = serde_json::json!(["AAAA"]);
+        let fetched = read_with(serde_json::json!([odd, jwt]));
+        assert!(matches!(
+            replacement(&fetched, Some(&stored)),
+            Err(Unfit::NothingUsableFor(KeyUse::X509Svid))
+        ));
+        // Nothing is lost where there was none, where one is left, and where the document has none of that kind.
+        assert!(replacement(&fetched, None).is_ok());
+        assert!(replacement(&read_with(serde_json::json!([odd, x509])), Some(&stored)).is_ok());
+        let without = replacement(&read_with(serde_json::json!([jwt])), Some(&stored)).unwrap();
+        assert!(without.x509_authorities.is_empty());
+    }
+
+    fn jwt_authorities() -> Vec<finial_identity::bundle::JwtAuthority> {
+        let key = finial_identity::key::PrivateKey::generate(finial_identity::key::KeyType::EcP256).unwrap();
+        vec![finial_identity::bundle::JwtAuthority {
+            key_id: "k".into(),
+            public_key: key.public_key().clone(),
+            expires_at: 0,
+            tainted: false,
+        }]
     }
 
     #[test]
@@ -141,6 +251,6 @@ mod tests {
         ));
         assert!(read(r#"{"keys":[]}"#).is_ok());
         let good = bundle("a.test", 1).to_spiffe_json();
-        assert_eq!(read(&good).unwrap(), bundle("a.test", 1));
+        assert_eq!(read(&good).unwrap().bundle, bundle("a.test", 1));
     }
 }

@@ -164,6 +164,27 @@ impl Federation {
         Ok(())
     }
 
+    /// Takes in what is declared now, as [`Federation::reload`] does, after these trust domains' relationships or bundles
+    /// were changed: what they concern is refreshed soon.
+    ///
+    /// # Errors
+    /// As [`Federation::reload`].
+    pub async fn changed(&self, trust_domains: &[TrustDomain]) -> Result<(), StoreError> {
+        // Those that begin now are due at once without a wish.
+        let concerned: Vec<Arc<Refresher>> = self
+            .running()
+            .values()
+            .map(|running| &running.refresher)
+            .filter(|refresher| trust_domains.iter().any(|name| refresher.concerns(name)))
+            .map(Arc::clone)
+            .collect();
+        let reloaded = self.reload().await;
+        for refresher in concerned {
+            refresher.soon();
+        }
+        reloaded
+    }
+
     /// Fetches a bundle now; `None` when there is no relationship with the trust domain.
     ///
     /// # Errors

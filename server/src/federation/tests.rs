@@ -1,5 +1,5 @@
-use finial_identity::bundle::Bundle;
-use finial_identity::federation::{EndpointProfile, EndpointUrl};
+use finial_identity::bundle::{Bundle, MAX_FOREIGN_DOCUMENT_BYTES};
+use finial_identity::federation::{EndpointProfile, EndpointUrl, RefreshState};
 use finial_identity::process::TaskSet;
 use finial_identity::spiffe_id::SpiffeId;
 use time::Duration as Span;
@@ -125,10 +125,10 @@ async fn whatever_an_endpoint_does_wrong_is_told_and_the_good_bundle_stays() {
     assert_eq!(world.refresh().await, "");
     let good = world.held().await;
     assert_eq!(sequence(&good), 5);
-    let oversized = " ".repeat(finial_identity::bundle::MAX_DOCUMENT_BYTES + 1);
+    let oversized = " ".repeat(MAX_FOREIGN_DOCUMENT_BYTES + 1);
     let unusable = r#"{"keys":[{"kty":"XYZ","use":"x509-svid"}],"spiffe_sequence":9}"#;
     for (answer, part) in [
-        (ok(&oversized), "more than 4194304 bytes"),
+        (ok(&oversized), "more than 524288 bytes"),
         (ok("<html>"), "malformed JSON"),
         (ok("{}"), "no valid member \"keys\""),
         (ok(r#"{"keys":[]}"#), "bundle is empty"),
@@ -252,6 +252,38 @@ async fn a_bundle_that_an_operator_sets_counts_until_the_next_refresh() {
     world.store.put_bundle(authority.bundle(0)).await.unwrap();
     assert_eq!(world.refresh().await, "");
     assert_eq!(sequence(&world.held().await), 2);
+}
+
+#[tokio::test]
+async fn a_call_that_names_a_trust_domain_hastens_what_it_concerns() {
+    let authority = Authority::new("a.test");
+    let host = Authority::new("host.test");
+    let endpoint = Endpoint::start(host.svid(PATH, Span::hours(1))).await;
+    let mut served = authority.bundle(3);
+    served.refresh_hint = 86_400;
+    endpoint.serve(&served);
+    let mut world = World::new(Vec::new()).await;
+    world.run().await;
+    world
+        .create(
+            spiffe(&endpoint.url("/"), "spiffe://host.test/spire/server"),
+            None,
+        )
+        .await;
+    let is_tried = |state: &RefreshState| state.trouble.is_some();
+    world.until(|states| states.values().any(is_tried)).await;
+    // What authenticates the endpoint comes, then a newer bundle.
+    world.store.put_bundle(host.bundle(1)).await.unwrap();
+    for (named, number) in [("host.test", 3), ("a.test", 4)] {
+        served.sequence_number = number;
+        endpoint.serve(&served);
+        world.federation.changed(&[domain("other.test")]).await.unwrap();
+        world.federation.changed(&[domain(named)]).await.unwrap();
+        let is_there = |state: &RefreshState| state.sequence_number == number;
+        let soon = world.until(|states| states.values().any(is_there));
+        let soon = tokio::time::timeout(Duration::from_secs(10), soon).await;
+        assert!(soon.is_ok(), "{named}");
+    }
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! API servers do not run them, and what no schema can say. A webhook is not needed: the outcome stands in
 //! the object's status.
 
-use finial_identity::bundle::Bundle;
+use finial_identity::bundle::{Bundle, BundleError, MAX_FOREIGN_DOCUMENT_BYTES};
 use finial_identity::entry::{check_dns_name, check_hint};
 use finial_identity::federation::{EndpointProfile, EndpointUrl, HTTPS_SPIFFE, HTTPS_WEB, Relationship};
 use finial_identity::selector::Selector;
@@ -194,6 +194,17 @@ pub fn federation(spec: &ClusterFederatedTrustDomainSpec) -> Result<Federation, 
         .trust_domain_bundle
         .as_deref()
         .filter(|text| !text.is_empty());
+    let too_large = document.filter(|text| text.len() > MAX_FOREIGN_DOCUMENT_BYTES);
+    if let Some(text) = too_large {
+        return Err(refused(
+            "trustDomainBundle",
+            BundleError::TooLarge {
+                what: "bundle document",
+                limit: MAX_FOREIGN_DOCUMENT_BYTES,
+                bytes: text.len(),
+            },
+        ));
+    }
     let bundle = document
         .map(|text| Bundle::parse_spiffe_json(trust_domain.clone(), text.as_bytes()))
         .transpose()
@@ -382,6 +393,9 @@ mod tests {
             let error = check_federation(change.clone()).unwrap_err();
             assert_eq!(error.field, field, "{change}: {error}");
         }
+        let large = format!(r#"{{"keys":[]}}{}"#, " ".repeat(MAX_FOREIGN_DOCUMENT_BYTES));
+        let error = check_federation(json!({ "trustDomainBundle": large })).unwrap_err();
+        assert!(error.to_string().contains("larger than 524288 bytes"));
         let error = check_federation(json!({"bundleEndpointURL": "https://u:secret@partner.example"}));
         assert!(!error.unwrap_err().to_string().contains("secret"));
     }

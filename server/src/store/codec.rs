@@ -4,7 +4,7 @@ use finial_identity::bundle::Bundle;
 use finial_identity::entry::Entry;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
-use finial_identity::wire;
+use finial_identity::wire::{self, WireError};
 use finial_proto::spire::api::types;
 use prost::Message;
 use ring::digest;
@@ -35,10 +35,24 @@ pub(super) fn encode_bundle(bundle: &Bundle) -> Vec<u8> {
     wire::bundle_to_wire(bundle).encode_to_vec()
 }
 
-pub(super) fn decode_bundle(trust_domain: &str, content: &[u8]) -> Result<Bundle, StoreError> {
+/// A bundle, and what is wrong with its authorities that cannot be read: an earlier build may have taken what is refused
+/// now, and one odd authority must not cost the bundles of everybody. The own bundle is never read without all of its
+/// X.509 authorities.
+pub(super) fn decode_bundle(
+    trust_domain: &str,
+    own: &TrustDomain,
+    content: &[u8],
+) -> Result<(Bundle, Vec<WireError>), StoreError> {
+    let unreadable = |error| StoreError::unreadable("bundle", trust_domain, error);
     let message = types::Bundle::decode(content)
         .map_err(|error| StoreError::unreadable("bundle", trust_domain, error))?;
-    wire::bundle_from_wire(message).map_err(|error| StoreError::unreadable("bundle", trust_domain, error))
+    let had_x509 = !message.x509_authorities.is_empty();
+    let (bundle, mut skipped) = wire::bundle_from_wire_with_skipped(message).map_err(unreadable)?;
+    let is_all_gone = had_x509 && bundle.x509_authorities.is_empty();
+    if is_all_gone && bundle.trust_domain == *own {
+        return Err(unreadable(skipped.swap_remove(0)));
+    }
+    Ok((bundle, skipped))
 }
 
 /// A node as stored. The API's message lacks the pending SVID.
@@ -117,4 +131,57 @@ pub(super) fn parent_key(parent: &SpiffeId) -> [u8; PARENT_KEY_BYTES] {
     let mut key = [0; PARENT_KEY_BYTES];
     key.copy_from_slice(&hash.as_ref()[..PARENT_KEY_BYTES]);
     key
+}
+
+#[cfg(test)]
+mod tests {
+    use finial_identity::bundle::JwtAuthority;
+    use finial_identity::key::{KeyType, PrivateKey};
+
+    use super::*;
+    use crate::federation::testing::{bundle, domain};
+
+    /// Of a bundle with such X.509 authorities and one JWT authority.
+    fn stored(bundle: &Bundle, odd: &[&[u8]]) -> Vec<u8> {
+        let mut message = wire::bundle_to_wire(bundle);
+        message
+            .x509_authorities
+            .extend(odd.iter().map(|asn1| types::X509Certificate {
+                asn1: asn1.to_vec(),
+                tainted: false,
+            }));
+        message.encode_to_vec()
+    }
+
+    fn with_jwt_key(mut bundle: Bundle) -> Bundle {
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        bundle.jwt_authorities.push(JwtAuthority {
+            key_id: "k".into(),
+            public_key: key.public_key().clone(),
+            expires_at: 0,
+            tainted: false,
+        });
+        bundle
+    }
+
+    #[test]
+    fn a_stored_bundle_is_read_without_an_authority_that_is_refused_now() {
+        let kept = with_jwt_key(bundle("a.test", 1));
+        let content = stored(&kept, &[b"odd"]);
+        for own in ["own.test", "a.test"] {
+            let (read, skipped) = decode_bundle("a.test", &domain(own), &content).unwrap();
+            assert_eq!((&read, skipped.len()), (&kept, 1), "{own}");
+        }
+    }
+
+    #[test]
+    fn the_own_bundle_is_never_read_without_all_of_its_authorities() {
+        let bare = with_jwt_key(Bundle::new(domain("a.test")));
+        let content = stored(&bare, &[b"odd"]);
+        assert!(decode_bundle("a.test", &domain("a.test"), &content).is_err());
+        let (read, skipped) = decode_bundle("a.test", &domain("own.test"), &content).unwrap();
+        assert_eq!((&read, skipped.len()), (&bare, 1), "nobody else's bundles suffer");
+        let content = stored(&bare, &[]);
+        assert!(decode_bundle("a.test", &domain("a.test"), &content).is_ok());
+    }
 }

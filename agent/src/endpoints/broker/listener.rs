@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use finial_identity::peer::{self, BundleSource, PeerError, PeerPolicy};
 use finial_identity::process::Stop;
+use finial_identity::process::sources::{Begun, Source};
 use finial_identity::process::unix_listener::SocketGuard;
 use finial_identity::x509::{X509Error, X509Svid};
 use futures_util::future::BoxFuture;
@@ -27,7 +28,6 @@ use tonic::service::Routes;
 use super::allowed::AllowedBrokers;
 use super::caller::{BrokerCaller, Transport, Trust};
 use super::gate::GateLayer;
-use super::handshakes::{Handshakes, Source};
 use super::{BrokerApi, Shared};
 use crate::config::{AllowedBroker, BindAddress, BrokerSettings};
 use crate::endpoints::calls::CallsLayer;
@@ -40,6 +40,8 @@ use crate::workload::ProcFs;
 
 /// How long a TLS handshake may take.
 const HANDSHAKE_WITHIN: Duration = Duration::from_secs(10);
+/// How many handshakes of one listener there are at a time.
+const MOST_HANDSHAKES: usize = 64;
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
@@ -328,7 +330,7 @@ fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result
     let state = Accept {
         listener,
         host,
-        handshakes: Handshakes::default(),
+        handshakes: Begun::new(MOST_HANDSHAKES),
         failing: false,
     };
     stream::unfold(state, |mut state| async move {
@@ -340,7 +342,7 @@ fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result
 struct Accept {
     listener: Listener,
     host: Arc<Host>,
-    handshakes: Handshakes<Option<Brokered>>,
+    handshakes: Begun<Option<Brokered>>,
     /// The last attempt failed and was logged.
     failing: bool,
 }

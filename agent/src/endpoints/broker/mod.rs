@@ -9,7 +9,6 @@
 mod allowed;
 mod caller;
 mod gate;
-mod handshakes;
 mod listener;
 pub mod reference;
 mod refusal;

@@ -58,11 +58,10 @@ async fn a_local_caller_manages_but_is_no_agent() {
         .await
         .unwrap_err();
     assert_eq!(refused.code(), Code::PermissionDenied);
-    let refused = TrustDomainClient::new(channel)
+    TrustDomainClient::new(channel)
         .list_federation_relationships(ListFederationRelationshipsRequest::default())
         .await
-        .unwrap_err();
-    assert_eq!(refused.code(), Code::Unimplemented);
+        .unwrap();
 }
 
 #[tokio::test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use finial_identity::bundle::Bundle;
 use finial_identity::spiffe_id::TrustDomain;
+use finial_identity::wire::WireError;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
@@ -20,7 +21,7 @@ use crate::store::{
 impl BundleStore for SqliteStore {
     async fn bundle(&self, trust_domain: &TrustDomain) -> Result<Option<StoredBundle>, StoreError> {
         let mut connection = self.readers.acquire().await?;
-        read(&mut connection, trust_domain.as_str()).await
+        read(&mut connection, trust_domain.as_str(), &self.trust_domain).await
     }
 
     async fn list_bundles(&self, after_row: u64, limit: u32) -> Result<Vec<StoredBundle>, StoreError> {
@@ -30,7 +31,7 @@ impl BundleStore for SqliteStore {
                 .bind(limit)
                 .fetch_all(&mut *self.readers.acquire().await?)
                 .await?;
-        rows.iter().map(stored).collect()
+        rows.iter().map(|row| listed(row, &self.trust_domain)).collect()
     }
 
     async fn put_bundle(&self, bundle: Bundle) -> Result<StoredBundle, StoreError> {
@@ -43,7 +44,13 @@ impl BundleStore for SqliteStore {
         self.writer
             .write(move |work| {
                 Box::pin(async move {
-                    match read(&mut work.connection, bundle.trust_domain.as_str()).await? {
+                    match read(
+                        &mut work.connection,
+                        bundle.trust_domain.as_str(),
+                        &work.trust_domain,
+                    )
+                    .await?
+                    {
                         Some(_) => Ok(None),
                         None => write(work, bundle).await.map(Some),
                     }
@@ -84,7 +91,13 @@ pub(super) async fn put_with(work: &mut Work, bundle: Option<Bundle>) -> Result<
 }
 
 async fn put(work: &mut Work, bundle: Bundle) -> Result<StoredBundle, StoreError> {
-    match read(&mut work.connection, bundle.trust_domain.as_str()).await? {
+    match read(
+        &mut work.connection,
+        bundle.trust_domain.as_str(),
+        &work.trust_domain,
+    )
+    .await?
+    {
         Some(before) if *before.bundle == bundle => Ok(before),
         _ => write(work, bundle).await,
     }
@@ -94,12 +107,13 @@ async fn put(work: &mut Work, bundle: Bundle) -> Result<StoredBundle, StoreError
 pub(super) async fn read(
     connection: &mut SqliteConnection,
     trust_domain: &str,
+    own: &TrustDomain,
 ) -> Result<Option<StoredBundle>, StoreError> {
     let row = sqlx::query("SELECT row, trust_domain, content FROM bundles WHERE trust_domain = ?")
         .bind(trust_domain)
         .fetch_optional(connection)
         .await?;
-    row.map(|row| stored(&row)).transpose()
+    row.map(|row| Ok(stored(&row, own)?.0)).transpose()
 }
 
 async fn edit_stored(
@@ -108,7 +122,7 @@ async fn edit_stored(
     edit: BundleEdit,
 ) -> Result<Option<StoredBundle>, StoreError> {
     let is_own = *trust_domain == work.trust_domain;
-    let before = read(&mut work.connection, trust_domain.as_str()).await?;
+    let before = read(&mut work.connection, trust_domain.as_str(), &work.trust_domain).await?;
     let mut bundle = match &before {
         Some(before) => Bundle::clone(&before.bundle),
         None if is_own => Bundle::new(trust_domain.clone()),
@@ -150,7 +164,10 @@ async fn delete(
     trust_domain: &TrustDomain,
     mode: BundleDeleteMode,
 ) -> Result<BundleDeleted, StoreError> {
-    if read(&mut work.connection, trust_domain.as_str()).await?.is_none() {
+    if read(&mut work.connection, trust_domain.as_str(), &work.trust_domain)
+        .await?
+        .is_none()
+    {
         return Ok(BundleDeleted::NotFound);
     }
     let federated = federated_ids(work, trust_domain).await?;
@@ -207,12 +224,25 @@ async fn dissociate(work: &mut Work, id: &str, trust_domain: &TrustDomain) -> Re
     }
 }
 
+/// As [`stored`]. What was left out is told here, where all bundles are read when the server starts, and not each time
+/// that one of them is.
+fn listed(row: &SqliteRow, own: &TrustDomain) -> Result<StoredBundle, StoreError> {
+    let (stored, skipped) = stored(row, own)?;
+    let trust_domain = &stored.bundle.trust_domain;
+    for error in skipped {
+        tracing::warn!(%trust_domain, %error, "an authority of a stored bundle cannot be used and was left out");
+    }
+    Ok(stored)
+}
+
 /// Columns row, trust_domain, content.
-fn stored(row: &SqliteRow) -> Result<StoredBundle, StoreError> {
+fn stored(row: &SqliteRow, own: &TrustDomain) -> Result<(StoredBundle, Vec<WireError>), StoreError> {
     let trust_domain: &str = row.try_get(1)?;
     let content: &[u8] = row.try_get(2)?;
-    Ok(StoredBundle {
+    let (bundle, skipped) = codec::decode_bundle(trust_domain, own, content)?;
+    let stored = StoredBundle {
         row: row_number(row.try_get(0)?),
-        bundle: Arc::new(codec::decode_bundle(trust_domain, content)?),
-    })
+        bundle: Arc::new(bundle),
+    };
+    Ok((stored, skipped))
 }

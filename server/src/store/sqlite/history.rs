@@ -298,7 +298,7 @@ impl Logged {
                 None => What::AgentDeleted(agent_id(&key)?),
             },
             Some(Kind::AgentDeleted) => What::AgentDeleted(agent_id(&key)?),
-            Some(Kind::BundlePut) => match bundles::read(connection, &key).await? {
+            Some(Kind::BundlePut) => match bundles::read(connection, &key, trust_domain).await? {
                 Some(stored) => What::BundlePut(stored.bundle),
                 None => What::BundleDeleted(name(&key)?),
             },

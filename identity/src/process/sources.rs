@@ -1,28 +1,27 @@
-//! The TLS handshakes of one listener. Nobody has proved anything yet, so whoever begins more of them than others makes
-//! room with its own: a stranger's unfinished handshakes do not end those of a broker at another address.
+//! What the callers of one listener have begun. Nobody has proved anything yet, so whoever begins more than others makes
+//! room with its own: a stranger's unfinished handshakes do not end those of a caller at another address.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};
 
 use tokio::task::{AbortHandle, JoinSet};
 
-/// How many handshakes of one listener there are at a time.
-const MOST_HANDSHAKES: usize = 64;
 /// Bits of an IPv6 address that are one subscriber's (RFC 6177 §2): the others are that subscriber's to choose.
 const SUBSCRIBER_BITS: u32 = 64;
 
-/// Who began a handshake, as far as that is known.
+/// Who began something, as far as that is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Source {
+pub enum Source {
     /// A user, on the Unix socket.
     User(u32),
     /// An IPv4 address, or the network of an IPv6 address.
     Address(IpAddr),
 }
 
-/// Handshakes under way.
+/// Handshakes or connections under way, at most so many at a time.
 #[derive(Debug)]
-pub(super) struct Handshakes<T> {
+pub struct Begun<T> {
+    most: usize,
     tasks: JoinSet<T>,
     /// In the order in which they began.
     begun: VecDeque<(Source, AbortHandle)>,
@@ -30,7 +29,7 @@ pub(super) struct Handshakes<T> {
 
 impl Source {
     /// Of a peer at this address.
-    pub(super) fn of_address(address: IpAddr) -> Self {
+    pub fn of_address(address: IpAddr) -> Self {
         Self::Address(match address.to_canonical() {
             IpAddr::V6(address) => {
                 let network = u128::MAX << (Ipv6Addr::BITS - SUBSCRIBER_BITS);
@@ -41,31 +40,31 @@ impl Source {
     }
 }
 
-impl<T> Default for Handshakes<T> {
-    fn default() -> Self {
+impl<T: Send + 'static> Begun<T> {
+    /// None under way yet; at most `most` at a time, which is one at least.
+    pub fn new(most: usize) -> Self {
         Self {
+            most: most.max(1),
             tasks: JoinSet::new(),
             begun: VecDeque::new(),
         }
     }
-}
 
-impl<T: Send + 'static> Handshakes<T> {
     /// Begins one more. When there are too many, another makes room.
-    pub(super) fn begin(&mut self, source: Source, handshake: impl Future<Output = T> + Send + 'static) {
+    pub fn begin(&mut self, source: Source, task: impl Future<Output = T> + Send + 'static) {
         self.begun.retain(|(_source, task)| !task.is_finished());
-        if self.begun.len() >= MOST_HANDSHAKES {
+        if self.begun.len() >= self.most {
             let sources = self.begun.iter().map(|(source, _task)| *source);
             let ending = make_room(sources, source);
             if let Some((_source, task)) = self.begun.remove(ending) {
                 task.abort();
             }
         }
-        self.begun.push_back((source, self.tasks.spawn(handshake)));
+        self.begun.push_back((source, self.tasks.spawn(task)));
     }
 
     /// The outcome of one that is done; `None` when there are none under way.
-    pub(super) async fn next(&mut self) -> Option<T> {
+    pub async fn next(&mut self) -> Option<T> {
         loop {
             // Those that made room, or panicked, have no outcome.
             if let Ok(done) = self.tasks.join_next().await? {
@@ -75,7 +74,7 @@ impl<T: Send + 'static> Handshakes<T> {
     }
 }
 
-/// Which handshake makes room for one from `newcomer`: the oldest from where most are, the new one counted.
+/// Which one makes room for one from `newcomer`: the oldest from where most are, the new one counted.
 fn make_room(begun: impl Iterator<Item = Source> + Clone, newcomer: Source) -> usize {
     let mut counts: HashMap<Source, usize> = HashMap::from([(newcomer, 1)]);
     for source in begun.clone() {
@@ -132,14 +131,15 @@ mod tests {
 
     #[tokio::test]
     async fn the_one_that_makes_room_ends_and_the_others_go_on() {
-        let mut handshakes = Handshakes::default();
+        let most = 8;
+        let mut handshakes = Begun::new(most);
         let (quiet, flood) = (Source::User(1), Source::User(2));
         let (done, wait) = tokio::sync::oneshot::channel();
         handshakes.begin(quiet, async move { wait.await.ok() });
-        for _ in 0..2 * MOST_HANDSHAKES {
+        for _ in 0..2 * most {
             handshakes.begin(flood, std::future::pending());
         }
-        assert_eq!(handshakes.begun.len(), MOST_HANDSHAKES);
+        assert_eq!(handshakes.begun.len(), most);
         done.send(7).unwrap();
         assert_eq!(handshakes.next().await, Some(Some(7)));
     }
