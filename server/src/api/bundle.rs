@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use finial_identity::bundle::{Bundle, JwtAuthority, MAX_FOREIGN_DOCUMENT_BYTES, WitAuthority};
+use finial_identity::bundle::{Bundle, JwtAuthority};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::wire;
 use finial_proto::spire::api::server::bundle::v1 as pb;
@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::Services;
 use super::call::{Call, field};
 use super::entry_filter::{page_size, parse_page_token};
+use super::given_bundle::{foreign_bundle, untainted};
 use super::status::{OrRefuse, Refusal, ok};
 use crate::store::{BundleDeleteMode, BundleDeleted};
 
@@ -477,37 +478,4 @@ impl BundleService {
     fn masked(&self, bundle: &Bundle, mask: &Option<types::BundleMask>) -> types::Bundle {
         wire::apply_bundle_mask(self.0.bundle_to_wire(bundle), mask)
     }
-}
-
-/// A bundle of another trust domain as an operator gave it.
-pub(super) fn foreign_bundle(services: &Services, bundle: types::Bundle) -> Result<Bundle, Refusal> {
-    let mut bundle = bundle;
-    if !services.settings.wit_svids {
-        bundle.wit_authorities.clear();
-    }
-    let bundle = wire::bundle_from_wire(bundle)
-        .map(untainted)
-        .or_refuse("failed to convert bundle")?;
-    let bytes = bundle.to_spiffe_json().len();
-    if bytes > MAX_FOREIGN_DOCUMENT_BYTES {
-        return Err(Refusal::invalid(format!(
-            "bundle is larger than {MAX_FOREIGN_DOCUMENT_BYTES} bytes as a bundle document: {bytes}"
-        )));
-    }
-    Ok(bundle)
-}
-
-/// Only this server's own operations taint.
-fn untainted(bundle: Bundle) -> Bundle {
-    let mut bundle = bundle;
-    for authority in &mut bundle.x509_authorities {
-        authority.tainted = false;
-    }
-    for authority in &mut bundle.jwt_authorities {
-        authority.tainted = false;
-    }
-    for WitAuthority(authority) in &mut bundle.wit_authorities {
-        authority.tainted = false;
-    }
-    bundle
 }

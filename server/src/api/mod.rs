@@ -12,6 +12,7 @@ pub mod entry_filter;
 pub mod entry_sync;
 mod entry_write;
 pub mod explain;
+mod given_bundle;
 pub mod local_authority;
 pub mod logger;
 pub mod registry;

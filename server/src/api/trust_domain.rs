@@ -16,9 +16,9 @@ use finial_proto::spire::api::types::federation_relationship::BundleEndpointProf
 use tonic::{Request, Response, Status};
 
 use super::Services;
-use super::bundle::foreign_bundle;
 use super::call::{Call, Fields, field};
 use super::entry_filter::{page_size, parse_page_token};
+use super::given_bundle::foreign_bundle;
 use super::status::{OrRefuse, Refusal, ok};
 use crate::store::{RelationshipPatch, StoredRelationship};
 
