@@ -1,6 +1,7 @@
 //! The URL of a bundle endpoint.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 
 use http::Uri;
@@ -70,7 +71,19 @@ impl EndpointUrl {
             .as_str()
             .get(authority.host().len()..)
             .unwrap_or_default();
-        let port = after_host.strip_prefix(':').unwrap_or_default();
+        if !is_host(authority.host()) {
+            return Err(EndpointUrlError::Malformed("host is no address".to_owned()));
+        }
+        // What a bracket closes may be followed by a port alone; the parser takes anything.
+        let port = match after_host.strip_prefix(':') {
+            None if after_host.is_empty() => "",
+            Some(port) => port,
+            None => {
+                return Err(EndpointUrlError::Malformed(
+                    "host does not end with its bracket".to_owned(),
+                ));
+            }
+        };
         if !port.is_empty() && !port.parse::<u16>().is_ok_and(|port| port != 0) {
             return Err(EndpointUrlError::Port(port.to_owned()));
         }
@@ -147,6 +160,14 @@ impl EndpointUrl {
 }
 
 /// `name:` in front of any of `/?#` (RFC 3986 §3.1).
+/// Whether brackets, if there are any, are around an IPv6 address.
+fn is_host(host: &str) -> bool {
+    match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => !host.contains(['[', ']']),
+    }
+}
+
 fn has_scheme(reference: &str) -> bool {
     let head = reference.split(['/', '?', '#']).next().unwrap_or_default();
     head.split_once(':').is_some_and(|(scheme, _)| {
@@ -210,6 +231,9 @@ mod tests {
             ("https://a.test:99999/", "port"),
             ("https://a.test:0/", "port"),
             ("https://a test/", "malformed"),
+            ("https://[::]x:0", "malformed"),
+            ("https://[::1]8443/", "malformed"),
+            ("https://[a.test]/", "malformed"),
             ("ftp://a.test/", "https scheme"),
         ] {
             let error = EndpointUrl::parse(text).unwrap_err().to_string();
