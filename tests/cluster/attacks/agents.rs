@@ -255,17 +255,47 @@ async fn the_agent_of_one_node_neither_sees_nor_signs_for_a_pod_of_another() {
     let account = (SYSTEM_NAMESPACE, text(&agent["spec"]["serviceAccountName"]));
     let door = Door::open(cluster, "door-agent");
 
-    // The real agent attests anew when it learns that another one took its place, and takes it back.
-    let mut last = None;
-    for _attempt in 0..10 {
-        let token = token(cluster, account, AUDIENCE, Some(&agent));
-        let identity = door.attest(&token).await.expect("the token of this node's agent");
-        match steal(&door, identity, &victims, &own).await {
-            Ok(()) => return,
-            Err(status) => last = Some(status),
-        }
+    // Else the real agent, which learns that another one took its place, attests anew and takes it back.
+    let _stopped = Stopped::agent(cluster, "node-b", &agent);
+    let token = token(cluster, account, AUDIENCE, Some(&agent));
+    let identity = door.attest(&token).await.expect("the token of this node's agent");
+    steal(&door, identity, &victims, &own)
+        .await
+        .expect("an agent is answered");
+}
+
+/// The agent of a node, which does nothing for as long as this lives.
+struct Stopped<'c> {
+    cluster: &'c Cluster,
+    node: &'c str,
+    uid: String,
+}
+
+impl<'c> Stopped<'c> {
+    fn agent(cluster: &'c Cluster, node: &'c str, pod: &Value) -> Self {
+        let uid = text(&pod["metadata"]["uid"]).to_owned();
+        let stopped = Stopped { cluster, node, uid };
+        assert_eq!(stopped.signal("STOP"), 1, "one process is the agent");
+        stopped
     }
-    panic!("never was an agent for long enough: {last:?}");
+
+    /// To how many processes the signal was sent.
+    fn signal(&self, name: &str) -> usize {
+        let script = format!(
+            "for p in $(grep -l pod{} /proc/[0-9]*/cgroup | cut -d/ -f3); do \
+             tr '\\0' ' ' < /proc/$p/cmdline | grep -q 'finial agent run' && kill -{name} $p && echo $p; done; true",
+            self.uid
+        );
+        let sent = run(self.cluster.enter_node(self.node, "sh").args(["-c", &script]));
+        assert!(sent.status.success(), "{}", sent.stderr);
+        sent.stdout.lines().count()
+    }
+}
+
+impl Drop for Stopped<'_> {
+    fn drop(&mut self) {
+        self.signal("CONT");
+    }
 }
 
 /// Asks for everything, the victim's among it, with an agent's identity. Fails when that is no longer one.
