@@ -303,9 +303,9 @@ fn an_endpoint_that_does_wrong_is_told_and_the_good_bundle_stays() {
     assert_eq!(sequence(&good_bundle), sequence(&held(&b)));
 
     let older = document.replace("\"spiffe_sequence\": ", "\"spiffe_sequence\": 0, \"x\": ");
-    let oversized = format!("{}{document}", " ".repeat(4 << 20));
+    let oversized = format!("{}{document}", " ".repeat(512 << 10));
     for (status, headers, body, part) in [
-        (200, "", oversized.as_str(), "more than 4194304 bytes"),
+        (200, "", oversized.as_str(), "more than 524288 bytes"),
         (200, "", "<html>", "malformed JSON"),
         (200, "", r#"{"keys":[]}"#, "bundle is empty"),
         (
