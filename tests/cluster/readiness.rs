@@ -4,7 +4,6 @@
 //!     cargo test --release -p finial-tests --test cluster readiness -- --ignored --nocapture
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 
 use finial_tests::wait_until;
 use serde_json::{Value, json};
@@ -58,13 +57,19 @@ fn identities_are_ready_before_containers_start() {
     let mut times = BTreeMap::new();
     for batch in 0..BATCHES {
         let names: Vec<String> = (0..PODS).map(|number| format!("pod-{batch}-{number}")).collect();
-        let pods: String = names.iter().fold(String::new(), |mut all, name| {
-            let pod = Workload::new(&space, name)
-                .main("image", json!("local.test/pause:1"))
-                .main("command", Value::Null);
-            let _ = writeln!(all, "{}\n---", pod.manifest());
-            all
-        });
+        let pods: Vec<String> = names
+            .iter()
+            .map(|name| {
+                let pod = Workload::new(&space, name)
+                    .main("image", json!("local.test/pause:1"))
+                    .main("command", Value::Null);
+                pod.manifest()
+            })
+            .collect();
+        let pods = format!(
+            r#"{{"apiVersion": "v1", "kind": "List", "items": [{}]}}"#,
+            pods.join(",")
+        );
         cluster.apply(&pods);
         wait_until("all pods to run", 10 * READY, || {
             let running = [
