@@ -18,7 +18,7 @@ impl Orphans {
         self.due.extend(agent);
     }
 
-    /// Takes in all agents that no node stands for now. One that was among them at the last look as well is due: a
+    /// Takes in all agents that no node stands for. One that was among them at the last look as well is due: a
     /// node that has just come may be known to its agent before it is known here.
     pub(super) fn look(&mut self, without_node: BTreeSet<SpiffeId>) {
         let still = without_node.intersection(&self.suspects).cloned();
