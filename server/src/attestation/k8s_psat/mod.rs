@@ -3,6 +3,7 @@
 //!
 //! The payload is `{"cluster": …, "token": …}`; there is no challenge. No text that leaves here shows the token.
 
+mod addresses;
 mod cluster;
 mod objects;
 #[cfg(test)]
