@@ -245,50 +245,79 @@ fn no_right_is_given_by_a_star_or_for_secrets() {
 }
 
 #[test]
-fn the_server_writes_only_reviews_statuses_events_the_bundle_and_its_own_definitions() {
+fn server_and_agents_have_the_rights_that_their_code_uses_and_no_other() {
     let Some(engine) = engine() else { return };
-    let rendered = engine.render(&required()).expect("renders");
-    let writes: Vec<(String, String, bool)> = ["ClusterRole", "Role"]
-        .into_iter()
-        .flat_map(|kind| rendered.of_kind(kind))
-        .filter(|role| {
-            role["metadata"]["name"]
-                .as_str()
-                .is_some_and(|name| name.contains("server"))
-        })
-        .flat_map(|role| role["rules"].as_array().expect("rules"))
-        .filter(|rule| {
-            let verbs = rule["verbs"].as_array().expect("verbs");
-            verbs
-                .iter()
-                .any(|verb| !["get", "list", "watch"].iter().any(|reads| verb == reads))
-        })
-        .map(|rule| {
-            (
-                rule["apiGroups"].to_string(),
-                rule["resources"].to_string(),
-                rule["resourceNames"].is_array(),
-            )
-        })
-        .collect();
-    let expected = [
-        (r#"["authentication.k8s.io"]"#, r#"["tokenreviews"]"#, false),
-        (
-            r#"["spire.spiffe.io"]"#,
-            r#"["clusterspiffeids/status","clusterstaticentries/status","clusterfederatedtrustdomains/status"]"#,
-            false,
-        ),
-        (r#"[""]"#, r#"["events"]"#, false),
-        (
-            r#"["apiextensions.k8s.io"]"#,
-            r#"["customresourcedefinitions"]"#,
-            true,
-        ),
-        (r#"[""]"#, r#"["configmaps"]"#, true),
-    ];
-    let expected =
-        expected.map(|(groups, resources, named)| (groups.to_owned(), resources.to_owned(), named));
-    assert_eq!(writes, expected);
+    let rights = |version: &str, change: Value| {
+        let mut values = required();
+        merge(&mut values, &change);
+        let rendered = engine.render_for(version, &values).expect("renders");
+        let of = |kind: &str, name: &str| -> Vec<String> {
+            let rules = rendered.named(kind, name)["rules"].as_array().expect("rules");
+            rules.iter().map(right).collect()
+        };
+        [
+            of("ClusterRole", "finial-finial-server"),
+            of("Role", "finial-server-bundle"),
+            of("ClusterRole", "finial-finial-agent"),
+        ]
+    };
+    // attestation/k8s_psat makes one review of each token.
+    let reviews = "create authentication.k8s.io/tokenreviews";
+    // Server-side apply asks for `create` as well where there is none yet.
+    let bundle = vec!["patch create /configmaps spire-bundle".to_owned()];
+    let definitions = "get patch apiextensions.k8s.io/customresourcedefinitions clusterspiffeids.spire.spiffe.io \
+                       clusterstaticentries.spire.spiffe.io clusterfederatedtrustdomains.spire.spiffe.io";
+    let with_rules = |endpoints: &str| {
+        [
+            reviews,
+            // kubernetes/watch lists, follows, and asks for single objects of which a list disagrees with the watch.
+            "get list watch /pods,nodes,namespaces",
+            endpoints,
+            "get list watch spire.spiffe.io/clusterspiffeids,clusterstaticentries,clusterfederatedtrustdomains",
+            // kubernetes/outbox: statuses by merge patches, events that are never changed.
+            "patch spire.spiffe.io/clusterspiffeids/status,clusterstaticentries/status,clusterfederatedtrustdomains/status",
+            "create /events",
+            definitions,
+        ]
+        .map(str::to_owned)
+        .to_vec()
+    };
+    assert_eq!(
+        rights("1.33.0", json!({})),
+        [
+            with_rules("get list watch discovery.k8s.io/endpointslices"),
+            bundle.clone(),
+            vec!["get /nodes/pods".to_owned()],
+        ]
+    );
+    let [server, ..] = rights("1.33.0", json!({"crds": {"manage": false}}));
+    assert!(!server.contains(&definitions.to_owned()), "{server:?}");
+    let [_, _, agent] = rights("1.32.0", json!({}));
+    assert_eq!(agent, ["get /nodes/proxy"]);
+    let labels = json!({"spire-agent": {"workloadAttestors": {"k8s": {"enableNamespaceLabels": true}}}});
+    let [_, _, agent] = rights("1.33.0", labels);
+    assert_eq!(agent, ["get /nodes/pods", "get /namespaces"]);
+    let off = json!({"spire-server": {"controllerManager": {"enabled": false}}});
+    let [server, map, _] = rights("1.33.0", off);
+    assert_eq!(server, [reviews, "get /pods,nodes"]);
+    assert_eq!(map, bundle);
+}
+
+/// `verbs group/resources names`
+fn right(rule: &Value) -> String {
+    let words = |key: &str, between: &str| {
+        let list = rule[key].as_array().cloned().unwrap_or_default();
+        let words: Vec<_> = list.iter().filter_map(Value::as_str).collect();
+        words.join(between)
+    };
+    let text = format!(
+        "{} {}/{} {}",
+        words("verbs", " "),
+        words("apiGroups", ","),
+        words("resources", ","),
+        words("resourceNames", " ")
+    );
+    text.trim_end().to_owned()
 }
 
 #[test]
