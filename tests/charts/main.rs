@@ -7,6 +7,7 @@ mod engine;
 mod image;
 mod objects;
 mod reference;
+mod network;
 mod security;
 mod sets;
 mod values;

@@ -25,6 +25,11 @@
 {{- .Values.global.spire.namespaces.system.name -}}
 {{- end -}}
 
+{{/* Not empty where namespaces are labelled with their names: Kubernetes does it from 1.21 on, the chart where it makes them. */}}
+{{- define "finial.namespaces.haveNames" -}}
+{{- if or .Values.global.spire.namespaces.create (semverCompare ">=1.21-0" .Capabilities.KubeVersion.Version) }}true{{ end -}}
+{{- end -}}
+
 {{- define "finial.server.serviceAccount" -}}
 {{- (index .Values "spire-server").serviceAccount.name | default (include "finial.server.name" .) -}}
 {{- end -}}
