@@ -2,10 +2,11 @@
 //!
 //! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary
 //! directory; `https` has bundle endpoints that
-//! answer as they are told; `peer` finds programs that nobody here wrote and decides between skip and failure;
+//! answer as they are told; `image` is what the Dockerfile makes; `peer` finds programs that nobody here wrote and decides between skip and failure;
 //! `wait_until` is the only place of the Rust suites that sleeps.
 
 mod https;
+mod image;
 pub mod kubernetes;
 mod peer;
 mod program;
@@ -13,6 +14,7 @@ mod stack;
 mod wait;
 
 pub use https::{BundleEndpoint, TlsIdentity, WebAuthority, https_get};
+pub use image::image_like_dockerfile;
 pub use peer::{Peer, absent, require_all, skipped};
 pub use program::{Output, Program, finial, run, run_ok};
 pub use stack::{Entry, Stack, StackOptions};
