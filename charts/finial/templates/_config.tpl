@@ -108,7 +108,11 @@
 {{- $_ := set $agent "trust_bundle_url" $a.trustBundleURL -}}
 {{- $_ := set $agent "trust_bundle_format" $a.trustBundleFormat -}}
 {{- else -}}
-{{- $_ := set $agent "trust_bundle_path" (printf "/run/finial/bundle/%s" (include "finial.bundle.key" $root)) -}}
+{{- /* Asked for, not mounted: a kubelet would bring it a minute or more after the server has written it. */ -}}
+{{- $_ := set $agent "trust_bundle_config_map" (dict
+  "namespace" (include "finial.system.namespace" $root)
+  "name" $spire.bundleConfigMap
+  "key" (include "finial.bundle.key" $root)) -}}
 {{- $_ := set $agent "trust_bundle_format" (index $root.Values "spire-server").bundlePublisher.k8sConfigMap.format -}}
 {{- end -}}
 {{- with $a.authorizedDelegates }}{{ $_ := set $agent "authorized_delegates" . }}{{ end -}}
