@@ -10,6 +10,7 @@ mod clients;
 mod cluster;
 mod csi;
 mod envoy;
+mod federation;
 mod helm;
 mod identities;
 mod installation;

@@ -99,6 +99,8 @@ const EXPECTED: &[(&str, &str)] = &[
     ("helm test", "spiffe://example.org/ns/finial/sa/default"),
     ("server agent list", "Found 2 attested agents"),
     ("entry show -selector", "spiffe://example.org/backend"),
+    ("bundle show", "\"spiffe_sequence\""),
+    ("get clusterfederatedtrustdomain partner", "reason: "),
     ("get clusterspiffeid backend -o yaml", "namespacesSelected: 1"),
     ("get clusterspiffeids -o yaml", "podsSelected: 1"),
     ("describe pod backend", "csi.spiffe.io"),

@@ -30,6 +30,22 @@
 {{- with $spire.caSubject.organization }}{{ $_ := set $subject "organization" (list .) }}{{ end -}}
 {{- with $spire.caSubject.commonName }}{{ $_ := set $subject "common_name" . }}{{ end -}}
 {{- with $subject }}{{ $_ := set $server "ca_subject" . }}{{ end -}}
+{{- with $s.federation -}}
+{{- if .enabled -}}
+{{- $profile := dict "https_spiffe" dict -}}
+{{- if .tls.externalSecret.enabled -}}
+{{- $profile = dict "https_web" (dict "serving_cert_file" (dict
+  "cert_file_path" "/etc/finial/bundle-endpoint/tls.crt"
+  "key_file_path" "/etc/finial/bundle-endpoint/tls.key"
+  "file_sync_interval" .bundleEndpoint.profile.httpWeb.fileSyncInterval)) -}}
+{{- end -}}
+{{- $_ := set $server "federation" (dict "bundle_endpoint" (dict
+  "address" (.bundleEndpoint.address | default (include "finial.anyAddress" $))
+  "port" (int .bundleEndpoint.port)
+  "refresh_hint" .bundleEndpoint.refreshHint
+  "profile" $profile)) -}}
+{{- end -}}
+{{- end -}}
 {{- if $cm.enabled -}}
 {{- $rules := dict
   "ignore_namespaces" $cm.ignoreNamespaces
