@@ -14,6 +14,7 @@ mod federation;
 mod helm;
 mod identities;
 mod installation;
+mod kubelet;
 mod originals;
 mod page;
 mod readiness;
