@@ -15,6 +15,7 @@ mod helm;
 mod identities;
 mod installation;
 mod kubelet;
+mod namespace_labels;
 mod originals;
 mod page;
 mod readiness;
