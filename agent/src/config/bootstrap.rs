@@ -391,10 +391,6 @@ mod tests {
                 r#"trust_bundle_config_map { namespace = "A" name = "b" key = "c" }"#,
                 "is no name in Kubernetes: A",
             ),
-            (
-                r#"trust_bundle_config_map { namespace = "a" name = "b" key = "c" file = "d" }"#,
-                "file",
-            ),
             ("", "trust_bundle_path (line 1): is required unless"),
         ] {
             let error = source(keys).unwrap_err();

@@ -143,6 +143,7 @@ mod tests {
         assert!(head.starts_with("GET /b?x=1 HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("host: a.test:8443\r\n"), "{head}");
         assert!(head.contains("user-agent: tester/1\r\n"), "{head}");
+        assert!(head.contains("authorization: Bearer t\r\n"), "{head}");
     }
 
     #[tokio::test]
