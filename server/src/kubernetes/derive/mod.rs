@@ -355,10 +355,4 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
 }
 
 #[cfg(test)]
-mod explain_tests;
-#[cfg(test)]
-mod history_tests;
-#[cfg(test)]
-mod samples_tests;
-#[cfg(test)]
 pub(crate) mod tests;

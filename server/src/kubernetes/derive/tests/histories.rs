@@ -3,8 +3,8 @@
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::tests::{fixed, namespace, node, pod, rule, service, settings};
-use super::*;
+use super::super::*;
+use super::{fixed, namespace, node, pod, rule, service, settings};
 
 const NAMESPACES: [&str; 3] = ["shop", "bank", "kube-system"];
 
