@@ -5,12 +5,12 @@
 
 use std::collections::BTreeMap;
 
-use finial_tests::wait_until;
+use finial_tests::{Output, wait_until};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::installation::{Installation, SYSTEM_NAMESPACE, TRUST_DOMAIN};
 use crate::workload::Workload;
 
@@ -110,7 +110,7 @@ fn observe(cluster: &Cluster, space: &str, times: &mut BTreeMap<String, Times>) 
     }
     let mut starts = BTreeMap::new();
     for node in cluster.nodes() {
-        let found = run(cluster.enter_node(&node, "python3").args(["-c", STARTS])).stdout;
+        let found = Output::of(cluster.enter_node(&node, "python3").args(["-c", STARTS])).stdout;
         for line in found.lines() {
             let (id, at) = line.split_once(' ').expect("two words");
             let at: f64 = at.parse().expect("a number");

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use finial_tests::kubernetes::FakeCluster;
-use finial_tests::{BundleEndpoint, Entry, Stack, StackOptions, TlsIdentity, WebAuthority, wait_until};
+use finial_tests::{
+    BundleEndpoint, Entry, Stack, StackOptions, TlsIdentity, WebAuthority, free_port, wait_until,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::scrape::free_port;
 
 const SOON: Duration = Duration::from_secs(60);
 const ENDPOINT_ID: &str = "spiffe://a.test/spire/server";

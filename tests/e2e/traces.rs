@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use finial_tests::{Entry, Stack, StackOptions, wait_for, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, free_port, wait_for, wait_until};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use crate::scrape::{free_port, scrape};
+use crate::scrape::scrape;
 
 const LIMIT: Duration = Duration::from_secs(60);
 

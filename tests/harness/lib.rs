@@ -14,6 +14,6 @@ mod wait;
 
 pub use https::{BundleEndpoint, TlsIdentity, WebAuthority, https_get};
 pub use peer::{Peer, absent, require_all, skipped};
-pub use program::{Output, Program, finial, run, run_ok};
+pub use program::{Output, Program, finial, free_port, run, run_ok};
 pub use stack::{Entry, Stack, StackOptions};
 pub use wait::{wait_for, wait_until};

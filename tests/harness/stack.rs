@@ -1,13 +1,12 @@
 //! A server and an agent in one temporary directory, run as an operator would run them.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::program::{Output, Program, finial, run, run_ok};
+use crate::program::{Output, Program, finial, free_port, run, run_ok};
 use crate::wait::wait_until;
 
 const READY: Duration = Duration::from_secs(60);
@@ -105,10 +104,7 @@ impl Stack {
     /// Only the server, answering.
     pub fn server_only(options: StackOptions) -> Self {
         let dir = TempDir::with_prefix("finial-").expect("a temporary directory");
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port on loopback")
-            .port();
+        let port = free_port();
         let mut stack = Stack {
             dir,
             port,

@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use finial_tests::{Entry, Peer, Program, Stack, StackOptions, finial, wait_until};
+use finial_tests::{Entry, Output, Peer, Program, Stack, StackOptions, finial, wait_until};
 use tokio::sync::oneshot;
 use zbus::OwnedObjectPath;
 
@@ -101,14 +101,13 @@ fn the_systemd_that_started_this_machine_is_asked() {
         extra: Vec::new(),
     });
     wait_until("the identity of the unit", READY, || {
-        let output = Command::new("systemd-run")
+        let mut command = Command::new("systemd-run");
+        command
             .args(["--wait", "--pipe", "--collect", "--quiet", "--unit", &unit])
             .arg(finial())
             .args(["agent", "api", "fetch", "x509", "-socketPath"])
-            .arg(stack.agent_socket())
-            .output()
-            .expect("systemd-run starts");
-        String::from_utf8_lossy(&output.stdout).contains(&stack.id("/unit"))
+            .arg(stack.agent_socket());
+        Output::of(&mut command).stdout.contains(&stack.id("/unit"))
     });
 }
 
