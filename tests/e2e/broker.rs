@@ -8,6 +8,7 @@ use finial_proto::spiffe::broker as pb;
 use finial_proto::spiffe::broker::api_client::ApiClient;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
+use finial_tests::rpcs::{AGENT_SOCKETS, rows};
 use finial_tests::{Entry, Stack, StackOptions, free_port};
 use prost::Message;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -15,7 +16,6 @@ use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::admin::rows;
 use crate::delegated::{SLEEP, Sleeper, this_program};
 use crate::wire::{Identity, call_with, tls, tls_unix, unix};
 
@@ -182,7 +182,7 @@ async fn brokers_are_served_their_rpcs_and_nothing_else() {
     let mut checked = 0;
     for channel in with.channels(Some(broker)).await {
         let channel = channel.expect("a broker may connect");
-        for (method, words) in rows() {
+        for (method, words) in rows(AGENT_SOCKETS) {
             let header = [HEADER, ("workload.spiffe.io", "true")];
             let code =
                 |outcome: Result<Vec<u8>, Status>| outcome.map_or_else(|status| status.code(), |_| Code::Ok);

@@ -87,16 +87,6 @@ fn foreign_of_workload(stack: &Stack) -> String {
     std::fs::read_to_string(file).unwrap_or_default()
 }
 
-fn authority(stack: &Stack, state: &str) -> String {
-    let shown = stack
-        .server_cli_ok(&["localauthority", "x509", "show", "-output", "json"])
-        .json();
-    shown[state]["authority_id"]
-        .as_str()
-        .expect("an authority")
-        .to_owned()
-}
-
 fn step(stack: &Stack, step: &str, id: &str) {
     stack.server_cli_ok(&["localauthority", "x509", step, "-authorityID", id]);
 }
@@ -120,10 +110,10 @@ fn two_servers_federate_by_svid_through_restarts_and_new_authorities() {
     });
 
     // The next authority is fetched before it signs, and the endpoint is believed with it afterwards.
-    let old = authority(&a, "active");
+    let old = a.authority_id("active");
     a.server_cli_ok(&["localauthority", "x509", "prepare"]);
     assert_eq!(refresh(&b), "");
-    step(&a, "activate", &authority(&a, "prepared"));
+    step(&a, "activate", &a.authority_id("prepared"));
     step(&a, "taint", &old);
     assert_eq!(refresh(&b), "", "the endpoint shows an SVID of the new authority");
     step(&a, "revoke", &old);

@@ -2,13 +2,14 @@
 //!
 //! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary
 //! directory; `https` has bundle endpoints that
-//! answer as they are told; `peer` finds programs that nobody here wrote and decides between skip and failure;
+//! answer as they are told; `rpcs` has what the schema and its tables name; `peer` finds programs that nobody here wrote and decides between skip and failure;
 //! `wait_until` is the only place of the Rust suites that sleeps.
 
 mod https;
 pub mod kubernetes;
 mod peer;
 mod program;
+pub mod rpcs;
 mod stack;
 mod wait;
 

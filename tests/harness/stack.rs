@@ -191,6 +191,20 @@ impl Stack {
         )
     }
 
+    /// The serial number of the one attested agent's SVID, in decimal: of the last one that the server has seen.
+    pub fn agent_serial(&self) -> String {
+        let agents = self.server_cli_ok(&["agent", "list", "-output", "json"]).json();
+        let serial = &agents["agents"][0]["x509svid_serial_number"];
+        serial.as_str().expect("a serial number").to_owned()
+    }
+
+    /// The id of the X.509 authority that is `active`, `prepared` or `old`; empty where there is none.
+    pub fn authority_id(&self, state: &str) -> String {
+        let shown = self.server_cli_ok(&["localauthority", "x509", "show", "-output", "json"]);
+        let id = shown.json()[state]["authority_id"].as_str().map(str::to_owned);
+        id.unwrap_or_default()
+    }
+
     /// Creates an entry below the agent and gives its id.
     pub fn create_entry(&self, entry: &Entry<'_>) -> String {
         let spiffe_id = self.id(entry.path);
