@@ -54,6 +54,31 @@ pub struct EntryParts {
     pub jwt_svid_include_jti: bool,
 }
 
+impl EntryParts {
+    /// An entry that says nothing but who gets which identity from whom; it has no id yet.
+    pub fn new(spiffe_id: SpiffeId, parent_id: SpiffeId, selectors: Vec<Selector>) -> Self {
+        Self {
+            id: String::new(),
+            spiffe_id,
+            parent_id,
+            selectors,
+            x509_svid_ttl: 0,
+            jwt_svid_ttl: 0,
+            federates_with: Vec::new(),
+            admin: false,
+            downstream: false,
+            expires_at: 0,
+            dns_names: Vec::new(),
+            revision_number: 0,
+            store_svid: false,
+            hint: String::new(),
+            created_at: 0,
+            disable_x509_svid_prefetch: false,
+            jwt_svid_include_jti: false,
+        }
+    }
+}
+
 /// A registration entry that obeys the rules; its fields are read through [`EntryParts`].
 ///
 /// Selectors are sorted and without repeats; `federates_with` and `dns_names` keep their order and
@@ -309,22 +334,11 @@ mod tests {
     fn parts() -> EntryParts {
         EntryParts {
             id: "web-1".into(),
-            spiffe_id: id("spiffe://example.org/web"),
-            parent_id: id("spiffe://example.org/spire/agent/join_token/x"),
-            selectors: vec![Selector::parse("unix:uid:1").unwrap()],
-            x509_svid_ttl: 0,
-            jwt_svid_ttl: 0,
-            federates_with: vec![],
-            admin: false,
-            downstream: false,
-            expires_at: 0,
-            dns_names: vec![],
-            revision_number: 0,
-            store_svid: false,
-            hint: String::new(),
-            created_at: 0,
-            disable_x509_svid_prefetch: false,
-            jwt_svid_include_jti: false,
+            ..EntryParts::new(
+                id("spiffe://example.org/web"),
+                id("spiffe://example.org/spire/agent/join_token/x"),
+                vec![Selector::parse("unix:uid:1").unwrap()],
+            )
         }
     }
 

@@ -314,23 +314,8 @@ impl AgentService {
         let what = "failed to create join token registration entry";
         let selector = Selector::new("spiffe_id", parent_id.as_str()).or_refuse(what)?;
         let parts = EntryParts {
-            id: String::new(),
-            spiffe_id,
-            parent_id,
-            selectors: vec![selector],
-            x509_svid_ttl: 0,
-            jwt_svid_ttl: 0,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
-            expires_at: 0,
-            dns_names: Vec::new(),
-            revision_number: 0,
-            store_svid: false,
-            hint: String::new(),
             created_at: self.0.clock.unix(),
-            disable_x509_svid_prefetch: false,
-            jwt_svid_include_jti: false,
+            ..EntryParts::new(spiffe_id, parent_id, vec![selector])
         };
         let entry = Entry::check_new(parts, &self.0.trust_domain).or_refuse(what)?;
         match self
