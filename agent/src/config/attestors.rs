@@ -3,10 +3,10 @@
 use std::path::{Path, PathBuf};
 
 use finial_identity::settings::Section;
+use finial_identity::settings::plugins::{enabled, finish_plugin, not_served};
 
 use super::cgroup_patterns::CgroupPatterns;
 use super::k8s::{self, K8sSettings};
-use super::plugins::{enabled, finish_plugin, not_served};
 use super::rootless::{self, TrustedUsers};
 
 /// The socket of Docker's daemon.

@@ -29,6 +29,7 @@ mod hcl1;
 mod health_checks;
 mod json;
 mod log;
+pub mod plugins;
 mod position;
 mod problems;
 mod reader;
