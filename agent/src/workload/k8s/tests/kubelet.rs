@@ -16,6 +16,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
 use super::*;
 use crate::config::{KubeletLogin, KubeletPort, KubeletVerification};
+use crate::test_pki::NamedServer;
 
 /// A kubelet over TLS that lets in who shows this header.
 struct Served {
@@ -67,27 +68,11 @@ async fn pods(State(tokens): State<Arc<Mutex<Vec<String>>>>, headers: HeaderMap)
 
 /// A kubelet whose certificate, of an authority in the file `ca`, names `node-a` and not 127.0.0.1.
 async fn with_kubelet(work: impl AsyncFnOnce(&Served)) {
-    let key = || rcgen::KeyPair::generate().unwrap();
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_key = key();
-    let ca = authority.self_signed(&ca_key).unwrap();
-    let issuer = rcgen::Issuer::new(authority, ca_key);
-    let own_key = key();
-    let params = rcgen::CertificateParams::new(vec!["node-a".to_owned(), "localhost".to_owned()]).unwrap();
-    let own = params.signed_by(&own_key, &issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![own.der().clone()],
-            PrivateKeyDer::try_from(own_key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let tls = Arc::new(tls);
-
+    let NamedServer {
+        authority,
+        certificate,
+        tls,
+    } = NamedServer::new(&["node-a", "localhost"]);
     let tokens = Arc::new(Mutex::new(Vec::new()));
     let routes = Router::new()
         .route("/pods", get(pods))
@@ -100,10 +85,10 @@ async fn with_kubelet(work: impl AsyncFnOnce(&Served)) {
     let served = Served {
         dir: tempfile::tempdir().unwrap(),
         port: listener.local_addr().unwrap().port(),
-        certificate: own.der().clone(),
+        certificate,
         tokens,
     };
-    std::fs::write(served.path("ca"), pem(ca.der())).unwrap();
+    std::fs::write(served.path("ca"), pem(&authority)).unwrap();
     std::fs::write(served.path("token"), "good\n").unwrap();
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();
@@ -134,19 +119,11 @@ async fn the_kubelet_is_verified_by_its_chain_and_where_it_has_a_name_by_that() 
 
 #[test]
 fn another_nodes_certificate_does_not_do_at_this_nodes_name() {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca = authority.self_signed(&key).unwrap();
-    let issuer = rcgen::Issuer::new(authority, key);
-    let params = rcgen::CertificateParams::new(vec!["node-a".to_owned()]).unwrap();
-    let own = params
-        .signed_by(&rcgen::KeyPair::generate().unwrap(), &issuer)
-        .unwrap();
-    let verifier = trust::of_certificates(vec![ca.der().clone()], Vec::new());
+    let server = NamedServer::new(&["node-a"]);
+    let verifier = trust::of_certificates(vec![server.authority], Vec::new());
     for (name, fine) in [("node-a", true), ("node-b", false), ("10.0.0.1", true)] {
         let name = ServerName::try_from(name).unwrap();
-        let verified = verifier.verify_server_cert(own.der(), &[], &name, &[], UnixTime::now());
+        let verified = verifier.verify_server_cert(&server.certificate, &[], &name, &[], UnixTime::now());
         assert_eq!(verified.is_ok(), fine, "{name:?}");
     }
 }
