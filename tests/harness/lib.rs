@@ -3,7 +3,7 @@
 //! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary
 //! directory; `https` has bundle endpoints that
 //! answer as they are told; `rpcs` has what the schema and its tables name; `peer` finds programs that nobody here wrote and decides between skip and failure;
-//! `wait_until` is the only place of the Rust suites that sleeps.
+//! `wait` is the only file of the Rust suites that sleeps, between looks at a condition.
 
 mod https;
 pub mod kubernetes;
@@ -17,4 +17,4 @@ pub use https::{BundleEndpoint, TlsIdentity, WebAuthority, https_get};
 pub use peer::{Peer, absent, require_all, skipped};
 pub use program::{Output, Program, finial, free_port, run, run_ok};
 pub use stack::{Entry, Stack, StackOptions};
-pub use wait::{wait_for, wait_until};
+pub use wait::{wait_for, wait_for_async, wait_until};

@@ -207,8 +207,12 @@ impl Stack {
 
     /// Creates an entry below the agent and gives its id.
     pub fn create_entry(&self, entry: &Entry<'_>) -> String {
+        self.create_entry_below(&self.agent_id(), entry)
+    }
+
+    /// The same below the parent with this ID.
+    pub fn create_entry_below(&self, parent: &str, entry: &Entry<'_>) -> String {
         let spiffe_id = self.id(entry.path);
-        let parent = self.agent_id();
         let mut args = vec![
             "entry",
             "create",
@@ -217,7 +221,7 @@ impl Stack {
             "-spiffeID",
             &spiffe_id,
             "-parentID",
-            &parent,
+            parent,
         ];
         for selector in &entry.selectors {
             args.extend(["-selector", selector]);
