@@ -112,7 +112,7 @@ pub(super) fn is_of_its_kind(tag: u8) -> bool {
 }
 
 const CLASS: u8 = 0xc0;
-const CONSTRUCTED: u8 = 0x20;
+pub(super) const CONSTRUCTED: u8 = 0x20;
 const NUMBER: u8 = 0x1f;
 /// In the place of the number: it follows.
 const LONG: u8 = 0x1f;

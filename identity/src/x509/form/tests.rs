@@ -1,3 +1,4 @@
+use super::der::CONSTRUCTED;
 use super::*;
 use crate::key::tlv;
 use crate::x509::Certificate;
