@@ -1,6 +1,6 @@
 //! Registration entries: which selectors give which SPIFFE ID, under which parent.
 //!
-//! [`EntryParts`] is what was asked for; [`Entry`] is what passed the rules and can only be read.
+//! [`EntryParts`] is unchecked input; [`Entry`] has been checked and can only be read.
 
 use std::ops::Deref;
 

@@ -1,7 +1,7 @@
-//! What issuing costs beside the bare cryptography that it cannot do without: X.509-SVIDs from CSRs against one P-256
-//! verification and one signature, JWT-SVIDs against one signature.
+//! What issuing costs, compared with the cryptographic operations that it needs: X.509-SVIDs from CSRs with one P-256
+//! verification and one signature, JWT-SVIDs with one signature.
 //!
-//! Both sides take turns in one run on one thread and are measured in CPU time of that thread, so the ratio means the
+//! Both sides alternate in one run on one thread and are measured in CPU time of that thread, so the ratio means the
 //! same on every machine. `cargo bench -p finial-server --bench issue`
 
 #![allow(

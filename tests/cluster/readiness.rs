@@ -1,5 +1,5 @@
-//! How long after a pod is bound to a node its identity is at the node's agent, measured. By hand, on a machine that
-//! nobody else uses:
+//! How long after a pod is bound to a node its identity is at the node's agent, measured. To be run manually, on a
+//! machine without other load:
 //!
 //!     cargo test --release -p finial-tests --test cluster readiness -- --ignored --nocapture
 

@@ -1,4 +1,4 @@
-//! Parts that end and come back: what must recover does, what must die does.
+//! Parts that end and come back: what must recover recovers, and what must end ends.
 
 use finial_tests::{Output, wait_for, wait_until};
 use serde_json::{Value, json};

@@ -1,4 +1,4 @@
-//! What the other suites of this folder rest on: that the cluster is a real one.
+//! A precondition of the other suites of this folder: the cluster is a real one.
 
 use std::process::{Command, Stdio};
 

@@ -1,4 +1,4 @@
-//! The agent's admin socket: what stands on it and nowhere else, and the commands that use it.
+//! The agent's admin socket: what is served only there, and the commands that use it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! Trust domains that federate: real servers on both sides, endpoints that do wrong, objects of Kubernetes.
+//! Trust domains that federate: real servers on both sides, endpoints that misbehave, objects of Kubernetes.
 
 use std::time::Duration;
 

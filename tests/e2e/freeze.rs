@@ -1,4 +1,4 @@
-//! A machine, or a server, that stands still for longer than certificates live, as one that was suspended.
+//! A machine, or a server, that is stopped for longer than the lifetime of certificates, like one that was suspended.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! `finial agent helper` beside a real agent.
+//! `finial agent helper` with a real agent.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};

@@ -1,5 +1,5 @@
-//! Traces: a collector stands in for the operator's and gets one trace that goes from a workload's call through the
-//! agent to the server's signature; a collector that is away harms nothing.
+//! Traces: a fake collector gets one trace that goes from a workload's call through the
+//! agent to the server's signature; a collector that cannot be reached does no harm.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

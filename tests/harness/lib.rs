@@ -1,9 +1,9 @@
-//! Starts the real program for the suites beside it and watches it.
+//! Starts the real program for the test suites and observes it.
 //!
-//! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary
-//! directory; `https` has bundle endpoints that
-//! answer as they are told; `rpcs` has what the schema and its tables name; `peer` finds programs that nobody here wrote and decides between skip and failure;
-//! `wait` is the only file of the Rust suites that sleeps, between looks at a condition.
+//! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary directory; `https` has
+//! bundle endpoints that answer as the test decides; `rpcs` has the RPCs of the schema and of its tables; `peer` finds
+//! programs of other projects and decides between skip and failure; `wait` is the only file of the Rust suites that
+//! sleeps, between checks of a condition.
 
 mod https;
 pub mod kubernetes;

@@ -1,4 +1,4 @@
-//! The RPCs of the schema, and the tables that say of each who serves it or who may call it.
+//! The RPCs of the schema, and the tables that say who serves or may call each of them.
 
 use std::collections::BTreeSet;
 

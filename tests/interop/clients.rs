@@ -1,4 +1,4 @@
-//! Four libraries that other people wrote, each in a small program; see `session` for what these are told.
+//! Four libraries of other projects, each in a small program; see `session` for their commands.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

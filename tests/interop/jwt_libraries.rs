@@ -1,4 +1,4 @@
-//! Two JWT libraries that know nothing of SPIFFE judge our tokens and their mutants.
+//! Two general JWT libraries validate our tokens and changed copies of them.
 
 use std::process::Command;
 

@@ -1,5 +1,5 @@
 //! The workload attestor `systemd` over a real message bus. `FINIAL_TEST_DBUS_DAEMON` names the daemon. systemd
-//! itself is a stand-in on a private bus; where this machine was started by systemd, the real one is asked too.
+//! itself is a fake on a private bus; if this machine was started by systemd, the real one is used too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,5 @@
-//! One life of a workload, the same for four libraries that other people wrote: it fetches, watches, sees a
-//! rotation, loses its identity and regains it, and outlives its server and its agent, in one process.
+//! One scenario of a workload, the same for four libraries of other projects: it fetches, watches, sees a rotation,
+//! loses its identity and regains it, and continues through restarts of its server and its agent, in one process.
 
 use finial_tests::{Entry, Stack, StackOptions};
 use serde_json::Value;

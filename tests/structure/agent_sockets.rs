@@ -1,4 +1,4 @@
-//! Every RPC that an agent can have stands in `agent_sockets.txt`, with the socket that serves it and what a call
+//! Every RPC that an agent can have is in `agent_sockets.txt`, with the socket that serves it and what a call
 //! needs; no row names an RPC that is gone.
 //!
 //! That the running agent does as the table says is proved in `e2e/admin.rs`, `e2e/broker.rs` and `e2e/pod_sockets.rs`.

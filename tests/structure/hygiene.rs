@@ -1,4 +1,4 @@
-//! Size, names, `unsafe`, and words that do not belong into the tree.
+//! Size and names of files, `unsafe`, and words that must not be in the tree.
 
 use std::collections::BTreeSet;
 use std::process::Command;

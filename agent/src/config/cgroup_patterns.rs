@@ -1,5 +1,5 @@
-//! `container_id_cgroup_matchers` of `WorkloadAttestor "docker"`: where the id of a container stands in the path
-//! of its control group, for places that are not recognised without.
+//! `container_id_cgroup_matchers` of `WorkloadAttestor "docker"`: where the id of a container is in the path
+//! of its control group, for paths that are not recognised otherwise.
 
 use std::ops::Range;
 

@@ -1,4 +1,4 @@
-//! `rootless_podman` of `WorkloadAttestor "docker"`, which SPIRE does not have: whose own engines are believed.
+//! `rootless_podman` of `WorkloadAttestor "docker"`, which SPIRE does not have: which users' own engines are trusted.
 
 use std::collections::BTreeSet;
 

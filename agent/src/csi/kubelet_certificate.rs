@@ -1,7 +1,7 @@
 //! The kubelet's own certificate, for agents that verify it by that.
 //!
-//! It stands beside its private key in files that only root reads, in a folder that has the node's credentials too. The
-//! agent shall have none of these, so the driver, which is root anyway, passes the certificates on and nothing else.
+//! It is in one file with its private key, readable by root only, in a folder with the node's credentials. The agent
+//! must not get these, so the driver, which is root anyway, copies only the certificates.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};

@@ -1,7 +1,7 @@
 //! The CSI driver `csi.spiffe.io`: gives pods the folder of their socket without `hostPath`.
 //!
-//! A process of its own, on each node, with root's rights: the kubelet finds it by `registration`, and calls `node` for
-//! each volume of each pod. `request` checks what it asks for, `target` finds the place and mounts, `folders` makes
+//! It is a separate process on each node, with root's rights: the kubelet finds it by `registration`, and calls `node`
+//! for each volume of each pod. `request` checks what it asks for, `target` finds the place and mounts, `folders` makes
 //! what is mounted. The sockets themselves are the agent's. Nothing here keeps keys or knows identities.
 
 mod folders;

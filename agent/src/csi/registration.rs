@@ -1,4 +1,5 @@
-//! The service `pluginregistration.Registration`: the kubelet asks who this is, and tells how it went.
+//! The service `pluginregistration.Registration`: the kubelet asks for the driver's name and reports whether it was
+//! registered.
 
 use finial_proto::pluginregistration as pb;
 use finial_proto::pluginregistration::registration_server::Registration;

@@ -1,4 +1,4 @@
-//! Messages that were encoded once and go to many streams.
+//! Messages that are encoded once and sent on many streams.
 
 use std::future::Future;
 use std::marker::PhantomData;

@@ -1,7 +1,7 @@
 //! Serves gRPC on the Unix sockets whose callers are processes: the public one and the admin one.
 //!
-//! Every connection has its `:authority` repaired, without which clients in Python, C++ and Java are refused, carries
-//! its [`Peer`], and counts against the limits.
+//! On every connection `:authority` is repaired, because else clients in Python, C++ and Java are refused; its [`Peer`]
+//! is kept with it, and it counts against the limits.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,8 @@
 //! Who is at the other end of a Unix socket: the process that connected, held by a descriptor.
 //!
-//! The descriptor comes from the socket itself (`SO_PEERPIDFD`, Linux 6.5). On older kernels it is opened by the
-//! pid that the socket tells, with the start time compared before and after; a process that ends, and whose pid
-//! is given to another, between `connect` and that moment is mistaken for the other.
+//! The descriptor comes from the socket itself (`SO_PEERPIDFD`, Linux 6.5). On older kernels it is opened by the pid
+//! that the socket reports, with the start time compared before and after; if a process ends between `connect` and that
+//! moment, and its pid is given to another process, the caller is taken for the other one.
 
 use std::io;
 use std::os::fd::AsFd as _;

@@ -1,4 +1,4 @@
-//! A program that somebody else started, by the file with its pid.
+//! A program that the helper did not start, found by a file with its pid.
 
 use std::convert::Infallible;
 use std::io;

@@ -1,4 +1,4 @@
-//! JWT-SVIDs: fetched, written, and fetched anew after half of their life.
+//! JWT-SVIDs: fetched, written, and fetched again after half of their lifetime.
 
 use std::convert::Infallible;
 use std::path::Path;

@@ -1,4 +1,5 @@
-//! What the agent's state is computed from. Each fact is true on its own, and the state says the gravest.
+//! What the agent's state is computed from. Each fact is independent of the others, and the state shows the most
+//! serious one.
 
 use tokio::time::Instant;
 

@@ -1,6 +1,6 @@
-//! The life of the agent's SVID: keep it valid, and cope with denials.
+//! The lifecycle of the agent's SVID: keeps it valid, and handles refusals.
 //!
-//! Trouble never ends [`Node::run`]; a ban does, and at the first start a refusal that no retry can change.
+//! Failures never end [`Node::run`]; a ban does, and at the first start a refusal that no retry can change.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! The agent's own identity: whom it trusts, how it proves itself, and how it stays trusted.
+//! The agent's own identity: which server it trusts, how it attests, and how it renews its SVID.
 //!
-//! [`Node::run`] owns the life of the agent's SVID; everybody else holds a [`NodeHandle`]. A node attestor has
+//! [`Node::run`] owns the lifecycle of the agent's SVID; all others hold a [`NodeHandle`]. A node attestor has
 //! the same name here, at the server and in the configuration.
 
 mod attest;

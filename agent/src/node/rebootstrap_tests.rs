@@ -1,4 +1,4 @@
-//! Servers of unknown authority: those that the bootstrap source vouches for, and those that nothing vouches for.
+//! Servers of unknown authority: those that the bundle of the bootstrap source trusts, and others.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests write the files that operators write"

@@ -1,4 +1,4 @@
-//! When X509-SVIDs are renewed: at about half of their life, or so early that they outlive an outage.
+//! When X509-SVIDs are renewed: at about half of their lifetime, or early enough that they stay valid during an outage.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! How the agent is doing, as one value that health checks and sockets watch.
+//! The agent's state, as one value that health checks and sockets watch.
 
 use std::fmt;
 

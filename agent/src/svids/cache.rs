@@ -1,8 +1,8 @@
-//! What the agent holds for its workloads: one immutable snapshot on a `watch`, one writer.
+//! The agent's entries and SVIDs for its workloads: one immutable snapshot on a `watch`, one writer.
 //!
 //! Streams of workloads hold a [`Subscription`], which marks the entries that it matches as wanted once it is told to
-//! ([`Subscription::want`]), read [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and SVIDs that did not change
-//! are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
+//! ([`Subscription::want`]), read [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and
+//! SVIDs that did not change are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What the caches hold and did, for metrics.
+//! Counts of what the caches have and have done, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

@@ -1,7 +1,7 @@
-//! Learns from the server what the agent may issue: by push, or by polling a server that cannot push.
+//! Gets the agent's entries and bundles from the server: by push, or by polling a server that cannot push.
 //!
-//! The feed keeps an index of what it has passed on, so that a snapshot costs the rest of the agent only what
-//! differs, and so that its digest can be compared with the server's. A difference is never papered over: the
+//! The feed keeps an index of what it has passed on, so that the rest of the agent gets only the differences of a
+//! snapshot, and so that its digest can be compared with the server's. A difference is never ignored: the
 //! next stream starts without a cursor.
 
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the sync task knows, from which each snapshot is made. One owner, no locks, no network.
+//! The state of the sync task, from which each snapshot is made. One owner, no locks, no network.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

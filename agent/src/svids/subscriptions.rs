@@ -1,6 +1,6 @@
-//! Who waits for which entries: open streams by their selectors, and the news for each of them.
+//! Open streams by their selectors, and the changes that each of them waits for.
 //!
-//! Subscriptions with the same selectors are one group, which is filed under each of its selectors. The groups that
+//! Subscriptions with the same selectors are one group, which is indexed by each of its selectors. The groups that
 //! an entry concerns are found under the rarest of the entry's selectors.
 
 use std::collections::hash_map::RandomState;

@@ -1,4 +1,4 @@
-//! The entries an agent is authorized for, as both ways of syncing bring them.
+//! The entries an agent is authorized for, as both ways of syncing receive them.
 
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};

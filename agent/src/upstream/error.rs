@@ -1,4 +1,4 @@
-//! What can go wrong with the server, by what the agent must do about it.
+//! Errors of calls to the server, by what the agent must do about them.
 
 use std::error::Error;
 use std::fmt;

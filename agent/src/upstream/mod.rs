@@ -1,8 +1,8 @@
-//! The only code that talks to the server.
+//! The only code that calls the server.
 //!
-//! There is one channel at a time, over mTLS with the agent's present SVID; watching, signing and bundles share
+//! There is one channel at a time, over mTLS with the agent's present SVID; watching, signing and bundles use
 //! it and fail over together. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
-//! run in a [`Session`] of their own without a client certificate. Wire types stop here.
+//! run in a separate [`Session`] without a client certificate. Wire types are not used outside of this module.
 
 mod attended;
 mod attest;

@@ -1,4 +1,4 @@
-//! The push stream: what the server says, checked.
+//! The push stream: the server's messages, checked.
 
 use std::time::Duration;
 

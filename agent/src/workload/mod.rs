@@ -1,9 +1,9 @@
 //! Workload attestation: which facts hold for the process that called.
 //!
-//! A fact is a selector. An attestor answers with all facts of its kind that hold, so that what is not among them
-//! is known not to hold, as for a process that is in no container; one that cannot tell fails. A failure of any
-//! attestor fails the attestation: with fewer facts a workload could only lose identities for a reason that
-//! nobody sees. (SPIRE goes on without the attestor that failed.)
+//! A fact is a selector. An attestor answers with all facts of its kind that hold, so that a fact that is not among them
+//! does not hold, as for a process that is in no container; an attestor that cannot find out fails. A failure of any
+//! attestor fails the attestation: with fewer facts a workload would lose identities without a visible
+//! reason. (SPIRE continues without the attestor that failed.)
 
 pub mod container;
 pub mod docker;

@@ -1,4 +1,4 @@
-//! Pods that are known by the socket they call on, and what is known of them.
+//! Pods that are identified by the socket they call on, and their facts.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! One process, held so that its pid cannot come to mean another.
+//! One process, held by a pidfd so that its pid cannot be taken for another process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

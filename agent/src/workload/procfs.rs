@@ -1,4 +1,4 @@
-//! What `/proc` says about a process. Behind a root path, so that tests can lay it out by hand.
+//! What `/proc` says about a process. The root path is a parameter, so that tests can use a directory of their own.
 
 use std::fs::File;
 use std::io::{self, Read as _};

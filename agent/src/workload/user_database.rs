@@ -1,6 +1,6 @@
 //! Names of users and groups, read from `/etc/passwd` and `/etc/group` themselves.
 //!
-//! A static binary cannot load the modules of the name service switch, so users that live elsewhere (LDAP, SSSD)
+//! A static binary cannot load the modules of the name service switch, so users from other sources (LDAP, SSSD)
 //! have no name here, only their number.
 
 use std::collections::HashMap;

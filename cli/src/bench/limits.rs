@@ -1,4 +1,5 @@
-//! What the machine can do at best, measured in the same run: the bare cryptography and the bare gRPC library.
+//! What the machine can do at best, measured in the same run: cryptographic operations alone, and the gRPC library
+//! alone.
 
 use std::hint::black_box;
 use std::sync::Arc;

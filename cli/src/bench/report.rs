@@ -1,4 +1,4 @@
-//! What a benchmark found: rows of named values, as a table for the eye or as JSON.
+//! What a benchmark found: rows of named values, as a text table or as JSON.
 
 use std::io::Write;
 use std::time::Duration;

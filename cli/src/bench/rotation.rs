@@ -1,4 +1,4 @@
-//! Many short-lived SVIDs: does the agent renew all of them in time, and what does it cost.
+//! Many short-lived SVIDs: does the agent renew all of them in time, and how much CPU time and memory does it need.
 
 use std::collections::HashMap;
 use std::path::PathBuf;

@@ -1,4 +1,4 @@
-//! From a change of an entry at the server to the workload's open stream: created, updated, deleted.
+//! The time from a change of an entry at the server to the workload's open stream: created, updated, deleted.
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! The one directory of `finial dev`: who uses it, and what lies where.
+//! The one directory of `finial dev`: which process uses it, and the paths in it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! The bundle map: bundles of several trust domains in one document (SPIFFE Trust Domain and Bundle
-//! §5). It is loaded whole or not at all.
+//! §5). It is loaded completely or not at all.
 
 use std::collections::BTreeMap;
 

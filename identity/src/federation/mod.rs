@@ -1,5 +1,5 @@
-//! Federation relationships: where the bundle of a foreign trust domain is fetched, and by what its endpoint is
-//! authenticated (SPIFFE Federation §5). Who declares them, and how their refresh stands.
+//! Federation relationships: where the bundle of a foreign trust domain is fetched, and how its endpoint is
+//! authenticated (SPIFFE Federation §5). Also who declares them, and the state of their refresh.
 //!
 //! Trust domain, URL and profile are always given explicitly: none is ever inferred from another (§5.1, §7.2).
 

@@ -1,6 +1,6 @@
 //! JWT-SVIDs: signing and validating (JWT-SVID).
 //!
-//! `kid` is demanded, as SPIRE and go-spiffe do; times get a leeway that the caller chooses
+//! `kid` is required, as by SPIRE and go-spiffe; times are checked with a leeway that the caller chooses
 //! ([`DEFAULT_LEEWAY`] is theirs).
 
 mod parse;

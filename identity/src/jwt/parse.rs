@@ -1,4 +1,4 @@
-//! Reading tokens without trusting them.
+//! Parses tokens without verifying them.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value};

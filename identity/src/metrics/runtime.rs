@@ -1,4 +1,4 @@
-//! What Go programs tell about their runtime, as far as there is something like it here.
+//! The runtime metrics of Go programs, as far as there is an equivalent here.
 
 use super::Polled;
 use crate::process::{memory, tasks};

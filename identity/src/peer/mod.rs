@@ -1,8 +1,8 @@
-//! TLS between the parts of a trust domain: whom to trust, whom to accept, what to show.
+//! TLS between the parts of a trust domain: how peers are verified and authorized, and which SVID is presented.
 //!
-//! A peer is who its X509-SVID says: the chain is verified against the bundle of the leaf's own
-//! trust domain, then a [`PeerPolicy`] decides by the SPIFFE ID. Host names play no part. The time
-//! is that of the clock handed in.
+//! A peer is identified by its X509-SVID: the chain is verified against the bundle of the leaf's own
+//! trust domain, then a [`PeerPolicy`] decides by the SPIFFE ID. Host names are not used. The time
+//! comes from a clock that the caller passes.
 
 mod config;
 mod resolver;

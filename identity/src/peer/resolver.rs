@@ -1,4 +1,4 @@
-//! Shows the present SVID in handshakes.
+//! Presents the current SVID in handshakes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

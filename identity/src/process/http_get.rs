@@ -1,4 +1,4 @@
-//! One GET over a connection that somebody else has made: HTTP/1.1, an answer of bounded size.
+//! One GET over a connection that the caller has opened: HTTP/1.1, an answer of bounded size.
 
 use bytes::Bytes;
 use http::header::{HOST, LOCATION, USER_AGENT};

@@ -1,7 +1,8 @@
 //! HTTP/1.1 for health checks and scrapes: small answers for callers who need no identity.
 //!
-//! Nobody can keep others out: a caller who is slow with its headers is left after [`HEADERS_WITHIN`], every
-//! connection ends after [`LONGEST_LIFE`], and when there are [`MOST_CONNECTIONS`] one of the address with most makes room.
+//! No client can block the others: a connection whose headers are not complete after [`HEADERS_WITHIN`] is closed,
+//! every connection ends after [`LONGEST_LIFE`], and when there are [`MOST_CONNECTIONS`] a new one replaces one of the
+//! address with most.
 
 use std::convert::Infallible;
 use std::fmt;

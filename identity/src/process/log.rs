@@ -1,9 +1,9 @@
-//! Logs as SPIRE's users know them: one line an event, as text or JSON, with a level that can be
+//! Logs in SPIRE's format: one line for each event, as text or JSON, with a level that can be
 //! changed while running and a file that can be rotated.
 //!
 //! Text is `time="…" level=info msg="…" key=value`, JSON an object with the same keys; both sort
-//! the fields by name. Fields of spans around an event are among its fields. Libraries below us are
-//! heard from WARN on, at TRACE from DEBUG on.
+//! the fields by name. Fields of spans around an event are among its fields. Of libraries, events
+//! from WARN on are logged, at level TRACE from DEBUG on.
 
 use std::fmt;
 use std::path::PathBuf;

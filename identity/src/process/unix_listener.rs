@@ -1,4 +1,4 @@
-//! Opens a Unix socket so that nobody else can take its place and no live one is taken over.
+//! Opens a Unix socket so that no other user can replace it and no socket of a running process is replaced.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};

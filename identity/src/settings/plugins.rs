@@ -1,4 +1,5 @@
-//! The blocks of `plugins`, alike for server and agent: which count, and what no built-in plugin can have.
+//! The blocks of `plugins`, the same for server and agent: which are enabled, and which keys no built-in plugin can
+//! have.
 
 use super::Section;
 

@@ -1,4 +1,4 @@
-//! Collects all mistakes of a configuration, so that they are told in one go.
+//! Collects all mistakes of a configuration, so that they are reported together.
 
 use std::cell::RefCell;
 use std::fmt;

@@ -1,6 +1,6 @@
 //! SPIFFE IDs and trust domain names (SPIFFE-ID §2), checked byte by byte and never normalised.
 //!
-//! No URL parser stands behind this: those trim, drop tabs and percent-encode, while a SPIFFE ID
+//! No URL parser is used: those trim, drop tabs and percent-encode, while a SPIFFE ID
 //! that is not already in its one form is refused.
 
 use std::borrow::Borrow;

@@ -1,4 +1,4 @@
-//! Sends spans to a collector over OTLP. A collector that is away costs spans and nothing else.
+//! Sends spans to a collector over OTLP. While the collector cannot be reached, spans are dropped.
 
 use std::convert::Infallible;
 use std::time::Duration;

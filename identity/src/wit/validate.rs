@@ -1,4 +1,4 @@
-//! Deciding whether a token is a valid WIT-SVID, and whether its presenter holds its key (WIT-SVID §4).
+//! Deciding whether a token is a valid WIT-SVID, and whether its presenter has its key (WIT-SVID §4).
 
 use std::fmt;
 

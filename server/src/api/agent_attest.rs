@@ -1,4 +1,4 @@
-//! `AttestAgent`: from a proof to an SVID.
+//! `AttestAgent`: from the attestation data to an SVID.
 
 use std::net::IpAddr;
 

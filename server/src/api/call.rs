@@ -1,4 +1,4 @@
-//! One call: who makes it, what it may cost, and what the audit log shall say of it. The endpoints
+//! One call: its caller, its rate limit, and the fields of its audit log line. The endpoints
 //! put a [`Call`] into each request's extensions; the services read it.
 
 use std::fmt;

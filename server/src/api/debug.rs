@@ -1,4 +1,4 @@
-//! `spire.api.server.debug.v1.Debug`: a look at the running server.
+//! `spire.api.server.debug.v1.Debug`: the state of the running server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

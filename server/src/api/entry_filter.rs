@@ -1,4 +1,4 @@
-//! Filters and pages of entry listings.
+//! Filters of entry listings.
 
 use finial_identity::entry::Entry;
 use finial_identity::selector::{MatchBehavior, Selector};

@@ -1,4 +1,4 @@
-//! Pages of lists: how much a request asks for, where its page begins, and the token of the page behind it.
+//! Pages of lists: how much a request asks for, where its page begins, and the token of the next page.
 
 use super::status::Refusal;
 

@@ -1,4 +1,4 @@
-//! The one place where errors become gRPC status: what a peer is told, and what stays here.
+//! The one place where errors become gRPC status: what is sent to a peer, and what is only logged.
 
 use std::error::Error;
 

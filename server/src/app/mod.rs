@@ -1,4 +1,4 @@
-//! Puts the parts of the server together: the one place that knows concrete types.
+//! Builds the server from its parts: the only module that knows all concrete types.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,7 +1,7 @@
-//! What a server remembers about its authorities across restarts.
+//! A server's record of its authorities, which survives restarts.
 //!
-//! Keys stay in the key manager; the journal says which key is which authority and where it stands. It is written to the
-//! store before an authority is used, so a server that is killed at any moment comes back with the same authority.
+//! Keys stay in the key manager; the journal says which key belongs to which authority, and its state. It is written to
+//! the store before an authority is used, so a server that is killed at any moment restarts with the same authority.
 
 use finial_identity::key::PublicKey;
 use finial_identity::x509::Certificate;

@@ -1,4 +1,4 @@
-//! What an administrator does by hand: prepare, activate, taint, revoke, in this order.
+//! Manual operations: prepare, activate, taint, revoke, in this order.
 
 use std::sync::Arc;
 

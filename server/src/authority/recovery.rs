@@ -1,4 +1,4 @@
-//! Finds the authorities of this server again when it starts.
+//! Restores the authorities of this server when it starts.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Keeps the authorities going: a step that does what is due, and the loop around it.
+//! Rotates the authorities: a step that does what is due, and the loop around it.
 
 use std::convert::Infallible;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Signs WIT-SVIDs, which name the key that their workload holds.
+//! Signs WIT-SVIDs, which name the key of their workload.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! The authorities over time, with a store and a key manager that can be cut off at any call.
+//! The authorities over time, with a store and a key manager that can fail at any call.
 
 mod lifecycle;
 mod restarts;

@@ -1,5 +1,5 @@
-//! The server's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags over the file,
-//! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
+//! The server's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags override the file.
+//! The result is a checked [`Config`]. All mistakes are reported at once.
 
 mod authority;
 mod bundle_publisher;

@@ -1,6 +1,6 @@
 //! Reads back what was signed and compares it with what was to be signed.
 //!
-//! The parser shares no code with the encoder: a fault in either shows here, before anything leaves.
+//! The parser shares no code with the encoder: a bug in either is found here, before anything is sent.
 
 use finial_identity::key::{KeyError, PublicKey, PublicKeyKind, X509SignatureAlgorithm};
 use thiserror::Error;

@@ -1,4 +1,4 @@
-//! Calls as metrics and traces show them.
+//! Metrics and traces of calls.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;

@@ -1,4 +1,4 @@
-//! One HTTP/2 connection from its first byte to its last: limits, age, and an orderly end.
+//! One HTTP/2 connection: limits, maximum age, and graceful shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;

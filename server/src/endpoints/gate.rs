@@ -1,5 +1,5 @@
-//! What every call of both listeners passes before a service sees it, and what its answer passes on
-//! the way back.
+//! The checks of every call of both listeners before it reaches a service, and the processing of its
+//! answer.
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -2,7 +2,7 @@
 //!
 //! Health is 200 when healthy, 500 otherwise, with a JSON object of the subsystems. The ready path also answers
 //! 503 while the registry holds back the store's content. The live path does not: a supervisor would restart the
-//! server and so release it unseen.
+//! server, which would release the content without an operator's decision.
 
 use std::sync::Arc;
 

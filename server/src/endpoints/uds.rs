@@ -1,4 +1,4 @@
-//! The private Unix socket: whoever may open it is a local caller.
+//! The private Unix socket: every process that may open it is a local caller.
 
 use std::convert::Infallible;
 use std::path::Path;

@@ -1,5 +1,5 @@
 //! A document over HTTPS from a bundle endpoint (SPIFFE Federation §5.2): one GET, redirects to other valid endpoints
-//! followed and none remembered, everything bounded in size and time.
+//! followed and not remembered, everything limited in size and time.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,4 +1,4 @@
-//! Whether a bundle that was fetched takes the place of the stored one. Pure.
+//! Whether a fetched bundle replaces the stored one. Pure.
 
 use std::collections::BTreeSet;
 

@@ -1,8 +1,8 @@
-//! Bundles of foreign trust domains, kept fresh (SPIFFE Federation).
+//! Fetches bundles of foreign trust domains regularly (SPIFFE Federation).
 //!
 //! [`sources`] merges what the configuration, operators and objects declare; [`Federation`] has one `refresher` for
-//! each trust domain, which by `schedule` asks the endpoint (`fetch`), lets `judge` compare the answer with the
-//! stored bundle, and stores it. [`endpoint`] serves the own bundle to others.
+//! each trust domain, which calls the endpoint (`fetch`) at the times of `schedule`, lets `judge` compare the answer
+//! with the stored bundle, and stores it. [`endpoint`] serves the own bundle to others.
 
 pub mod endpoint;
 mod fetch;

@@ -1,4 +1,4 @@
-//! Keeps the bundle of one trust domain fresh.
+//! Refreshes the bundle of one trust domain.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

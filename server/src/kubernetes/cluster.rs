@@ -1,4 +1,4 @@
-//! The task of one cluster: news in, entries out.
+//! The task of one cluster: takes changes from the watches and publishes entries.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::convert::Infallible;

@@ -1,5 +1,5 @@
-//! `ClusterFederatedTrustDomain`: which relationships are declared, and what became of each. The older object wins;
-//! what the configuration or an operator says of a trust domain counts before any object.
+//! `ClusterFederatedTrustDomain`: which relationships are declared, and the state of each. The older object is used;
+//! the configuration and relationships of operators take precedence over objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Entries and federation relationships that operators declare as objects in Kubernetes: watches -> facts -> [`derive`]
-//! -> registry, and `federations` -> whoever fetches bundles.
+//! -> registry, and `federations` -> the federation module, which fetches bundles.
 //!
-//! Each cluster of the configuration has its own watches ([`watch`]), whose news the cluster's one task
-//! ([`cluster`]) gives to the pure derivation and publishes to the registry, at once and in memory only.
-//! What became of each object goes back into its status ([`outbox`]).
+//! Each cluster of the configuration has its own watches ([`watch`]). The cluster's one task ([`cluster`]) passes their
+//! changes to the pure derivation and publishes the result to the registry, at once and in memory only. The result for
+//! each object is written to its status ([`outbox`]).
 
 pub mod admission;
 mod cluster;

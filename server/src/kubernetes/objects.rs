@@ -1,5 +1,5 @@
-//! Kubernetes' own objects with as much of them as rules, templates and operators ask for. The rest of an object,
-//! most of it, is never held.
+//! Kubernetes' own objects with the fields that rules, templates and operators need. The rest of an object,
+//! most of it, is not kept in memory.
 //!
 //! Names in JSON and meaning are those of the API's versions `v1` and `discovery.k8s.io/v1`.
 

@@ -1,5 +1,5 @@
-//! The registry's state and how changes move it: entries, nodes, bundles, and what each watching
-//! agent must hear of them. Pure: changes come in order, nothing here waits.
+//! The registry's state and how changes update it: entries, nodes, bundles, and what must be sent to each
+//! watching agent. Pure: changes come in order, nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;

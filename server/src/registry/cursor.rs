@@ -1,4 +1,4 @@
-//! Where an agent's set stands, and the latest changes by which an agent that was away catches up.
+//! The position of an agent's set, and the latest changes, with which an agent that was disconnected can catch up.
 
 use std::collections::VecDeque;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What a source of derived entries tells an operator about one pod. The source's own task answers, so that the
+//! What a source of derived entries reports to an operator about one pod. The source's own task answers, so that the
 //! answer is of one moment; questions reach it through the registry.
 
 use std::collections::BTreeMap;

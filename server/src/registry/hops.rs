@@ -1,5 +1,5 @@
-//! When an entry went which way: derived, sent to an agent, an SVID signed for it. For operators; in memory, forgotten
-//! with the process. About 100 bytes for each derived entry.
+//! When each step of an entry happened: derived, sent to an agent, an SVID signed for it. For operators; only in
+//! memory. About 100 bytes for each derived entry.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};

@@ -1,4 +1,4 @@
-//! Texts kept once and known by number, for as long as somebody uses them.
+//! Strings that are stored once and referenced by number, as long as they are used.
 
 use std::hash::{BuildHasher, RandomState};
 

@@ -2,9 +2,9 @@
 //! exactly the agents that it concerns.
 //!
 //! `store` commits -> `tail` applies the change to `core`, in order -> `feed` wakes the watches of the
-//! agents that it touches. `index`, `authorized`, `watchers` and `core` are pure.
+//! agents that it affects. `index`, `authorized`, `watchers` and `core` are pure.
 //!
-//! A refusal is never decided from memory alone: what asks for one catches up with the store first.
+//! A refusal is never decided from memory alone: before a refusal the registry catches up with the store.
 
 mod authorized;
 mod core;

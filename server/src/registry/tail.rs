@@ -1,7 +1,7 @@
-//! Following the store: every change in the order of revisions, each once.
+//! Reads changes from the store: all of them, in the order of revisions, each once.
 //!
-//! A history that does not continue ours (a restored backup, a stale replica) is held back: memory
-//! stays as it is and refuses to refuse, until [`Registry::release`], which an operator asks for, or a restart.
+//! A history that does not continue the one in memory (a restored backup, a stale replica) is held back: memory
+//! does not change and no request is refused because of it, until an operator calls [`Registry::release`], or a restart.
 
 use std::collections::HashSet;
 use std::convert::Infallible;

@@ -1,9 +1,9 @@
-//! What the server remembers: registration entries, attested nodes, bundles, federation relationships, join
+//! Persistent data of the server: registration entries, attested nodes, bundles, federation relationships, join
 //! tokens and journals, behind one small trait per aggregate.
 //!
 //! Every change of an entry, a node or a bundle gets the next [`Revision`] in the
-//! same transaction, so that the order of commits is the order of revisions, without gaps. Whoever
-//! keeps a copy in memory tails [`ChangeLog::changes_since`] and is woken by
+//! same transaction, so that the order of commits is the order of revisions, without gaps. Code that
+//! keeps a copy in memory reads [`ChangeLog::changes_since`] and is woken by
 //! [`ChangeLog::committed`]. A mutating call returns after its commit is durable.
 
 mod changes;

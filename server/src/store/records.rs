@@ -1,4 +1,4 @@
-//! What stores take and give.
+//! The records of stores.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Attacks on the server: with a token that an agent showed, and with an agent's identity for what is another node's.
+//! Attacks on the server: with a copied token of an agent, and with an agent's identity for entries of another node.
 
 use std::path::{Path, PathBuf};
 

@@ -1,4 +1,4 @@
-//! Callers and surroundings that mean harm, one test for each way; the name says what must happen.
+//! Malicious callers and environments, one test for each attack; its name says what must happen.
 
 mod callers;
 mod flood;

@@ -2,7 +2,7 @@
 //! memory, how long a list of all takes, and how long until 500 relabelled pods have their new identities.
 //!
 //! The server is the real program; the API server is the fake one, and the agents are Sync streams of this process, so
-//! their work is on the same cores. Prints numbers and judges none:
+//! their work is on the same cores. Prints numbers and does not rate them:
 //!
 //!     FINIAL_BIN=target/release/finial FINIAL_TEST_PODS=10000 cargo test --release -p finial-tests --test e2e scale -- --ignored --nocapture
 

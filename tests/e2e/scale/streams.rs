@@ -1,4 +1,4 @@
-//! The agents: Sync streams, and what came by them.
+//! The agents: Sync streams, and what they received.
 
 use std::collections::HashMap;
 use std::ops::Range;

@@ -1,7 +1,7 @@
 //! Envoy, unchanged, with certificates and bundles from the real agent.
 //!
-//! Every Envoy runs under a path of its own, which is its selector: so they have identities of their own although
-//! one user runs them all. The bootstraps beside this file are valid as they stand; a test replaces what is its own.
+//! Every Envoy runs under a different path, which is its selector: so they have different identities although
+//! one user runs them all. The bootstraps in this folder are valid files; a test replaces ports and paths in them.
 
 mod authorizer;
 mod http;

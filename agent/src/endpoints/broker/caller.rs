@@ -1,4 +1,4 @@
-//! The broker at the other end of a connection, and whether it is still believed.
+//! The broker at the other end of a connection, and whether its SVID is still valid.
 
 use std::sync::Arc;
 use std::time::Duration;

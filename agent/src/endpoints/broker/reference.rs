@@ -1,4 +1,4 @@
-//! What a broker calls a workload by (SPIFFE Broker API §3.1).
+//! References by which a broker names a workload (SPIFFE Broker API §3.1).
 
 use finial_proto::spiffe::broker as pb;
 use prost::{DecodeError, Message as _};

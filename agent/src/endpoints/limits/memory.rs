@@ -1,5 +1,5 @@
-//! Gives memory back to the system after many connections went away, as when a node's pods are replaced: the
-//! allocator would keep it for the next crowd.
+//! Returns memory to the system after many connections were closed, as when a node's pods are replaced: the
+//! allocator would keep it otherwise.
 
 use std::convert::Infallible;
 use std::time::Duration;

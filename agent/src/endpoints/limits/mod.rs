@@ -1,13 +1,12 @@
-//! How many may come, how often, and how much each may send.
+//! Limits on connections, calls and signatures of one caller.
 //!
-//! Everything here is decided before a caller's process is looked at: by the uid that the kernel froze in the socket
-//! and, for a process in a pid namespace of its own, by that namespace; where pods are told apart (`who`), by the pod
-//! alone. `layer` asks for each call, `quiet` ends
-//! connections on which nothing happens, `pace` reads no faster than calls can be decided on, `signing` lets one caller
-//! have no more signed than the others can spare.
+//! All limits are applied before a caller's process is inspected: for the uid that the kernel recorded for the socket
+//! and, for a process in another pid namespace than the agent's, for that namespace; with `WorkloadAttestor "k8s"`, for
+//! the pod alone (`who`). `layer` checks each call, `quiet` closes idle connections, `pace` reads from a connection no
+//! faster than its calls can be checked, `signing` limits how much is signed for one caller.
 //!
-//! Nobody is refused for calling often, unless the operator says so: what is cached costs little. Whoever calls faster
-//! than this agent can answer is read from later.
+//! No caller is refused for calling often, unless the operator configures that: cached answers cost little. From a
+//! caller that calls faster than this agent can answer, requests are read later.
 
 mod layer;
 mod memory;

@@ -1,4 +1,4 @@
-//! Connections on which nothing happens do not stay.
+//! Closes idle connections.
 
 use std::io;
 use std::pin::Pin;

@@ -1,4 +1,5 @@
-//! How often something new is signed for one user or container. Whoever wants more waits, in the order of coming.
+//! How often something new is signed for one user or container. Calls above the limit wait, in the order of their
+//! arrival.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

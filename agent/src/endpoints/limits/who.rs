@@ -1,4 +1,4 @@
-//! Whom connections and calls are counted for.
+//! The user, container or pod that a connection or call is counted for.
 
 use tokio::net::unix::UCred;
 

@@ -1,7 +1,7 @@
 //! Sockets for the CSI driver's folders: one for each pod, or one for all.
 //!
 //! The driver makes a folder with the pod's facts and mounts a part of it into the pod; this opens the Workload API's
-//! socket in it, for as long as the folder stands. Whoever calls there is of that pod: the kernel need not show its
+//! socket in it, for as long as the folder exists. A caller there belongs to that pod: the agent need not see its
 //! process.
 
 mod names;

@@ -1,4 +1,4 @@
-//! Tells when folders come and go, by inotify(7).
+//! Reports created and deleted folders, by inotify(7).
 
 use std::io;
 use std::mem::MaybeUninit;

@@ -1,4 +1,4 @@
-//! Which facts about callers may stand in the log (`log_selectors`).
+//! Which facts about callers may be logged (`log_selectors`).
 
 use std::collections::HashSet;
 

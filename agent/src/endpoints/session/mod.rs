@@ -1,8 +1,8 @@
 //! Who calls, what that caller may have, and when it changes: the same for all services of the socket.
 //!
-//! A [`Session`] is an attested call. It shows the [`View`] that its caller has of the present snapshot, waits for
-//! what is worth waiting for, and attests the process again before it gets anything new. Services make messages
-//! of views; callers with the same identities share one view and what was made of it.
+//! A [`Session`] is an attested call. It gives the [`View`] that its caller has of the present snapshot, waits for
+//! changes of it, and attests the process again before it gets anything new. Services make messages
+//! from views; callers with the same identities share one view and its messages.
 
 mod attested;
 mod logged;

@@ -1,4 +1,4 @@
-//! Callers that were refused, by a short code that they were told and that an operator can look up.
+//! Callers that were refused, by a short code that they got and that an operator can look up.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

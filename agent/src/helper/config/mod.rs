@@ -1,4 +1,5 @@
-//! The configuration of `finial agent helper`: spiffe-helper's keys in HCL, JSON or YAML. All mistakes are told at once.
+//! The configuration of `finial agent helper`: spiffe-helper's keys in HCL, JSON or YAML. All mistakes are reported at
+//! once.
 
 mod arguments;
 mod paths;

@@ -1,4 +1,4 @@
-//! From the agent's answers to what stands in the files. Nothing is written of an answer that is not whole.
+//! From the agent's answers to the contents of the files. An incomplete answer is not written at all.
 
 use std::collections::BTreeMap;
 

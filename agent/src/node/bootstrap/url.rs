@@ -1,4 +1,4 @@
-//! A trust bundle over HTTP: with TLS that the web's authorities vouch for, or over a Unix socket of this machine.
+//! A trust bundle over HTTP: with TLS verified by the system's root certificates, or over a Unix socket of this machine.
 //!
 //! One GET, answered with 200 and a body of bounded size in bounded time. Redirects are not followed: they would lead
 //! away from the host that the operator chose.

@@ -1,4 +1,4 @@
-//! The tokens held, the least recently used of which goes first.
+//! The cached tokens; the least recently used is dropped first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};

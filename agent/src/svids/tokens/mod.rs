@@ -1,9 +1,9 @@
-//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their life, requested once for all who
-//! wait, and forgotten wherever they are.
+//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their lifetime, requested once for all
+//! waiting calls, and dropped when their key is tainted or revoked.
 //!
-//! A token past half of its life that is still valid is handed out when no new one comes in time: after
-//! `hit_timeout`, or as soon as the server has failed once. From then on nobody waits for that token's successor,
-//! which is asked for in the background, until there is one or the token expires.
+//! A token past half of its lifetime that is still valid is returned when no new one comes in time: after
+//! `hit_timeout`, or as soon as the server has failed once. From then on no call waits for the new token,
+//! which is requested in the background, until there is one or the token expires.
 
 mod kept;
 mod source;

@@ -1,4 +1,4 @@
-//! What an engine says about a container, and the facts in it.
+//! An engine's answer about a container, and the facts in it.
 
 use std::collections::BTreeMap;
 

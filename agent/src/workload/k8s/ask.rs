@@ -1,4 +1,4 @@
-//! One GET, over TLS or to this machine, bounded in size and time; and what opens the door: certificates and tokens in
+//! One GET, over TLS or to this machine, bounded in size and time; and its credentials: certificates and tokens in
 //! files.
 
 use std::net::IpAddr;

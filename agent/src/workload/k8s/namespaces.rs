@@ -1,4 +1,5 @@
-//! The labels of namespaces, which the kubelet does not know: asked of the API server, by the account of the agent's pod.
+//! The labels of namespaces, which the kubelet does not know: from the API server, with the service account of the
+//! agent's pod.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,10 +1,10 @@
 //! Makes gRPC clients of every language acceptable on a Unix socket.
 //!
-//! On a Unix socket many clients put the socket's path into the pseudo-header `:authority`: gRPC
-//! C-core (Python, C++, PHP, Ruby) percent-encoded, Netty (Java) raw, older Go Huffman-coded. `h2` refuses a request whose
-//! `:authority` is not an RFC 3986 authority and has no option for this. [`AuthorityAdapter`] stands
-//! between the socket and `h2` and replaces, byte for byte, what an authority cannot hold. Lengths
-//! stay, so the HPACK tables (RFC 7541) of both ends stay equal and later indexed references work.
+//! On a Unix socket many clients put the socket's path into the pseudo-header `:authority`: gRPC C-core (Python, C++,
+//! PHP, Ruby) percent-encoded, Netty (Java) raw, older Go Huffman-coded. `h2` refuses a request whose `:authority` is
+//! not an RFC 3986 authority and has no option for this. [`AuthorityAdapter`] is between the socket and `h2` and
+//! replaces, byte for byte, what an authority cannot contain. Lengths do not change, so the HPACK tables (RFC 7541) of
+//! both ends stay equal and later indexed references work.
 //!
 //! It reads frames (RFC 9113 §4.1) and headers only as far as that needs. Whatever is malformed or too
 //! large passes untouched, for `h2` to refuse.

@@ -1,4 +1,4 @@
-//! The way from what was written to what was checked.
+//! Reads the keys of a block with their types.
 
 use std::cell::RefCell;
 use std::fmt::Display;

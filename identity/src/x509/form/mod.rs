@@ -1,9 +1,10 @@
-//! Whether a certificate has the form that its other readers insist on.
+//! Whether a certificate has the form that Envoy and Go require.
 //!
-//! BoringSSL, which is in Envoy, and Go refuse a whole list of authorities for one that they cannot read. A foreign
-//! authority that is taken here and refused there would cost workloads the bundles of everybody. So what is taken here
-//! is what those read: DER with shortest lengths (X.690 §10.1), the fields of RFC 5280 §4.1 and no others, and text that
-//! is what its type says (X.680 §41). What values mean is decided elsewhere.
+//! BoringSSL, which is in Envoy, and Go refuse a whole list of authorities because of one that they cannot read. If a
+//! foreign authority were accepted here and refused there, workloads would lose the bundles of all trust domains. So
+//! only certificates that those can read are accepted here: DER with shortest lengths (X.690 §10.1), the fields of RFC
+//! 5280 §4.1 and no others, and text that its type allows (X.680 §41). The meaning of values is checked in other
+//! modules.
 
 mod der;
 

@@ -1,4 +1,4 @@
-//! What a cluster's API server says about a token.
+//! Review of a token by a cluster's API server.
 
 use std::collections::BTreeMap;
 use std::error::Error;

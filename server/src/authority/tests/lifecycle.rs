@@ -1,4 +1,4 @@
-//! Authorities are prepared, activated, tainted, revoked and forgotten in their time.
+//! Authorities are prepared, activated, tainted, revoked and removed at the right times.
 
 use super::*;
 

@@ -1,5 +1,5 @@
-//! Who wins where several objects declare the same entry: same SPIFFE ID, parent and set of selectors. A
-//! stored entry wins over all of them, and an entry of another cluster may.
+//! Which object is used when several declare the same entry: same SPIFFE ID, parent and set of selectors. A
+//! stored entry takes precedence over all of them, and an entry of another cluster may.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;

@@ -1,9 +1,9 @@
-//! From objects to derived entries, statuses and the pods that something is wrong with. Pure: what comes out
-//! depends on the objects, the stored entries and the settings alone, so that every server and every restart
+//! From objects to derived entries, statuses and the pods with problems. Pure: the result
+//! depends only on the objects, the stored entries and the settings, so that every server and every restart
 //! derives the same.
 //!
-//! [`Deriver`] takes facts one by one in any order and computes anew only the pods whose inputs changed;
-//! [`derive`] does it all at once. Both give the same.
+//! [`Deriver`] takes facts one by one in any order and evaluates only the pods whose inputs changed;
+//! [`derive`] evaluates everything at once. Both give the same result.
 
 mod explain;
 mod keys;

@@ -1,4 +1,4 @@
-//! The objects of a cluster as far as rules depend on them, with what finds a change's pods.
+//! The objects of a cluster as far as rules depend on them, with indexes that find the pods affected by a change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What is counted for each object, and the statuses that follow.
+//! Counts for each object, and the statuses made from them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! One watch: list, then changes, then again; for as long as the server runs.
+//! One watch: list, then changes, then again, as long as the server runs.
 
 use std::convert::Infallible;
 use std::future::Future;

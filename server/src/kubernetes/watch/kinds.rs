@@ -1,4 +1,4 @@
-//! What is watched, with as little of each object as rules need.
+//! The kinds that are watched, with only the fields that rules need.
 
 use std::convert::Infallible;
 use std::sync::Arc;

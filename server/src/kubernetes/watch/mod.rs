@@ -1,5 +1,5 @@
-//! From the API server to facts. A watch that is late, tells things twice or out of order, is lost or silent
-//! changes nothing by that; what is gone is so only when the API server says so of that very object.
+//! From the API server to facts. A watch that is late, sends events twice or out of order, or ends
+//! removes nothing; an object is removed only when the API server reports that it was deleted.
 
 mod follow;
 mod kinds;

@@ -1,4 +1,4 @@
-//! What every store must do; each clause gets a store of its own, of trust domain `example.test`.
+//! Tests that every store must pass; each gets a new store, of trust domain `example.test`.
 
 mod agents;
 mod bundles;

@@ -1,6 +1,6 @@
 //! The embedded store: one SQLite file in WAL mode, one writer with group commit, a few readers.
 //!
-//! `open` decides whether the file is ours; `writer` owns the only connection that writes; the
+//! `open` decides whether the file is one of Finial; `writer` owns the only connection that writes; the
 //! aggregates are one file each; `history` is the log of changes.
 
 mod agents;

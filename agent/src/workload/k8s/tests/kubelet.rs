@@ -1,4 +1,4 @@
-//! The connection to the kubelet: who is taken for it, and who is shown the token.
+//! The connection to the kubelet: how it is verified, and who gets the token.
 
 use std::net::Ipv4Addr;
 use std::path::PathBuf;

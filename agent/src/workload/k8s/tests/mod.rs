@@ -1,4 +1,4 @@
-//! Processes in made-up control groups, beside a kubelet whose answers the test decides.
+//! Processes in invented control groups, with a fake kubelet whose answers the test decides.
 #![allow(clippy::disallowed_methods)] // Tests lay out files by hand.
 
 mod kubelet;

@@ -1,4 +1,4 @@
-//! The kubelet's list of pods: how it is read, and which pod of it somebody means.
+//! The kubelet's list of pods: how it is read, and which pod of it a reference names.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! When the kubelet is asked: how long a container is waited for, and who shares an answer.
+//! When the kubelet is asked: how long the attestor waits for a container, and which callers share an answer.
 
 use futures_util::future::join_all;
 use tokio::time::Instant;

@@ -1,4 +1,4 @@
-//! What each rule made of one pod, as `finial why` reports it.
+//! The result of each rule for one pod, as `finial why` reports it.
 
 use serde_json::{Value as Json, json};
 

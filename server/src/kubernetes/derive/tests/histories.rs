@@ -1,4 +1,4 @@
-//! Random histories: what is derived step by step is what is derived at once.
+//! Random histories: deriving step by step gives the same as deriving everything at once.
 
 use proptest::prelude::*;
 use serde_json::json;

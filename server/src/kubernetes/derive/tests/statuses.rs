@@ -1,4 +1,4 @@
-//! Which objects count, and what their statuses say became of them.
+//! Which objects are used, and the results in their statuses.
 
 use super::*;
 
