@@ -316,7 +316,7 @@ impl Bound {
     }
 }
 
-/// The services of the admin socket, beside health and reflection.
+/// The services of the admin socket, in addition to health and reflection.
 fn admin_routes(
     settings: &AdminSettings,
     share: SocketShare,

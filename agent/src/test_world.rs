@@ -107,7 +107,7 @@ impl World {
         }
     }
 
-    /// The machine is suspended: clocks go on, timers do not.
+    /// The machine is suspended: clocks continue, timers do not.
     pub(crate) fn sleep(&self, time: Duration) {
         let time = time::Duration::try_from(time).unwrap();
         assert!(self.clock.shift(time) && self.server_clock.shift(time));

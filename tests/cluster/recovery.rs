@@ -91,7 +91,7 @@ fn a_pod_ends_whose_volume_was_mounted_by_an_earlier_driver() {
             .success()
     };
     assert!(exists(&sockets), "{sockets} is not on {NODE}");
-    // Only the driver's container ends; the kubelet starts it anew.
+    // Only the driver's container ends; the kubelet starts it again.
     let agent = installation.agent_pod(NODE);
     let restarts = || {
         let pod = cluster.get(&["-n", SYSTEM_NAMESPACE, "pod", &agent]);
@@ -197,7 +197,7 @@ fn serial(installation: &Installation<'_>) -> Value {
     installation.server_json(&["agent", "show", "-spiffeID", &id])["x509svid_serial_number"].clone()
 }
 
-/// Ends the node's kubelet; `inside/node` starts it anew.
+/// Ends the node's kubelet; `inside/node` starts it again.
 fn restart_kubelet(cluster: &Cluster) {
     let pid = || {
         let read = Output::of(cluster.enter_node(NODE, "cat").args(["/run/kubelet.pid"]));

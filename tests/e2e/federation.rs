@@ -109,7 +109,7 @@ fn two_servers_federate_by_svid_through_restarts_and_new_authorities() {
         foreign_of_workload(&b).trim() == own.trim()
     });
 
-    // The next authority is fetched before it signs, and the endpoint is believed with it afterwards.
+    // The next authority is fetched before it signs, and the endpoint is trusted with it afterwards.
     let old = a.authority_id("active");
     a.server_cli_ok(&["localauthority", "x509", "prepare"]);
     assert_eq!(refresh(&b), "");
@@ -124,7 +124,7 @@ fn two_servers_federate_by_svid_through_restarts_and_new_authorities() {
         foreign_of_workload(&b).trim() == own.trim()
     });
 
-    // The partner is away: what is known stays.
+    // The partner cannot be reached: what is known stays.
     let before = held(&b);
     a.server().terminate();
     let refused = refresh(&b);
@@ -190,7 +190,7 @@ fn two_servers_federate_by_the_web_as_configured() {
         "as with SPIRE"
     );
 
-    // Who is not the host, or whom nobody vouches for, is not believed; after a redirect neither.
+    // Who is not the host, or whom nobody vouches for, is not trusted; after a redirect neither.
     other.present(web.server(&["other.test"]));
     let refused = refresh(&b);
     assert!(refused.contains("authenticate 127.0.0.1"), "{refused}");
@@ -275,7 +275,7 @@ fn an_endpoint_that_does_wrong_is_told_and_the_good_bundle_stays() {
     assert_eq!(created.stdout, expected);
     let again = create(&endpoint.url("/"), &spiffe);
     assert!(again.stderr.contains("AlreadyExists"), "{}", again.stderr);
-    // Nothing is believed without a bundle that authenticates it.
+    // Nothing is trusted without a bundle that authenticates it.
     let refused = refresh(&b);
     assert!(refused.contains("no X.509 authority of a.test"), "{refused}");
     b.server_cli_ok(&[

@@ -197,7 +197,7 @@ fn every_name_of_the_dashboards_is_there_after_real_calls() {
     assert!(agent.total(health).expect("the health check of the harness") >= 1.0);
 }
 
-/// Every metric that a scrape shows stands in the documentation.
+/// Every metric that a scrape shows is in the documentation.
 #[test]
 fn what_is_shown_is_documented() {
     let (stack, ports) = watched("", "");

@@ -50,7 +50,7 @@ pub struct DockerSettings {
     pub podman_socket: PathBuf,
     /// `podman_socket_path_template`
     pub podman_user_socket: UserSocket,
-    /// `rootless_podman.trusted_uids`: whose own Podman is believed.
+    /// `rootless_podman.trusted_uids`: whose own Podman is trusted.
     pub trusted_users: TrustedUsers,
     /// `container_id_cgroup_matchers`; none when containers are recognised without.
     pub patterns: CgroupPatterns,

@@ -52,7 +52,7 @@ impl CgroupPatterns {
         self.patterns.is_empty()
     }
 
-    /// Where the id stands in this path, if a pattern fits it.
+    /// Where the id is in this path, if a pattern fits it.
     pub fn id_in(&self, path: &str) -> Option<Range<usize>> {
         self.patterns.iter().find_map(|pattern| fit(pattern, path))
     }

@@ -117,7 +117,7 @@ pub enum JoinToken {
 /// Where private keys are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// `KeyManager "memory"`: the agent attests anew with each start.
+    /// `KeyManager "memory"`: the agent attests again with each start.
     Memory,
     /// `KeyManager "disk"`: in `keys.json` in this directory.
     Disk(PathBuf),
@@ -157,7 +157,7 @@ pub enum BootstrapSource {
         /// Its socket.
         socket: PathBuf,
     },
-    /// None: the server at the first contact is believed to be the right one.
+    /// None: the server is not verified at the first contact.
     Insecure,
 }
 
@@ -284,7 +284,7 @@ impl Config {
         &self.log
     }
 
-    /// `log_selectors`: beginnings of selectors that may stand in the log.
+    /// `log_selectors`: prefixes of selectors that may be logged.
     pub fn log_selectors(&self) -> &[String] {
         &self.log_selectors
     }

@@ -28,7 +28,7 @@ pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<P
         exactly_one(&plugins, "KeyManager").and_then(|(name, section)| read_key_manager(&name, section));
     let (mut x509pop, mut k8s_psat) = (None, None);
     if let Some((name, section)) = exactly_one(&plugins, "NodeAttestor") {
-        // Its token stands in the `agent` block.
+        // Its token is in the `agent` block.
         match name.as_str() {
             "join_token" => finish_plugin(section, |data| data.map(Section::finish)).unwrap_or_default(),
             "x509pop" => {

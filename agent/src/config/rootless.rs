@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use finial_identity::settings::Section;
 
-/// Stands for every user.
+/// Means every user.
 const EVERYBODY: &str = "*";
 
-/// Users whose own Podman is believed of its containers. Without any, only the engines of the system are.
+/// Users whose own Podman is trusted about its containers. Without any, only the engines of the system are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedUsers {
     everybody: bool,
@@ -31,7 +31,7 @@ impl TrustedUsers {
         }
     }
 
-    /// Whether this user's engine is believed.
+    /// Whether this user's engine is trusted.
     pub fn contains(&self, uid: u32) -> bool {
         self.everybody || self.uids.contains(&uid)
     }

@@ -36,7 +36,7 @@ pub(super) async fn run(settings: CsiSettings, stop: Stop) -> Result<(), Infalli
     }
 }
 
-/// Writes what the files have, if that is something and another than before; gives what stands there now.
+/// Writes what the files have, if that is something and another than before; gives what is there now.
 pub(super) fn pass_on(sources: &[PathBuf], target: &Path, before: Option<String>) -> Option<String> {
     let found: String = sources.iter().filter_map(|path| certificates(path)).collect();
     if found.is_empty() || before.as_ref() == Some(&found) {

@@ -23,7 +23,7 @@ pub(super) enum Written {
     Not,
     /// The last attempt failed.
     Failed,
-    /// It stands there.
+    /// It is there.
     Yes,
 }
 
@@ -68,7 +68,7 @@ impl Statuses {
             .any(|written| *written == Written::Failed)
     }
 
-    /// Everything stands there.
+    /// Everything is there.
     fn is_ready(&self) -> bool {
         self.snapshot().values().all(|written| *written == Written::Yes)
     }

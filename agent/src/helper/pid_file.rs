@@ -37,7 +37,7 @@ enum PidFileError {
     },
 }
 
-/// Sends `signal` with each of `renewals` to the process whose pid stands in the file then.
+/// Sends `signal` with each of `renewals` to the process whose pid is in the file then.
 pub(super) async fn signal_each_renewal(
     path: PathBuf,
     signal: Signal,

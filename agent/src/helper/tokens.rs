@@ -129,7 +129,7 @@ fn half_of_life(expires_at: OffsetDateTime, now: OffsetDateTime) -> Duration {
     left / 2 + Duration::from_secs(1)
 }
 
-/// Sleeps by the clock on the wall, which goes on while the machine is suspended.
+/// Sleeps by the clock on the wall, which continues while the machine is suspended.
 async fn sleep_by(clock: &Clock, pause: Duration) {
     let until = clock.now() + pause;
     loop {

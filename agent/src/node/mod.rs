@@ -99,7 +99,7 @@ pub struct NodeSettings {
     pub agent_version: String,
 }
 
-/// Why the agent cannot go on.
+/// Why the agent cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// What an earlier run saved cannot be read.

@@ -166,7 +166,7 @@ impl Node {
     }
 
     /// Whether an SVID that is held back may stay so: the server accepts the one in use, which has more than an
-    /// eighth of its life before it and an authority that stays.
+    /// eighth of its lifetime before it and an authority that stays.
     fn can_wait(&self) -> bool {
         let now = self.clock.now();
         let dropped = |unsaved: &Unsaved| unsaved.when == Use::AtOnce;

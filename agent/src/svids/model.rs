@@ -46,7 +46,7 @@ pub(super) struct Model {
     counters: Arc<CacheCounters>,
 }
 
-/// Tokens that must not be handed out any more.
+/// Tokens that must not be served any more.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Forget {
     pub(super) entries: HashSet<String>,

@@ -38,7 +38,7 @@ pub(super) struct Standing {
 pub(super) struct HeldTimes {
     /// To be replaced from then on.
     pub(super) renew_at: OffsetDateTime,
-    /// Not to be handed out from then on.
+    /// Not to be served from then on.
     pub(super) expires_at: OffsetDateTime,
 }
 
@@ -87,7 +87,7 @@ enum Signing {
 }
 
 impl Schedule {
-    /// For as many SVIDs that nobody wants as `limit` leaves beside the wanted ones.
+    /// For as many unwanted SVIDs as `limit` allows in addition to the wanted ones.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,

@@ -32,7 +32,7 @@ pub(super) enum Worth {
 pub(super) struct Step {
     to_replace: HashSet<KeyId>,
     revoked: HashSet<KeyId>,
-    /// `kid`s whose tokens must not be handed out any more.
+    /// `kid`s whose tokens must not be served any more.
     pub(super) jwt_key_ids: HashSet<String>,
     /// The same of WIT authorities.
     pub(super) wit_key_ids: HashSet<String>,

@@ -42,7 +42,7 @@ pub struct AuthorizedEntry {
     pub created_at: i64,
     /// Not issued before a workload wants it.
     pub disable_x509_svid_prefetch: bool,
-    /// Each JWT-SVID has its own `jti`, so none is handed out twice.
+    /// Each JWT-SVID has its own `jti`, so none is served twice.
     pub jwt_svid_include_jti: bool,
 }
 

@@ -169,7 +169,7 @@ impl Upstream {
         self.shared.target.connections()
     }
 
-    /// Opens a new connection for the next call, as when an authority that vouched for the server is gone.
+    /// Opens a new connection for the next call, as when an authority that the server was verified with has been removed.
     /// Whoever holds a stream on the old one learns it by [`Upstream::given_up`] and must open it again.
     pub fn reconnect(&self) {
         *self.locked() = None;
@@ -343,7 +343,7 @@ impl Upstream {
         Ok(line)
     }
 
-    /// Waits for an answer, but not for ever.
+    /// Waits for an answer, but not forever.
     async fn timed<T>(
         &self,
         line: &Line,

@@ -220,7 +220,7 @@ fn digest(bytes: &[u8]) -> Result<u128, UpstreamError> {
 }
 
 const MAX_CURSOR: usize = 4096;
-/// Longest heartbeat interval that is believed, in seconds.
+/// Longest heartbeat interval that is accepted, in seconds.
 const MAX_INTERVAL: i32 = 600;
 
 #[cfg(test)]

@@ -42,7 +42,7 @@ pub fn command() -> Command {
     .arg(number("streams", "How many streams, each on its own connection", 20_000).default_value("1000"))
 }
 
-/// Measures; needs no program beside this one.
+/// Measures; needs no other program.
 ///
 /// # Errors
 /// When the bare server can not be started.

@@ -58,7 +58,7 @@ pub enum JwtError {
     /// `typ` is not that of such tokens (JWT-SVID §2.3, WIT-SVID §2.2).
     #[error("token has type {found:?}, want {want}")]
     Type {
-        /// What stands there, shortened; empty for none.
+        /// What is there, shortened; empty for none.
         found: String,
         /// What may.
         want: &'static str,

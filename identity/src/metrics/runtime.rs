@@ -3,7 +3,7 @@
 use super::Polled;
 use crate::process::{memory, tasks};
 
-/// `runtime_alloc_bytes`: what the allocator has handed out. `runtime_sys_bytes`: memory of the process that is
+/// `runtime_alloc_bytes`: what the allocator has allocated. `runtime_sys_bytes`: memory of the process that is
 /// in use. `runtime_num_goroutines`: tasks of the runtime that serves the scrape. `runtime_heap_objects` is always
 /// 0: nothing here counts objects.
 pub(super) fn poll(polled: &mut Polled) {

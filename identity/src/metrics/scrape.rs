@@ -31,7 +31,7 @@ impl Scrape {
         }
     }
 
-    /// Also what `poll` looks up, at each scrape anew.
+    /// Also what `poll` looks up, at each scrape again.
     #[must_use]
     pub fn polled(mut self, poll: impl Fn(&mut Polled) + Send + Sync + 'static) -> Self {
         self.polls.push(Box::new(poll));

@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::x509::{Certificate, X509Error};
 
-/// Where verifiers find the authorities of a trust domain, at each handshake anew.
+/// Where verifiers find the authorities of a trust domain, at each handshake again.
 pub trait BundleSource: Send + Sync + fmt::Debug {
     /// The X.509 authorities, `None` when there is no bundle for the trust domain.
     fn x509_authorities(&self, trust_domain: &TrustDomain) -> Option<Arc<[Certificate]>>;

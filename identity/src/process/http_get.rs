@@ -68,7 +68,7 @@ impl Get<'_> {
         let max_body = self.max_body;
         let answer = async move { read(sender.send_request(request).await?, max_body).await };
         let driven = async {
-            // What was read before the connection ended is still to be handed out.
+            // What was read before the connection ended is still to be returned.
             let _ended = connection.await;
             std::future::pending().await
         };

@@ -21,7 +21,7 @@ use super::log_line::LineLayer;
 use super::log_sink::Sink;
 use crate::traces::{self, Traces};
 
-/// The target of audit events, beside those of modules.
+/// The target of audit events; other targets are the names of modules.
 pub const AUDIT_TARGET: &str = "finial_audit";
 
 /// What is logged, how and where.
@@ -61,7 +61,7 @@ impl LogSettings {
         start(self.options(clock))
     }
 
-    /// The same, with traces beside the log.
+    /// The same, with traces.
     ///
     /// # Errors
     /// As [`LogSettings::start`].
@@ -185,7 +185,7 @@ pub fn build(options: LogOptions) -> Result<(Dispatch, LogControl), LogError> {
     build_traced(options, None)
 }
 
-/// The same, with traces beside the log: spans of [`crate::traces`] go there.
+/// The same, with traces: spans of [`crate::traces`] go there.
 ///
 /// # Errors
 /// [`LogError::File`].

@@ -54,7 +54,7 @@ pub fn malloc_trim() {
     }
 }
 
-/// Bytes that the allocator has handed out, from its arenas and by mapping. `None` with allocators that do not tell
+/// Bytes that the allocator has allocated, from its arenas and by mapping. `None` with allocators that do not tell
 /// (musl).
 pub fn allocated_bytes() -> Option<u64> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]

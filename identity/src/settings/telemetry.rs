@@ -8,7 +8,7 @@ use crate::spiffe_id::SpiffeId;
 
 /// Where a collector listens unless the configuration says otherwise.
 pub const DEFAULT_COLLECTOR: &str = "http://127.0.0.1:4317";
-/// The variable that stands in for `OpenTelemetry.endpoint`.
+/// The variable that is used when there is no `OpenTelemetry.endpoint`.
 pub const COLLECTOR_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// What operators watch the process by.

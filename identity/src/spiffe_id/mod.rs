@@ -71,7 +71,7 @@ pub enum SpiffeIdError {
     /// A `#` begins a fragment component.
     #[error("SPIFFE ID has a fragment component")]
     Fragment,
-    /// A `%` stands in the name or the path.
+    /// A `%` is in the name or the path.
     #[error("SPIFFE ID has a percent-encoded character")]
     PercentEncoding,
     /// A path that is not empty does not begin with a slash.

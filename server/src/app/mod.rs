@@ -400,7 +400,7 @@ impl BundleSource for RegisteredBundles {
 }
 
 /// Fails when the store takes no writes any more: a server that can only refuse had better end, so
-/// that it is seen and started anew.
+/// that it is seen and started again.
 async fn watch_store(store: Arc<SqliteStore>, stop: Stop) -> Result<(), StoreError> {
     tokio::select! {
         biased;

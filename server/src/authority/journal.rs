@@ -162,7 +162,7 @@ impl Journal {
         .encode_to_vec()
     }
 
-    /// Reads the store's bytes. Entries that cannot be read are left out: an authority is made anew then. `None` when the
+    /// Reads the store's bytes. Entries that cannot be read are left out: an authority is made again then. `None` when the
     /// bytes are no journal.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let record = Record::decode(bytes).ok()?;
@@ -195,7 +195,7 @@ impl Journal {
     }
 }
 
-/// The active authority and what stands in the other slot, of the entries that `usable` lets through. The newest active
+/// The active authority and what is in the other slot, of the entries that `usable` lets through. The newest active
 /// entry becomes the first; of the others the newest becomes the second. Without an active one the other takes its place,
 /// so that nothing prepared is lost.
 pub fn pick_slots(

@@ -14,7 +14,7 @@ use time::{Duration, OffsetDateTime};
 const PREPARE: (i32, Duration) = (2, Duration::days(30));
 /// The same for its activation.
 const ACTIVATE: (i32, Duration) = (6, Duration::days(7));
-/// How long a new authority stands in the bundle before it signs when it was prepared late: long enough for every agent
+/// How long a new authority is in the bundle before it signs when it was prepared late: long enough for every agent
 /// to learn it. Part of the lifetime at most.
 const SETTLE: (i32, Duration) = (12, Duration::minutes(5));
 

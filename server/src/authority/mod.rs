@@ -139,7 +139,7 @@ impl AuthorityManager {
     /// Finds this server's authorities again, or makes the first ones, and issues the server's own SVID.
     ///
     /// # Errors
-    /// When the store or the key manager fails and there is no authority to go on with.
+    /// When the store or the key manager fails and there is no authority to continue with.
     pub async fn start(
         config: AuthorityConfig,
         key_manager: Arc<dyn KeyManager>,

@@ -52,7 +52,7 @@ impl AuthorityManager {
         states.clone().ok_or(AuthorityError::NotReady)
     }
 
-    /// Makes a new authority in the slot beside the active one, in place of whatever was there.
+    /// Makes a new authority in the slot that is not active, and replaces what was there.
     pub async fn prepare(&self, kind: AuthorityKind) -> Result<AuthorityState, AuthorityError> {
         self.enabled(kind)?;
         let mut working = self.working.lock().await;

@@ -72,7 +72,7 @@ impl AuthorityManager {
         next
     }
 
-    /// The first step after recovery. It may fail only where there is nothing to go on with.
+    /// The first step after recovery. It may fail only where there is nothing to continue with.
     pub(super) async fn initialize(self: &Arc<Self>) -> Result<(), AuthorityError> {
         let mut working = self.working.lock().await;
         for kind in self.kinds() {

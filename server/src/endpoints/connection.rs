@@ -130,7 +130,7 @@ fn with_jitter(age: Duration) -> Duration {
     age.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
-/// A stranger can do little more than attest; it gets by with few calls at once.
+/// A peer without an SVID can do little more than attest; a few calls at a time are enough for that.
 fn max_streams(peer: &Peer) -> u32 {
     if peer.is_stranger() {
         STRANGERS_STREAMS

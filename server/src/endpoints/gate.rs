@@ -314,7 +314,7 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 
 const WATCH: &str = "/finial.server.sync.v1.Sync/Watch";
 const SYNC: &str = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries";
-/// The method by which strangers become agents.
+/// The method by which nodes attest.
 pub const ATTEST: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
 
 const LONGEST: Duration = Duration::from_secs(60);

@@ -127,7 +127,7 @@ impl Federation {
     /// Takes in what is declared now: begins to refresh what is new or different, and stops the rest.
     ///
     /// # Errors
-    /// [`StoreError`]; then everything goes on as it was.
+    /// [`StoreError`]; then everything continues as it was.
     pub async fn reload(&self) -> Result<(), StoreError> {
         let mut turn = self.turn.lock().await;
         if turn.is_stopped {

@@ -163,7 +163,7 @@ impl Refresher {
         self.refresh_once(&mut course, true).await
     }
 
-    /// Not where somebody's wish was faster.
+    /// Not if a requested refresh was faster.
     async fn refresh_if_due(&self) {
         let mut course = self.course.lock().await;
         let Due { at, is_wish } = *self.due.borrow();

@@ -40,7 +40,7 @@ pub struct Rule {
     pub spiffe_id: Template,
     /// DNS names, in this order.
     pub dns_names: Vec<Template>,
-    /// Selectors beside the pod's uid.
+    /// Selectors in addition to the pod's uid.
     pub selectors: Vec<Template>,
     /// Whether the names of the pod's services are added.
     pub adds_services: bool,

@@ -23,7 +23,7 @@ use super::watch::{Kind, News, Watches};
 use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
 
-/// How often everything is derived anew and compared.
+/// How often everything is derived again and compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(5 * 60);
 /// How many news are taken in before a pass.
 const BATCH: usize = 4096;
@@ -282,7 +282,7 @@ impl Cluster {
     }
 
     /// The agent that the node's object so far stands for, as `k8s_psat` names it, when that object is gone: deleted, or
-    /// made anew under its name. What runs on the machine then has the parent of nothing.
+    /// made again under its name. What runs on the machine then has the parent of nothing.
     fn orphan(&self, name: &str, now: Option<&Node>) -> Option<SpiffeId> {
         let before = self.deriver.objects().node(name)?.metadata.uid.as_deref()?;
         if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
@@ -328,7 +328,7 @@ impl Cluster {
         self.orphans.look(without_node.collect());
     }
 
-    /// Derives everything anew. A difference is a fault of ours: it is told, and what is new counts.
+    /// Derives everything again. A difference is a bug: it is logged, and the new result is used.
     fn compare(&mut self) {
         if !self.source.is_settled {
             return;

@@ -230,7 +230,7 @@ pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result
         Some(path) => {
             let read = Kubeconfig::read_from(path).map_err(|error| {
                 failed(match error {
-                    // The reader's text would show the lines, and tokens stand in them.
+                    // The reader's text would show the lines, and tokens are in them.
                     KubeconfigError::Parse(_) => format!("kubeconfig is malformed: {}", path.display()),
                     other => other.to_string(),
                 })

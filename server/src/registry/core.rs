@@ -44,7 +44,7 @@ struct Batch {
     changed: HashSet<Slot>,
     /// Ids of entries that are gone, by their slots.
     gone: HashMap<Slot, String>,
-    /// Watches whose sets must be computed anew.
+    /// Watches whose sets must be computed again.
     recompute: BTreeSet<WatchNumber>,
     /// Watches that have something to send.
     wake: BTreeSet<WatchNumber>,
@@ -146,7 +146,7 @@ impl Core {
         (row >= FIRST_DERIVED_ROW).then_some(row)
     }
 
-    /// Takes over what was loaded anew. Watches stay open and hear what differs for them.
+    /// Takes over what was loaded again. Watches stay open and hear what differs for them.
     pub(super) fn replace(&mut self, mut loaded: Self) {
         for (row, slot) in self.index.after(FIRST_DERIVED_ROW) {
             let entry = self.index.entry(slot);
@@ -385,7 +385,7 @@ impl Core {
         });
     }
 
-    /// Changes a watch's state, unless it is computed anew anyway.
+    /// Changes a watch's state, unless it is computed again anyway.
     fn tell(
         &self,
         batch: &mut Batch,
@@ -436,7 +436,7 @@ impl Core {
         }
     }
 
-    /// Computes what must be computed anew, wakes the watches, and frees what was kept for both.
+    /// Computes what must be computed again, wakes the watches, and frees what was kept for both.
     fn finish(&mut self, mut batch: Batch) {
         let mut digests: HashMap<Slot, u128> = HashMap::new();
         for number in &batch.recompute {

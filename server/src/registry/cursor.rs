@@ -62,7 +62,7 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// What a change means for an agent that was away.
+/// What a change means for an agent that could not be reached.
 #[derive(Clone, Debug)]
 pub(super) enum Logged {
     /// An entry with nothing below it changed or went.

@@ -200,7 +200,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Loads all anew because the log no longer reaches back to us.
+    /// Loads all again because the log no longer reaches back to us.
     async fn reload(&self, applied: Revision) -> Result<(), RegistryError> {
         let loaded = load(&*self.store, &self.trust_domain).await?;
         let (held, lost) = self.lost(&loaded);

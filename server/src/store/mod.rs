@@ -57,7 +57,7 @@ pub type EntryPatch = Box<dyn FnOnce(EntryParts) -> EntryParts + Send>;
 #[async_trait]
 pub trait EntryStore: Send + Sync + Debug {
     /// Creates entries one by one, with revision number 0 and the present as creation time. The
-    /// answers stand in the order of the entries; one that is refused does not touch the others.
+    /// answers are in the order of the entries; one that is refused does not touch the others.
     ///
     /// # Errors
     /// [`StoreError`]; then none was created.

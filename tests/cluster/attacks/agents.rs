@@ -255,7 +255,7 @@ async fn the_agent_of_one_node_neither_sees_nor_signs_for_a_pod_of_another() {
     let account = (SYSTEM_NAMESPACE, text(&agent["spec"]["serviceAccountName"]));
     let door = Door::open(cluster, "door-agent");
 
-    // Else the real agent, which learns that another one took its place, attests anew and takes it back.
+    // Else the real agent, which learns that another one took its place, attests again and takes it back.
     let _stopped = Stopped::agent(cluster, "node-b", &agent);
     let token = token(cluster, account, AUDIENCE, Some(&agent));
     let identity = door.attest(&token).await.expect("the token of this node's agent");

@@ -55,7 +55,7 @@ pub enum RecordError {
     Name {
         /// Which one.
         field: &'static str,
-        /// What stands there.
+        /// What is there.
         value: String,
     },
     /// The folder has another pod's UID.

@@ -19,7 +19,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Finds what a reference names on this machine. Nothing that it says is believed: facts are found out afterwards,
+    /// Finds what a reference names on this machine. Nothing that it says is trusted: facts are found out afterwards,
     /// by the attestors.
     ///
     /// # Errors

@@ -101,7 +101,7 @@ impl<C: Content> Updates<C> {
                     return Ok(message);
                 }
                 Look::Ready(_not_confirmed) => {
-                    // Looked at anew afterwards: much may change while somebody is attested.
+                    // Looked at again afterwards: much may change while somebody is attested.
                     confirmed = self.confirm().await?;
                     continue;
                 }
@@ -166,7 +166,7 @@ impl Content for X509Svids {
         } else if is_first {
             Look::End(Status::unavailable("no X509-SVID has been issued yet"))
         } else {
-            // They ran out while the server is away; the next ones will come on this stream.
+            // They ran out while the server cannot be reached; the next ones will come on this stream.
             Look::Wait(None)
         }
     }

@@ -36,7 +36,7 @@ struct Held {
 }
 
 impl Target {
-    /// Either by selectors, which are believed, or by a pid.
+    /// Either by selectors, which are not checked, or by a pid.
     ///
     /// # Errors
     /// `InvalidArgument` for both, none, or what is no selector; `NotFound` when there is no such process (a pid

@@ -14,7 +14,7 @@ use crate::svids::{CachedEntry, Snapshot};
 pub(super) const NEAREST: usize = 10;
 /// An entry with more selectors that do not hold is no near miss.
 const FARTHEST: usize = 3;
-/// Most facts of the same kind that are told beside a selector that does not hold.
+/// The largest number of facts of the same kind that are reported with a selector that does not match.
 const FOUND: usize = 8;
 
 /// What the facts come to.

@@ -54,7 +54,7 @@ impl Rates {
     }
 
     /// Takes tokens of the bucket for all methods, also those that are not there: whoever does not stop asking waits the
-    /// longer, but not for ever.
+    /// longer, but not forever.
     pub(super) fn spend(&mut self, holder: Holder, cost: f64, rate: Rate, now: Instant) {
         self.level((holder, ""), rate, now).take(cost, now);
     }

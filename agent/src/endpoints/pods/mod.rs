@@ -94,7 +94,7 @@ pub struct PodSocketParts {
 /// A folder that has its socket.
 #[derive(Debug)]
 struct Open {
-    /// Which folder it was; a pod's may be made anew.
+    /// Which folder it was; a pod's may be made again.
     folder: (u64, u64),
     /// Ends the socket when dropped.
     _end: tokio::sync::oneshot::Sender<()>,
@@ -196,7 +196,7 @@ impl Pods {
         let standing: HashSet<&String> = uids.iter().take(MAX_PODS).collect();
         let tree = &self.tree;
         self.open.retain(|uid, open| {
-            // Its socket may have been removed, or the folder made anew.
+            // Its socket may have been removed, or the folder made again.
             let stays = standing.contains(uid)
                 && identity(&tree.sockets_of(uid)).is_ok_and(|found| found == open.folder)
                 && tree

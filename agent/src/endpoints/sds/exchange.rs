@@ -37,7 +37,7 @@ pub trait Protocol: Send + 'static {
     /// Takes a request up.
     ///
     /// # Errors
-    /// When the stream cannot go on.
+    /// When the stream cannot continue.
     fn receive(&mut self, request: Self::Request) -> Result<(), Status>;
 
     /// What the client asks for, once it has asked.

@@ -332,7 +332,7 @@ impl Session {
         } else if issued > 0 {
             Verdict::Ready(view)
         } else if self.answered {
-            // The caller's SVIDs run out while the server is away; the next ones will come on this stream.
+            // The caller's SVIDs run out while the server cannot be reached; the next ones will come on this stream.
             Verdict::Wait(None)
         } else {
             Verdict::End(Status::unavailable("no X509-SVID has been issued yet"))
@@ -356,7 +356,7 @@ impl Session {
         let age = Duration::try_from(self.shared.parts.clock.now() - started_at).unwrap_or_default();
         let left = (2 * lag).checked_sub(age)?;
         let patience = self.patience.map_or(lag, |patience| patience * 3 / 4);
-        // Counted from the call's begin, not anew with each look.
+        // Counted from the call's begin, not again with each look.
         Some((Instant::now() + left).min(self.opened + lag.min(patience)))
     }
 

@@ -38,13 +38,13 @@ pub enum Access {
     X509Svids,
     /// The identities, to obtain something else for them.
     Identities,
-    /// X.509 bundles to hand out.
+    /// X.509 bundles to serve.
     X509Bundles,
-    /// JWT bundles to hand out.
+    /// JWT bundles to serve.
     JwtBundles,
     /// The identities, to obtain WIT-SVIDs for them.
     WitSvids,
-    /// WIT bundles to hand out.
+    /// WIT bundles to serve.
     WitBundles,
     /// Bundles to validate with; no identity is needed.
     Validation,
@@ -78,7 +78,7 @@ pub struct CallerPolicy {
     pub allowed_foreign_jwt_claims: Vec<String>,
     /// How long the first answer may wait for the entries to be synced.
     pub sync_interval: Duration,
-    /// Which facts about callers may stand in the log (`log_selectors`).
+    /// Which facts about callers may be logged (`log_selectors`).
     pub logged_selectors: LoggedSelectors,
 }
 

@@ -63,7 +63,7 @@ pub(super) enum ContentError {
     Expired(OffsetDateTime),
 }
 
-/// What stands in the three files of an X.509-SVID.
+/// What is in the three files of an X.509-SVID.
 #[derive(PartialEq, Eq)]
 pub(super) struct X509Files {
     pub(super) spiffe_id: SpiffeId,

@@ -55,7 +55,7 @@ enum Attempt {
     TryAgain(String),
 }
 
-/// Fetches and writes everything that is configured; each thing is tried until `limit` is over, for ever with none.
+/// Fetches and writes everything that is configured; each thing is tried until `limit` is over, forever with none.
 ///
 /// # Errors
 /// [`OnceError`] of the first that failed.

@@ -281,7 +281,7 @@ impl Slot {
     }
 }
 
-/// Places a link whatever stands there, as one step, durably.
+/// Places a link whatever is there, as one step, durably.
 fn put_link(path: &Path, target: &Path, prefix: &str) -> Result<(), SwapError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let temporary = folder.join(format!("{prefix}.{}.tmp", Uuid::new_v4().simple()));

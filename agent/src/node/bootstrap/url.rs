@@ -47,7 +47,7 @@ pub(super) fn system_roots() -> Result<RootCertStore, FetchError> {
     Ok(roots)
 }
 
-/// What `https` URL `url` answers. The host must be one that `roots` vouch for.
+/// The answer of `https` URL `url`. The certificate of its host is verified with `roots`.
 pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, FetchError> {
     let host = url.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');

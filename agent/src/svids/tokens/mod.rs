@@ -243,7 +243,7 @@ struct Inner<T: Signed> {
     jitter: Jitter,
     counters: Arc<CacheCounters>,
     state: Mutex<State<T>>,
-    /// Requests that go on although nobody waits for them.
+    /// Requests that continue although nobody waits for them.
     renewals: mpsc::Sender<Shared<Running<T>>>,
     renewing: tokio::sync::Mutex<mpsc::Receiver<Shared<Running<T>>>>,
 }
@@ -275,7 +275,7 @@ struct Request<T: Signed> {
 /// What the cache has.
 enum Found<T: Signed> {
     Fresh(Arc<Token<T>>),
-    /// Past half of its life; with the request that it is worth to wait for.
+    /// Past half of its lifetime; with the request that it is worth to wait for.
     Aging(Arc<Token<T>>, Option<Request<T>>),
     Nothing(Request<T>),
 }
@@ -488,7 +488,7 @@ const DEFAULT_HIT_TIMEOUT: Duration = Duration::from_secs(5);
 const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 /// Renewals in the background at one time.
 const MAX_RENEWALS: usize = 1000;
-/// Larger tokens, in bytes, are handed out and not kept.
+/// Larger tokens, in bytes, are served and not kept.
 const MAX_CACHED_TOKEN: usize = 16 * 1024;
 const WITHDRAWN: &str = "signed by an authority that was tainted or revoked meanwhile";
 const FIRST_RETRY: Duration = Duration::from_millis(200);

@@ -159,7 +159,7 @@ impl Access {
     }
 }
 
-/// Whom to believe. The kubelet's own certificate may be missing, and so may the authorities, but not both.
+/// How the kubelet is verified. Its own certificate may be missing, and so may the authorities, but not both.
 fn verifier(verification: &KubeletVerification) -> Result<Arc<dyn ServerCertVerifier>, AskError> {
     let (authorities, own) = match verification {
         KubeletVerification::Skip => return Ok(trust::of_anybody()),

@@ -18,7 +18,7 @@ fn namespace(name: &str, labels: &Value) -> Value {
     json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}})
 }
 
-/// Gives these answers, the last one for ever.
+/// Gives these answers, the last one forever.
 #[derive(Debug)]
 struct Fake {
     answers: Vec<Option<Value>>,

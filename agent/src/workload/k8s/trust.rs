@@ -28,7 +28,7 @@ struct KubeletVerifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Trusts these authorities and those that they vouch for, and the kubelet's own certificates.
+/// Trusts certificates of these authorities, and the kubelet's own certificates.
 pub(super) fn of_certificates(
     authorities: Vec<CertificateDer<'static>>,
     own: Vec<CertificateDer<'static>>,

@@ -193,7 +193,7 @@ impl Keys {
             self.unsettled.extend(self.turned(is_taken));
         }
         let unsettled = std::mem::take(&mut self.unsettled);
-        // All that was counted goes before anything counts anew: an owner may have moved from one key to another.
+        // All that was counted goes before anything counts again: an owner may have moved from one key to another.
         for uuid in &unsettled {
             let counted = self
                 .keys

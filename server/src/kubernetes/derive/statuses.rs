@@ -74,7 +74,7 @@ impl RuleState {
         };
     }
 
-    /// Forgets what was counted, before all pods are counted anew.
+    /// Forgets what was counted, before all pods are counted again.
     pub(super) fn reset(&mut self) {
         self.pods = 0;
         self.failed.clear();

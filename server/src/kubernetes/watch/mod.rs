@@ -73,6 +73,6 @@ pub enum News {
     Synced(Kind),
     /// The API server answered.
     Heard(Kind),
-    /// The watch failed and will be begun anew; what was told stays true.
+    /// The watch failed and will be begun again; what was told stays valid.
     Lost(Kind, String),
 }

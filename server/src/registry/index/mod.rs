@@ -136,7 +136,7 @@ impl Index {
         self.free.append(&mut self.freed);
     }
 
-    /// The entry in a slot, built anew.
+    /// The entry in a slot, built again.
     pub(super) fn entry(&self, slot: Slot) -> Arc<Entry> {
         let record = self.record(slot);
         let fields = record.fields();

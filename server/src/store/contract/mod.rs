@@ -21,7 +21,7 @@ use self::revisions::*;
 use super::*;
 use crate::store::testing::{agent, domain, entry, id};
 
-/// Runs every clause on a store that `open` makes anew.
+/// Runs every clause on a store that `open` makes again.
 pub(crate) async fn all(open: impl AsyncFn() -> Arc<dyn Store>) {
     creates_entries_and_answers_each_in_order(&*open().await).await;
     similar_entries_and_taken_ids_are_refused_in_one_call_as_in_many(&*open().await).await;

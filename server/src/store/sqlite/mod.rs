@@ -32,7 +32,7 @@ use self::writer::{Work, Writer};
 use super::schema;
 use super::{OpenError, StoreError};
 
-/// Connections that read beside the writer.
+/// Connections that read in parallel to the writer.
 const READERS: usize = 2;
 
 /// A store in a SQLite file.
@@ -116,7 +116,7 @@ impl SqliteStore {
     }
 
     /// Completes once the store takes no writes any more: it was closed, or its writer has failed,
-    /// and then every write gets [`StoreError::Closed`] for ever.
+    /// and then every write gets [`StoreError::Closed`] forever.
     pub async fn closed(&self) {
         self.writer.closed().await;
     }

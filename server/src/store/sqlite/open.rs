@@ -141,7 +141,7 @@ fn names_spire_tables(path: &Path) -> Result<bool, OpenError> {
         .any(|table| content.windows(table.len()).any(|window| window == *table)))
 }
 
-/// One server on one file. The lock lies beside the file: SQLite's own locks would be lost with the
+/// One server on one file. The lock is a separate file next to it: SQLite's own locks would be lost with the
 /// first descriptor of the file that is closed.
 fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = beside(path, "-lock");

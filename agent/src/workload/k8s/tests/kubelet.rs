@@ -186,7 +186,7 @@ async fn the_kubelets_own_certificate_on_the_node_does_beside_the_clusters_autho
             ("absent", &["stranger"]),
             ("absent", &["absent"]),
             ("absent", &["broken"]),
-            // What stands there for the kubelet itself vouches for nobody else.
+            // The kubelet's own certificate is not trusted as an authority.
             ("stranger", &["ca"]),
         ] {
             let facts = served.facts(trusting(authorities, own)).await;

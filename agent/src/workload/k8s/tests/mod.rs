@@ -54,7 +54,7 @@ fn list(pods: &[Value]) -> Value {
     json!({"kind": "PodList", "apiVersion": "v1", "metadata": {}, "items": pods})
 }
 
-/// A kubelet that gives these answers, the last one for ever.
+/// A kubelet that gives these answers, the last one forever.
 #[derive(Debug)]
 struct Fake {
     answers: Vec<Result<Value, StatusCode>>,
