@@ -8,7 +8,7 @@ const ANY: &str = "*";
 /// Stands for the part that is the id.
 const ID: &str = "<id>";
 
-/// Patterns of which at most one fits a path. A pattern is a path in which `*` stands for any one part and
+/// Patterns of which at most one fits a path. A pattern is a path in which `*` matches any one part and
 /// `<id>`, exactly once, for the container's id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupPatterns {

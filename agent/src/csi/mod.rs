@@ -81,7 +81,7 @@ pub struct Bound {
     tasks: TaskSet,
 }
 
-/// Makes the folders and opens the sockets. Sockets of a driver that died are replaced. Must be called on the runtime
+/// Makes the folders and opens the sockets. Sockets of a driver that has ended are replaced. Must be called on the runtime
 /// that runs the driver.
 ///
 /// # Errors

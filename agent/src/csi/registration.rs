@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::config::CsiSettings;
 
-/// Versions of CSI that the driver speaks.
+/// Versions of CSI that the driver supports.
 const VERSIONS: &[&str] = &["1.0.0"];
 /// Most characters of the kubelet's reason that are shown.
 const MAX_REASON: usize = 1024;

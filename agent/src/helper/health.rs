@@ -16,7 +16,7 @@ use tokio::net::TcpListener;
 
 use super::config::{HealthChecks, HelperConfig};
 
-/// What became of a file.
+/// The state of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     /// Nothing came yet.

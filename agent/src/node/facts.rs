@@ -31,7 +31,7 @@ pub(super) struct Distrust {
     /// How often since.
     pub(super) attempts: u64,
     why: String,
-    /// What becomes of it.
+    /// What happens to it.
     advice: String,
 }
 

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{AttestorError, NodeAttestor};
 use crate::config::X509PopSettings;
 
-/// Bytes of a nonce, the server's and ours.
+/// Bytes of a nonce, the server's and the agent's.
 const NONCE: usize = 32;
 /// Most bytes of a file: a chain of RSA certificates stays far below.
 const MAX_FILE: usize = 256 * 1024;

@@ -381,7 +381,7 @@ impl Feed {
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// After the first failure in a row.
 const QUICK_RETRY: Duration = Duration::from_millis(50);
-/// How long a stream may be silent before its first heartbeat has told the interval.
+/// How long a stream may send nothing before its first heartbeat, which has the interval.
 const FIRST_SILENCE: Duration = Duration::from_secs(100);
 /// How many heartbeats may be missed.
 const SILENT_BEATS: u32 = 3;

@@ -84,7 +84,7 @@ pub struct SignRequest {
     pub csr_der: Vec<u8>,
 }
 
-/// What became of one [`SignRequest`].
+/// The result of one [`SignRequest`].
 #[derive(Clone, Debug)]
 pub enum SignOutcome {
     /// The chain, leaf first.

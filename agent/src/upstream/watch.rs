@@ -42,7 +42,7 @@ pub enum WatchEvent {
     },
     /// Bundles that changed.
     Bundles(BundleChanges),
-    /// The stream lives, and this is what the agent should hold.
+    /// A heartbeat, with the digest of what the agent should have.
     Heartbeat {
         /// Where the set stands.
         cursor: Cursor,

@@ -62,7 +62,7 @@ pub enum ContainerError {
     /// The groups name several pods.
     #[error("several pod uids found: {0}, {1}")]
     SeveralPods(String, String),
-    /// A configured pattern fits, and what stands for the id cannot be one.
+    /// A configured pattern matches, but the part for the id is not an id.
     #[error("no container id in cgroup: {0:?}")]
     NoId(String),
 }

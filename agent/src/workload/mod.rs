@@ -243,7 +243,7 @@ impl WorkloadAttestation {
         Ok(found.into_iter().collect())
     }
 
-    /// All facts about a process that lives before and after.
+    /// All facts about a process that runs before and after.
     ///
     /// # Errors
     /// [`AttestError`]; the failure of one attestor is the failure of all.

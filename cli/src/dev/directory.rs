@@ -17,7 +17,7 @@ struct State {
     port: u16,
 }
 
-/// A directory that no other instance uses while this value lives.
+/// A directory that no other instance uses while this value exists.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,

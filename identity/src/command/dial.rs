@@ -28,7 +28,7 @@ pub struct Socket {
 pub struct Variables {
     /// Variable with the path.
     pub path: &'static str,
-    /// Variable with a path in which `%i` stands for the instance.
+    /// Variable with a path in which `%i` is replaced by the instance.
     pub template: &'static str,
 }
 

@@ -89,7 +89,7 @@ pub enum ListenError {
     },
 }
 
-/// Listens at `path`. The file of a process that died is replaced; that of a living one is not.
+/// Listens at `path`. The socket of a process that has ended is replaced; that of a running one is not.
 /// The socket never has more permissions than asked for, and nobody can connect before it has them.
 /// Must be called within a tokio runtime.
 ///

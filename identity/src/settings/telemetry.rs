@@ -197,7 +197,7 @@ impl PrometheusTls {
     }
 }
 
-/// Metrics that silently go nowhere are worse than a start that fails.
+/// A start that fails is better than metrics that are never sent.
 fn refuse_unserved(section: &Section<'_>) {
     for key in ["DogStatsd", "Statsd", "M3"] {
         if section.ignore(key) {

@@ -12,7 +12,7 @@ use super::{Confirmation, WitError, parse_unverified};
 use crate::jwt::{JwtError, NumericDate, ParsedJwt, TokenType};
 use crate::key::{JwsAlgorithm, Signer};
 
-/// A proof that lives longer is refused: it must have a limited lifetime (WIT-SVID §7.2).
+/// A proof with a longer lifetime is refused: it must have a limited lifetime (WIT-SVID §7.2).
 pub const MAX_PROOF_LIFE: Duration = Duration::minutes(5);
 
 impl UnprovenWit {

@@ -345,7 +345,7 @@ impl BundleService {
         })
     }
 
-    /// Changes one bundle after the other; what became of each is told to the audit log and to the caller.
+    /// Changes one bundle after the other; the result of each goes to the audit log and to the caller.
     async fn change_all(
         &self,
         call: &Call,

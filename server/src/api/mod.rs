@@ -209,7 +209,7 @@ impl Services {
         self.registry.held().is_none() && self.own_bundle().await.is_ok()
     }
 
-    /// Why callers had better ask another server, although this one lives.
+    /// Why callers should use another server, although this one runs.
     pub fn unready(&self) -> Option<String> {
         self.registry.held().map(|reason| {
             format!("store's content is held back until it is released or the server restarts: {reason}")

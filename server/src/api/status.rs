@@ -78,12 +78,12 @@ impl Refusal {
         Self::new(Code::DeadlineExceeded, "deadline exceeded")
     }
 
-    /// A failure of ours that the caller is told in these words.
+    /// An internal error whose text is sent to the caller.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Code::Internal, message)
     }
 
-    /// A failure of ours: the caller is told what failed, the log why.
+    /// An internal error: the caller gets what failed, the log why.
     pub fn failed(what: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             cause: Some(cause.into()),

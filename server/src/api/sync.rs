@@ -27,7 +27,7 @@ use crate::registry::{AgentGone, BundleChanges, Cursor, Feed, FeedEvent, Resume,
 /// The largest message of a stream, in bytes of encoded entries.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
-/// How often a silent stream says that it lives. Drawn again each time from the upper half of it, so
+/// How often a heartbeat is sent on a stream without changes. Chosen again each time from the upper half of it, so
 /// that streams that began together drift apart.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 

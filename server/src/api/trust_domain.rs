@@ -205,7 +205,7 @@ impl TrustDomainService {
         })
     }
 
-    /// Changes one relationship after the other; what became of each is told to the audit log and to the caller.
+    /// Changes one relationship after the other; the result of each goes to the audit log and to the caller.
     async fn change_all(
         &self,
         call: &Call,

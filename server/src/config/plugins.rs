@@ -147,7 +147,7 @@ fn read_sql(section: Section<'_>, warnings: &mut Vec<String>) -> Option<PathBuf>
     })
 }
 
-/// SPIRE takes a path or a `file:` URI with options; the options are the store's own business.
+/// SPIRE takes a path or a `file:` URI with options; the options are ignored.
 fn sqlite_path(connection: &str) -> Result<PathBuf, String> {
     let path = connection
         .strip_prefix("file://")

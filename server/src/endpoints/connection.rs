@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::gate::Gate;
 use crate::api::call::Peer;
 
-/// How long a connection lives before it is told to go away, as SPIRE's; one with an open `Watch`
-/// lives on until that ends.
+/// How long a connection may be open before the client gets GOAWAY, as in SPIRE; one with an open `Watch`
+/// stays open until that ends.
 pub const MAX_AGE: Duration = Duration::from_secs(3 * 60);
 
 /// How long open calls may take to end once the server stops.

@@ -50,7 +50,7 @@ pub enum FetchError {
         /// What the system said.
         cause: io::Error,
     },
-    /// The endpoint is not who it should be, or speaks no TLS.
+    /// The endpoint has the wrong identity, or does not use TLS.
     #[error("authenticate {endpoint}: {cause}")]
     Tls {
         /// Host and port.

@@ -25,7 +25,7 @@ use crate::telemetry::metrics;
 
 /// How often everything is derived again and compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(5 * 60);
-/// How many news are taken in before a pass.
+/// How many changes are processed before a pass.
 const BATCH: usize = 4096;
 /// How long changes of the store are collected before masking is looked at again.
 const STORE_DELAY: Duration = Duration::from_millis(200);
@@ -260,7 +260,7 @@ impl Cluster {
         }
     }
 
-    /// Says which relationships are declared, and what became of each.
+    /// Publishes which relationships are declared, and the state of each.
     fn publish_federations(&mut self, outbox: Option<&Outbox>) {
         if !self.synced.contains(&Kind::Federations) {
             return;

@@ -91,7 +91,7 @@ pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTempla
     }
 }
 
-/// Where federation relationships go that objects declare, and what became of them.
+/// Where the federation relationships of objects are published, and their state.
 #[derive(Clone, Debug)]
 pub struct Declarations {
     /// What each cluster declares.

@@ -146,7 +146,7 @@ impl Core {
         (row >= FIRST_DERIVED_ROW).then_some(row)
     }
 
-    /// Takes over what was loaded again. Watches stay open and hear what differs for them.
+    /// Replaces the state by what was loaded again. Watches stay open and get the differences.
     pub(super) fn replace(&mut self, mut loaded: Self) {
         for (row, slot) in self.index.after(FIRST_DERIVED_ROW) {
             let entry = self.index.entry(slot);
@@ -194,8 +194,8 @@ impl Core {
         self.applied = revision;
     }
 
-    /// Opens a watch for a node. One that holds what it should hears nothing, one whose cursor is
-    /// known hears what changed since, any other gets a snapshot.
+    /// Opens a watch for a node. An agent whose set is current gets nothing, one whose cursor is
+    /// known gets the changes since then, any other gets a snapshot.
     pub(super) fn watch(
         &mut self,
         agent: &AgentRecord,

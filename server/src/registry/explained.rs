@@ -133,7 +133,7 @@ pub enum RuleOutcome {
     NearlyMatches(LabelDifference),
     /// It does not select the pod, for this reason among others.
     DoesNotMatch(String),
-    /// It is of this class, which is not ours.
+    /// It has this class, which is not the one of this server.
     OtherClass(String),
 }
 

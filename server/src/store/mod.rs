@@ -260,7 +260,7 @@ pub trait BundleStore: Send + Sync + Debug {
         edit: BundleEdit,
     ) -> Result<Option<StoredBundle>, StoreError>;
 
-    /// Deletes a federated bundle; `mode` says what becomes of the entries that name it.
+    /// Deletes a federated bundle; `mode` says what happens to the entries that name it.
     ///
     /// # Errors
     /// [`StoreError`].

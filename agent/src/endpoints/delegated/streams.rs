@@ -29,7 +29,7 @@ pub(super) trait Content: Send + 'static {
         std::future::ready(Ok(true))
     }
 
-    /// Counts what was published so far as heard of; called before a snapshot is looked at.
+    /// Marks everything published so far as seen; called before a snapshot is read.
     fn mark_seen(&mut self);
 
     /// Completes when a snapshot was published in which there may be something else to send.

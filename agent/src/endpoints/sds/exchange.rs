@@ -47,7 +47,7 @@ pub trait Protocol: Send + 'static {
     fn requester(&self) -> &Requester;
 
     /// The response that is due when there is `found` of what the client asks for, if one is. `is_gone` tells
-    /// of a name that is not found whether the client may no longer have what it stands for.
+    /// of a name that is not found whether the client must no longer have the secret with that name.
     fn reply(&self, found: &Found, is_gone: &dyn Fn(&str) -> bool, nonce: String) -> Option<Self::Reply>;
 
     /// Notes that a response is sent, and gives its bytes.

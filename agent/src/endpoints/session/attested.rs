@@ -149,7 +149,7 @@ impl Session {
         }
     }
 
-    /// From now on the caller's SVIDs are issued and renewed for as long as the session lives.
+    /// From now on the caller's SVIDs are issued and renewed as long as the session exists.
     pub fn want_svids(&mut self) {
         self.subscription.want();
     }

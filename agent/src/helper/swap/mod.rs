@@ -76,7 +76,7 @@ enum Standing {
     Nothing,
     /// A file that some other program wrote.
     PlainFile,
-    /// A link of ours, to somewhere else than this configuration has it.
+    /// A link of the helper, with another target than in this configuration.
     OldLink,
     Link,
 }

@@ -58,7 +58,7 @@ pub enum AskError {
         /// What happened.
         source: std::io::Error,
     },
-    /// It does not speak HTTP.
+    /// The answer is not HTTP.
     #[error("http: {0}")]
     Http(#[from] hyper::Error),
     /// The request cannot be written.

@@ -46,16 +46,16 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Namespaces that rules pass over.
     pub ignored_namespaces: RegexSet,
-    /// The class of objects that are ours.
+    /// The class of the objects that this server uses.
     pub class_name: Option<String>,
-    /// Whether objects without a class are ours too.
+    /// Whether objects without a class are used too.
     pub watches_classless: bool,
     /// The parent ID of a node's entries.
     pub parent_id: Arc<Template>,
 }
 
 impl Settings {
-    /// Whether an object of this class is ours.
+    /// Whether objects of this class are used.
     pub fn is_ours(&self, class: Option<&str>) -> bool {
         let class = class.filter(|class| !class.is_empty());
         let own = self.class_name.as_deref().filter(|own| !own.is_empty());

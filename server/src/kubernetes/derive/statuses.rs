@@ -35,7 +35,7 @@ pub struct StaticStatus {
     pub generation: Option<i64>,
 }
 
-/// A rule that is ours, with what is counted for it.
+/// A rule of the class of this server, with its counts.
 #[derive(Debug)]
 pub(super) struct RuleState {
     pub(super) rule: Result<Arc<Rule>, String>,

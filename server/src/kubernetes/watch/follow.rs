@@ -31,7 +31,7 @@ pub(super) type Told = Option<DynamicObject>;
 /// The answer to a question about one object.
 pub(super) type Answer = Pin<Box<dyn Future<Output = kube::Result<Told>> + Send>>;
 
-/// What is watched, and what becomes of it.
+/// What is watched, and what is made of it.
 pub(super) struct Watched {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
@@ -133,7 +133,7 @@ impl Following {
         self.tell_of(&name, Some(object)).await
     }
 
-    /// Tells what became of an object. One that cannot be understood counts as not there: what follows from objects
+    /// Reports a change of an object. One that cannot be parsed counts as absent: what follows from objects
     /// must not depend on what they were before.
     async fn tell_of(&self, name: &NamespacedName, told: Told) -> Result<(), Closed> {
         let news = match (self.watched.news)(name, told) {
