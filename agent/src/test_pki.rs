@@ -134,7 +134,7 @@ fn params(uri: &str, not_before: OffsetDateTime, not_after: OffsetDateTime) -> C
     params
 }
 
-/// Named by its key, so that two authorities of one trust domain are told apart.
+/// Named by its key, so that two authorities of one trust domain are distinguished.
 fn authority_name(key: &PrivateKey) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::OrganizationName, "SPIFFE");

@@ -44,7 +44,7 @@ pub struct EntryParts {
     pub revision_number: i64,
     /// Whether the SVID goes to an SVID store instead of the Workload API.
     pub store_svid: bool,
-    /// What the workload is told to tell its identities apart (SPIFFE Workload API §8).
+    /// By which the workload distinguishes its identities (SPIFFE Workload API §8).
     pub hint: String,
     /// Unix seconds.
     pub created_at: i64,

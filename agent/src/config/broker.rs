@@ -22,7 +22,7 @@ pub struct BrokerSettings {
     pub socket_path: Option<PathBuf>,
     /// `bind_address`: a TCP address.
     pub bind_address: Option<BindAddress>,
-    /// `brokers`: everybody who may call; nobody else may.
+    /// `brokers`: the only programs that may call.
     pub brokers: Vec<AllowedBroker>,
 }
 

@@ -230,7 +230,7 @@ impl Config {
         })
     }
 
-    /// Checks a text as if it were the file at `path`, whose ending tells the format.
+    /// Checks a text as if it were the file at `path`, whose extension is the format.
     ///
     /// # Errors
     /// All mistakes at once.

@@ -15,7 +15,7 @@ pub struct TrustedUsers {
 }
 
 impl TrustedUsers {
-    /// Every user, as SPIRE does: whoever may log in can then have any selector of a container.
+    /// Every user, as in SPIRE: then every user can get any selector of a container.
     pub fn everybody() -> Self {
         Self {
             everybody: true,
@@ -37,7 +37,7 @@ impl TrustedUsers {
     }
 }
 
-/// Reads `rootless_podman { trusted_uids = ["1000"] }`. `has_socket` tells that the configuration names the users' sockets.
+/// Reads `rootless_podman { trusted_uids = ["1000"] }`. `has_socket` says whether the configuration names the users' sockets.
 pub(super) fn read(data: &Section<'_>, has_socket: bool, warnings: &mut Vec<String>) -> TrustedUsers {
     let Some(block) = data.section("rootless_podman") else {
         if has_socket {

@@ -218,7 +218,7 @@ impl Drop for Held {
     }
 }
 
-/// An answer's body, that tells how the call ended.
+/// An answer's body, which records how the call ended.
 #[derive(Debug)]
 struct ObservedBody {
     body: Body,

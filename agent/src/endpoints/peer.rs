@@ -28,7 +28,7 @@ pub enum StrangerError {
     /// The process belongs elsewhere.
     #[error("{0}")]
     Mismatch(#[from] Mismatch),
-    /// It cannot be told where it belongs.
+    /// It cannot be found out where it belongs.
     #[error("read control groups of caller: pid {pid}: {source}")]
     Unreadable {
         /// The process.
@@ -50,7 +50,7 @@ pub enum UnknownCaller {
 }
 
 impl Peer {
-    /// Finds out who connected. A process that cannot be told apart is not refused here: health checks need
+    /// Finds out who connected. A process that cannot be identified is not refused here: health checks need
     /// no caller. Must be called within a tokio runtime.
     pub fn of(stream: &UnixStream, procfs: &ProcFs) -> Self {
         Self {

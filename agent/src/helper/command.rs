@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use super::config::CommandLine;
 use super::signals;
 
-/// How long the program may take to end after it was told to.
+/// How long the program may take to end after SIGTERM.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(30);
 
 /// Which signal ends us, once one did.

@@ -73,7 +73,7 @@ impl Statuses {
         self.snapshot().values().all(|written| *written == Written::Yes)
     }
 
-    /// As spiffe-helper tells it.
+    /// In spiffe-helper's format.
     fn details(&self, is_good: bool) -> Value {
         let mut jwt = serde_json::Map::new();
         let mut files = json!({});

@@ -15,10 +15,10 @@ use super::signals;
 
 /// The largest pid file, in bytes.
 const MAX_PID_FILE: usize = 4096;
-/// How often a renewal is told of before it is given up, as in spiffe-helper.
+/// How often signalling is tried, as in spiffe-helper.
 const ATTEMPTS: usize = 10;
 
-/// Why nobody was signalled.
+/// Why no process was signalled.
 #[derive(Debug, thiserror::Error)]
 enum PidFileError {
     /// It cannot be read.

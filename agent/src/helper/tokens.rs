@@ -21,7 +21,7 @@ use super::health::{Statuses, Which, Written};
 pub(super) const WHAT: &str = "JWT-SVID";
 /// How long the agent may take to get a token signed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest sleep at a time: a machine that was suspended shall notice soon that time has passed.
+/// The longest sleep at a time: a machine that was suspended must notice soon that time has passed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// Why there is no token in its file.

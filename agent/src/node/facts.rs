@@ -23,7 +23,7 @@ pub(super) struct StateFacts {
     pub(super) disk_trouble: Option<DiskTrouble>,
 }
 
-/// A server that cannot be told from an impostor.
+/// A server whose certificate is not trusted.
 #[derive(Clone, Debug)]
 pub(super) struct Distrust {
     /// The first time since a server was trusted. Time during which the machine is suspended does not count.

@@ -36,7 +36,7 @@ pub struct Node {
     pub(super) handle: NodeHandle,
     pub(super) news: mpsc::Receiver<News>,
     pub(super) bundle: watch::Receiver<Arc<Bundle>>,
-    /// A key that nobody certified yet, and where it is kept: for the next attempt.
+    /// A key without a certificate, and where it is kept: for the next attempt.
     pub(super) unused_key: Option<(&'static str, Arc<PrivateKey>)>,
     /// The newest SVID while the disk does not have it.
     pub(super) unsaved: Option<Unsaved>,

@@ -87,7 +87,7 @@ pub struct NodeSettings {
     pub server_address: String,
     /// Its TCP port.
     pub server_port: u16,
-    /// Whom to trust before the server has told.
+    /// The bundle to trust before the server has sent one.
     pub bootstrap: BootstrapSource,
     /// Whether to ask that again when the server is no longer trusted.
     pub rebootstrap: Rebootstrap,

@@ -35,7 +35,7 @@ pub(super) struct Trusted {
     pub(super) how: ServerTrust,
     /// What it rests on, in a few words.
     pub(super) name: String,
-    /// Taken up if the server proves itself and then does not tell its bundle.
+    /// Used if the server authenticates and then does not send its bundle.
     pub(super) bundle: Option<Bundle>,
     /// It is the bundle held, perhaps with another.
     pub(super) is_held: bool,

@@ -20,7 +20,7 @@ use crate::upstream::{
     WatchStream,
 };
 
-/// Something the server told.
+/// An update from the server.
 #[derive(Debug)]
 pub(super) enum Update {
     Entries {
@@ -129,7 +129,7 @@ impl Feed {
         }
     }
 
-    /// Reads until nobody listens.
+    /// Reads until the receiver is dropped.
     pub(super) async fn run(mut self) {
         let mut svid = self.node.svid();
         let mut given_up = self.node.upstream().given_up();

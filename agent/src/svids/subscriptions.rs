@@ -128,7 +128,7 @@ impl Subscribers {
         touched.into_iter().map(|(_id, selectors)| selectors).collect()
     }
 
-    /// Completes when somebody began or ceased to want something.
+    /// Completes when the set of wanted entries has changed.
     pub(super) async fn touched(&self) {
         self.wake.notified().await;
     }

@@ -65,7 +65,7 @@ pub struct ReceivedEntry {
 pub struct EntryStamp {
     /// Grows with each update.
     pub revision_number: i64,
-    /// Unix seconds, 0 when the server does not tell.
+    /// Unix seconds, 0 when the server does not say.
     pub created_at: i64,
 }
 

@@ -187,7 +187,7 @@ fn denial_reason(details: &[u8]) -> DenialReason {
     }
 }
 
-/// The failure of the connection under a call, told apart from an answer of the server: only the former
+/// The failure of the connection under a call, distinguished from an answer of the server: only the former
 /// has a source.
 fn transport_failure(status: &Status) -> Option<UpstreamError> {
     let first = status.source()?;

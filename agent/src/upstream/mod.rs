@@ -363,7 +363,7 @@ impl Upstream {
         }
     }
 
-    /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile concerns nobody.
+    /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile is ignored.
     fn judge(&self, line: &Line, status: Status) -> UpstreamError {
         let mut error = UpstreamError::from(status);
         if matches!(error, UpstreamError::Unavailable(_))

@@ -45,7 +45,7 @@ pub enum SeenIn {
     Mount,
 }
 
-/// Why it cannot be told which container a process is in.
+/// Why it cannot be found out which container a process is in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ContainerError {
     /// A line is not what the kernel writes.

@@ -123,7 +123,7 @@ impl Process {
         self.connected_as
     }
 
-    /// The program that it executed when it was taken hold of; `None` when that could not be told.
+    /// The program that it executed when it was taken hold of; `None` when that could not be found out.
     pub fn program_at_connect(&self) -> Option<FileId> {
         self.program
     }

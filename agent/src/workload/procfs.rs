@@ -145,7 +145,7 @@ impl ProcFs {
         std::fs::read_link(self.folder(pid).join("ns/mnt"))
     }
 
-    /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not tell.
+    /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not say.
     pub fn instant_of(&self, ticks: u64) -> Option<OffsetDateTime> {
         let stat = read_text(&self.root.join("stat")).ok()?;
         let booted = stat.lines().find_map(|line| line.strip_prefix("btime "))?;

@@ -55,7 +55,7 @@ impl Registrations {
     /// Connects to the server; `parent` is the agent, and may be left out when there is one only.
     ///
     /// # Errors
-    /// When nobody listens, or the agent is not clear.
+    /// When no server listens, or it is not clear which agent is meant.
     pub async fn connect(socket: &Path, parent: Option<&str>) -> anyhow::Result<Self> {
         let channel = unix_channel(socket.to_owned()).await?;
         let parent = match parent {

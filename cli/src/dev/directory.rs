@@ -104,7 +104,7 @@ impl Directory {
         self.agent_data().exists()
     }
 
-    /// Removes what an agent left that can not continue: its SVID expired or the server forgot it.
+    /// Removes the files of an agent that cannot continue: its SVID has expired or the server has deleted it.
     pub fn forget_agent(&self) -> anyhow::Result<()> {
         for path in [self.agent_data(), self.agent().join("keys.json")] {
             private_file::remove(&path)?;

@@ -17,7 +17,7 @@ use super::flags::value;
 /// A Unix socket of one of the programs: its default path and the variables that move it.
 #[derive(Debug, Clone, Copy)]
 pub struct Socket {
-    /// Where SPIRE's program listens unless told otherwise.
+    /// Where SPIRE's program listens by default.
     pub default: &'static str,
     /// The variables that move it; `None` for a socket that only `-socketPath` moves.
     pub variables: Option<Variables>,

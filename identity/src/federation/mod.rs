@@ -115,7 +115,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A relationship that an object declares, which nobody stores.
+/// A relationship that an object declares; it is not stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Declared {
     /// The relationship.

@@ -27,5 +27,5 @@ pub use rpc_name::{method_segment, service_segments};
 pub use scrape::Scrape;
 pub use tls::{CertificateFiles, TlsError, tls_of_svid};
 
-/// The label of call counters that tells how a call ended.
+/// The label of call counters for the result of a call.
 pub const STATUS: &str = "status";

@@ -14,7 +14,7 @@ type Poll = Box<dyn Fn(&mut Polled) + Send + Sync>;
 /// The content type of the text format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What is shown to whoever scrapes.
+/// What a scrape returns.
 pub struct Scrape {
     exposition: Exposition,
     recorder: &'static Recorder,

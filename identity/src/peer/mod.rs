@@ -36,7 +36,7 @@ pub trait BundleSource: Send + Sync + fmt::Debug {
 /// The X.509 authorities of several trust domains.
 pub type X509Bundles = BTreeMap<TrustDomain, Arc<[Certificate]>>;
 
-/// Authorities that somebody else publishes.
+/// Authorities that another part of the program publishes.
 #[derive(Clone, Debug)]
 pub struct SharedBundles(watch::Receiver<Arc<X509Bundles>>);
 
@@ -70,7 +70,7 @@ pub enum PeerPolicy {
     AnyMemberOf(TrustDomain),
     /// One of these identities.
     OneOf(Vec<SpiffeId>),
-    /// Whoever a bundle is held for; somebody else decides later.
+    /// Every member of a trust domain whose bundle is held; the caller decides later.
     Anyone,
     /// What the function accepts; its error says why not.
     Custom(PeerCheck),
@@ -117,7 +117,7 @@ pub enum PeerError {
     /// Its certificates are wrong.
     #[error("peer certificate: {0}")]
     Certificate(#[from] X509Error),
-    /// It is somebody else.
+    /// It is another one than expected.
     #[error("unexpected peer: {id}, want {expected}")]
     Unexpected {
         /// Who it is.

@@ -26,7 +26,7 @@ struct Prepared {
 }
 
 impl SvidResolver {
-    /// Reads from whoever publishes the SVID.
+    /// Reads from the channel on which the SVID is published.
     pub fn new(svid: watch::Receiver<Option<Arc<X509Svid>>>) -> Self {
         Self {
             svid,

@@ -29,7 +29,7 @@ pub struct Answer {
     pub status: StatusCode,
     /// Where a redirect leads, as the peer wrote it.
     pub location: Option<String>,
-    /// The body; empty unless the status is 200, because nobody reads another.
+    /// The body; empty unless the status is 200, because another one is not used.
     pub body: Bytes,
 }
 

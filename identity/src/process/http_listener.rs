@@ -83,10 +83,10 @@ impl<L: Listener<Addr = SocketAddr>> HttpListener<L> {
         self.listener.local_addr().ok()
     }
 
-    /// Serves until told to stop; then requests under way have a moment to end.
+    /// Serves until `stop`; then running requests have a short time to end.
     ///
     /// # Errors
-    /// None: a connection's trouble ends that connection.
+    /// None: a failure of a connection ends only that connection.
     pub async fn run(mut self, stop: Stop) -> Result<(), Infallible> {
         let mut connections = Begun::new(MOST_CONNECTIONS);
         loop {

@@ -48,7 +48,7 @@ pub struct LogSettings {
     pub level: LogLevel,
     /// Text or JSON.
     pub format: LogFormat,
-    /// Whether lines tell their place in the source.
+    /// Whether lines contain their place in the source.
     pub source_location: bool,
 }
 

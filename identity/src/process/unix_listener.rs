@@ -202,7 +202,7 @@ fn refuse_unsafe_step(path: &Path) -> Result<(), ListenError> {
     Ok(())
 }
 
-/// Removes the file of a socket on which nobody listens.
+/// Removes the file of a socket on which no process listens.
 fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
     let before = match fs::lstat(path) {
         Ok(stat) => stat,

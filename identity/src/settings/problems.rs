@@ -20,7 +20,7 @@ pub struct Problem {
     pub at: Option<Position>,
     /// What is wrong.
     pub text: String,
-    /// Whether nobody knows the key.
+    /// Whether the key is unknown.
     pub is_unknown_key: bool,
 }
 

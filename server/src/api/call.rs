@@ -79,7 +79,7 @@ pub enum Peer {
         uid: u32,
         /// Group id.
         gid: u32,
-        /// Process id, when the kernel tells.
+        /// Process id, when the kernel reports it.
         pid: Option<i32>,
         /// Its executable, when it can be read.
         path: Option<PathBuf>,

@@ -98,8 +98,8 @@ impl Services {
         )
     }
 
-    /// Makes what a call has just written count for every later call, so that a change is in force
-    /// when its caller is told of it. What was written stays so if this fails; the registry says why.
+    /// Makes a call's writes visible to every later call, so that a change is in effect
+    /// when its caller gets the answer. The writes stay stored if this fails; the registry says why.
     pub async fn take_in_writes(&self) {
         if let Err(error) = self.registry.catch_up().await {
             tracing::debug!(%error, "registry did not take in what was written");
@@ -222,7 +222,7 @@ impl Services {
         Some(states.active.expires_at)
     }
 
-    /// The trouble of each subsystem, for the HTTP health checks.
+    /// The problem of each subsystem, for the HTTP health checks.
     pub async fn health(&self) -> Vec<(&'static str, Option<String>)> {
         let store = self
             .own_bundle()

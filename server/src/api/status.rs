@@ -45,7 +45,7 @@ impl Refusal {
         Self::new(Code::PermissionDenied, message)
     }
 
-    /// The agent may not, and is told what to do about it.
+    /// The agent may not, and gets the reason as a detail of the status.
     pub fn denied_agent(message: impl Into<String>, reason: Reason) -> Self {
         Self {
             reason: Some(reason),
@@ -91,7 +91,7 @@ impl Refusal {
         }
     }
 
-    /// The same, with what the log is told about it.
+    /// The same, with a text for the log.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
@@ -110,7 +110,7 @@ impl Refusal {
         &self.message
     }
 
-    /// What an agent is told to do, if it is an agent's refusal.
+    /// The reason for an agent, if it is an agent's refusal.
     pub fn reason(&self) -> Option<Reason> {
         self.reason
     }

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::lifecycle::Status;
 
-/// Entries kept per kind; older ones are forgotten.
+/// Entries kept per kind; older ones are dropped.
 const MOST_ENTRIES: usize = 10;
 /// How long after the end of its last authority a journal is kept, in seconds.
 const KEPT_AFTER_EXPIRY: i64 = 14 * 24 * 60 * 60;
@@ -75,7 +75,7 @@ pub struct JournalEntry {
     pub status: Status,
     /// The hexadecimal subject key identifier of a CA, or the key id of a JWT or WIT authority.
     pub authority_id: String,
-    /// The hexadecimal authority key identifier of a CA that somebody else signed, else empty.
+    /// The hexadecimal authority key identifier of the upstream authority, else empty.
     pub upstream_authority_id: String,
     pub issued_at: OffsetDateTime,
     pub not_after: OffsetDateTime,

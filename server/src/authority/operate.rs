@@ -14,7 +14,7 @@ pub struct AuthorityState {
     pub authority_id: String,
     /// Unix seconds; 0 where it is not known.
     pub expires_at: i64,
-    /// The authority key identifier of a CA that somebody else signed, else empty.
+    /// The authority key identifier of the upstream authority, else empty.
     pub upstream_authority_subject_key_id: String,
 }
 

@@ -44,7 +44,7 @@ enum Task {
 }
 
 impl AuthorityManager {
-    /// Works until told to stop.
+    /// Works until `stop`.
     pub async fn run(self: Arc<Self>, stop: Stop) -> Result<(), Infallible> {
         loop {
             let due = self.step().await;

@@ -49,7 +49,7 @@ impl Connection {
         HeldOpen(Arc::clone(self))
     }
 
-    /// Completes once the connection has lived for `age` and nobody holds it open.
+    /// Completes when the connection has been open for `age` and no `Watch` holds it open.
     async fn is_old(&self, age: Duration) {
         sleep_until(Instant::now() + age).await;
         // The sender lives as long as self, so waiting cannot fail.
@@ -139,7 +139,7 @@ fn max_streams(peer: &Peer) -> u32 {
     }
 }
 
-/// How long the calls of a connection that was told to go away may take, unless one is a `Watch`:
+/// How long the calls of a connection may take after GOAWAY, unless one is a `Watch`:
 /// longer than any unary call may.
 const LINGER: Duration = Duration::from_secs(90);
 

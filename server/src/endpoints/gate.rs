@@ -175,7 +175,7 @@ where
     }
 }
 
-/// An answer's body, that tells the audit log how the call ended.
+/// An answer's body, which reports the end of the call to the audit log.
 struct ObservedBody {
     body: Body,
     /// Completes when the call has taken too long.

@@ -87,7 +87,7 @@ async fn ready(State(services): State<Arc<Services>>) -> Response {
     answer(services.health().await, services.unready(), sources(&services))
 }
 
-/// How the clusters stand from which entries are derived, and the refresh of foreign bundles. Their trouble makes nobody unhealthy: what is known
+/// The state of the clusters from which entries are derived, and of the refresh of foreign bundles. Their failures do not make the server unhealthy: what is known
 /// stays in force, and a server that is restarted for it would know less.
 fn sources(services: &Services) -> Vec<(String, serde_json::Value)> {
     let now = services.clock.now();

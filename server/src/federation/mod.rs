@@ -99,7 +99,7 @@ impl Federation {
     /// Refreshes bundles until `stop`.
     ///
     /// # Errors
-    /// None: trouble with the store is tried again.
+    /// None: failed accesses to the store are tried again.
     pub async fn run(self: Arc<Self>, stop: Stop) -> Result<(), Infallible> {
         self.turn.lock().await.is_stopped = false;
         let mut declared = self.parts.declared.clone();

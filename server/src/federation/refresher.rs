@@ -87,7 +87,7 @@ struct Course {
     failures: u32,
     /// When a changed bundle was stored last.
     stored_at: Option<Instant>,
-    /// The keys that could not be used, as the log was told last.
+    /// The unusable keys that were logged last.
     left_out: Vec<Skipped>,
 }
 
@@ -157,7 +157,7 @@ impl Refresher {
         self.has_ended.store(true, Ordering::SeqCst);
     }
 
-    /// Refreshes now, because somebody wishes it.
+    /// Refreshes now, on request.
     pub(super) async fn refresh(&self) -> Result<(), RefreshError> {
         let mut course = self.course.lock().await;
         self.refresh_once(&mut course, true).await
@@ -173,7 +173,7 @@ impl Refresher {
         }
     }
 
-    /// Settles when it is due next. What somebody wishes for is stored however often it changes.
+    /// Computes when it is due next. A bundle from a requested refresh is stored without the limit of once a minute.
     async fn refresh_once(&self, course: &mut Course, is_wish: bool) -> Result<(), RefreshError> {
         self.due.send_if_modified(|due| {
             due.is_wish = false;

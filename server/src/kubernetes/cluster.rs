@@ -44,7 +44,7 @@ pub(super) struct Cluster {
     orphans: Orphans,
     questions: mpsc::Receiver<PodQuestion>,
     times: Times,
-    /// When the API server last told anything about pods, and when it listed them all.
+    /// When the API server last sent an event about pods, and when it listed them all.
     pods_heard_at: Option<OffsetDateTime>,
     pods_listed_at: Option<OffsetDateTime>,
 }
@@ -307,7 +307,7 @@ impl Cluster {
         }
     }
 
-    /// Looks for agents whose nodes went while nobody watched, or that could not be evicted.
+    /// Looks for agents whose nodes were deleted while there was no watch, or that could not be evicted.
     fn look_for_orphans(&mut self) {
         let nodes: HashSet<&str> = self
             .deriver

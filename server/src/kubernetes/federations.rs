@@ -12,7 +12,7 @@ use super::admission;
 use super::derive::Settings;
 use super::resources::{ClusterFederatedTrustDomain, ClusterFederatedTrustDomainStatus};
 
-/// A later fetch alone is told so long after the one before, so that statuses are not written with each.
+/// A status in which only the time of the fetch is new is written after this time, so that statuses are not written with each.
 const TELL_FETCHES_EVERY: Duration = Duration::minutes(5);
 
 /// Whether a relationship is in force: a word and a text if it is not; the bundle; and the generation described.

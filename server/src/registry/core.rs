@@ -220,7 +220,7 @@ impl Core {
         self.watchers.open(&agent.id, serial, &agent.selectors, state)
     }
 
-    /// The ids that changed for an agent since a cursor, if that can be told.
+    /// The ids that changed for an agent since a cursor, if they are known.
     fn changed_since(&self, agent: &SpiffeId, cursor: Cursor) -> Option<HashMap<String, Option<Slot>>> {
         let logged = self.recent.since(cursor)?;
         let logged: Vec<&Logged> = logged.collect();

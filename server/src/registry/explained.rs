@@ -44,7 +44,7 @@ pub enum AskError {
 /// What a source knows about a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodReport {
-    /// When the API server last told anything about pods.
+    /// When the API server last sent an event about pods.
     pub heard_at: Option<OffsetDateTime>,
     /// When all pods were last listed.
     pub listed_at: Option<OffsetDateTime>,

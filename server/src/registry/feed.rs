@@ -34,7 +34,7 @@ pub enum SubscribeError {
     /// The agent may not watch.
     #[error("agent may not watch: {0:?}")]
     Agent(AgentGone),
-    /// It cannot be told whether it may.
+    /// It cannot be found out whether it may.
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }

@@ -78,7 +78,7 @@ impl Registry {
     /// Follows the store and deletes expired entries until `stop`.
     ///
     /// # Errors
-    /// None; trouble is logged, shown by [`Registry::following`] and tried again.
+    /// None; failures are logged, shown by [`Registry::following`] and tried again.
     pub async fn run(self: Arc<Self>, stop: Stop) -> Result<(), Infallible> {
         let mut committed = self.store.committed();
         let mut prune = interval_at(Instant::now() + PRUNE_INTERVAL, PRUNE_INTERVAL);

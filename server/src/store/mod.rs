@@ -299,7 +299,7 @@ where
 /// Changes a stored relationship; its trust domain stays whatever the function does to it.
 pub type RelationshipPatch = Box<dyn FnOnce(Relationship) -> Relationship + Send>;
 
-/// Federation relationships that operators made through the API. They are no changes that the log tells.
+/// Federation relationships that operators made through the API. Their changes are not in the log of changes.
 #[async_trait]
 pub trait RelationshipStore: Send + Sync + Debug {
     /// The relationship with a trust domain.

@@ -28,7 +28,7 @@ pub struct SocketTree {
     root: PathBuf,
 }
 
-/// Whose folder this is, as the kubelet told the driver.
+/// The pod of this folder, from the kubelet's request to the driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodRecord {
     /// The pod's UID.

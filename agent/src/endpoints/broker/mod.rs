@@ -192,7 +192,7 @@ impl BrokerApi {
         })
     }
 
-    /// A type that is not known is told from one that is not allowed (§3.1.4); what a reference says is looked at only
+    /// An unknown type gets another error than one that is not allowed (§3.1.4); the content of a reference is read only
     /// for a broker that may use its type.
     fn read(
         &self,

@@ -76,7 +76,7 @@ impl<'a> Identities<'a> {
         }
     }
 
-    /// The X509-SVIDs of administrators and of downstream servers are for nobody but themselves.
+    /// The X509-SVIDs of administrators and of downstream servers are given only to themselves.
     fn handed_out(&self) -> impl Iterator<Item = &&'a Arc<CachedEntry>> {
         self.entries
             .iter()

@@ -35,7 +35,7 @@ pub(super) trait Content: Send + 'static {
     /// Completes when a snapshot was published in which there may be something else to send.
     ///
     /// # Errors
-    /// When there is nobody any more for whom the delegate asked.
+    /// When the workload for which the delegate asked has ended.
     fn news(&mut self) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
@@ -43,7 +43,7 @@ pub(super) trait Content: Send + 'static {
 #[derive(Debug)]
 pub(super) enum Look<M> {
     Ready(M),
-    /// The server has not told it yet.
+    /// The server has not sent it yet.
     NotSynced,
     /// Look again when something changes, or at this time.
     Wait(Option<Instant>),

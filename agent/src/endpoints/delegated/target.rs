@@ -40,7 +40,7 @@ impl Target {
     ///
     /// # Errors
     /// `InvalidArgument` for both, none, or what is no selector; `NotFound` when there is no such process (a pid
-    /// may be another's the next time, so nobody shall try again unasked); `Unavailable` when it cannot be
+    /// may be another's the next time, so callers must look the pid up again first); `Unavailable` when it cannot be
     /// attested or too many are held.
     pub(super) async fn of(
         shared: &Shared,

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::rates::{Level, Rate};
 use super::who::{Holder, Who};
 
-/// A server signs 500 times a second for one agent unless told otherwise: nobody gets more than half of that.
+/// A server signs 500 times a second for one agent by default: no caller gets more than half of that.
 const RATE: Rate = Rate {
     per_second: 250.0,
     burst: 500.0,

@@ -15,7 +15,7 @@ pub enum Who {
         /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
         container: Option<u64>,
     },
-    /// A pod: whoever calls on its socket, and its processes where they are known by their cgroup.
+    /// A pod: the callers on its socket, and its processes that are identified by their cgroup.
     Pod(PodNumber),
     /// A broker, by its place in the configuration.
     Broker(usize),
@@ -122,7 +122,7 @@ fn pod_of(cgroups: &str) -> Option<PodNumber> {
     PodNumber::parse(&pod_uid(cgroups)?)
 }
 
-/// `None` where it may not be looked at, as for an agent that is not root; then users alone are told apart.
+/// `None` where it may not be read, as for an agent that is not root; then users alone are distinguished.
 fn pid_namespace(procfs: &ProcFs, pid: u32) -> Option<u64> {
     let told = rustix::fs::stat(procfs.folder(pid).join("ns/pid")).ok()?;
     Some(told.st_ino)

@@ -27,9 +27,9 @@ use crate::config::{CsiSettings, PodRecord, RecordError, SocketTree, TreeError};
 use crate::workload::ProcFs;
 use crate::workload::pods::Pod;
 
-/// How often the folders are looked at although nothing was told of them.
+/// How often the folders are read without a notification.
 const RESCAN: Duration = Duration::from_secs(30);
-/// Most pods with a socket; a kubelet has 110 unless told otherwise.
+/// Most pods with a socket; a kubelet has 110 by default.
 const MAX_PODS: usize = 2048;
 
 /// Why there can be no sockets for pods.
@@ -38,7 +38,7 @@ pub enum PodSocketsError {
     /// The tree cannot be used.
     #[error("agent.csi.socket_dir: {0}")]
     Tree(#[from] TreeError),
-    /// Nobody tells of new folders.
+    /// There are no notifications of new folders.
     #[error("agent.csi.socket_dir: watch folder of pods: {0}")]
     Watch(io::Error),
     /// The socket of all pods cannot be opened.
@@ -49,7 +49,7 @@ pub enum PodSocketsError {
 /// Why one socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// It cannot be told whose it is.
+    /// It cannot be found out whose it is.
     #[error("record of pod: {0}")]
     Record(#[from] RecordError),
     /// The socket itself.

@@ -61,7 +61,7 @@ impl Session {
     /// new: it may have given up the user or the groups that the first answer was for.
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be told who calls.
+    /// `Unavailable` when it cannot be found out who calls.
     pub async fn open<M>(sessions: &Sessions, request: &Request<M>, access: Access) -> Result<Self, Status> {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
@@ -73,11 +73,11 @@ impl Session {
         Self::of(sessions, workload, admitted, request.metadata(), access, false).await
     }
 
-    /// A session about a workload for which somebody else asks, who was found out and authorized before. Identities
-    /// that are for nobody but the workload itself are left out, and without any the answer is a refusal.
+    /// A session about a workload for which an authorized delegate or broker asks. Identities
+    /// that are only for the workload itself are left out, and without any the answer is a refusal.
     ///
     /// # Errors
-    /// `Unavailable` when nothing can be told about the workload.
+    /// `Unavailable` when the workload cannot be attested.
     pub async fn on_behalf_of(
         sessions: &Sessions,
         workload: Workload,
@@ -454,7 +454,7 @@ pub fn denied() -> Status {
     Status::permission_denied("no identity issued")
 }
 
-/// The answer when it cannot be told who calls.
+/// The answer when it cannot be found out who calls.
 pub fn attestation_failed() -> Status {
     Status::unavailable("workload attestation failed")
 }

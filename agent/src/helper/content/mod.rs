@@ -38,7 +38,7 @@ pub(super) enum ContentError {
         /// Why.
         source: X509Error,
     },
-    /// A program with this bundle could trust nobody.
+    /// The bundle has no authority.
     #[error("bundle holds no authority that has not expired")]
     EmptyBundle,
     /// The name of a trust domain is none.

@@ -74,7 +74,7 @@ pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, Fe
     within_time(exchange).await
 }
 
-/// What the server at `socket` answers to `http` URL `url`, which is told who asks and why.
+/// The answer of the server at `socket` to `http` URL `url`; the query says who asks and why.
 pub(super) async fn fetch_over_socket(
     url: &Uri,
     socket: &Path,
@@ -120,7 +120,7 @@ fn path_and_query(url: &Uri) -> &str {
     url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
 }
 
-/// Adds what SPIRE's agents tell such a server.
+/// Adds the query parameters of SPIRE's agents.
 fn with_query(target: &str, request: &BundleRequest<'_>) -> String {
     let since = request.since.format(&Rfc3339).unwrap_or_default();
     let mode = if request.is_again {

@@ -251,7 +251,7 @@ struct Inner<T: Signed> {
 struct State<T: Signed> {
     tokens: Tokens<T>,
     withdrawn: Withdrawn,
-    /// Requests under way that those who come may join. Weak: one that nobody waits for any more is dropped.
+    /// Running requests that later callers can join. Weak: one without waiting callers is dropped.
     requests: HashMap<Arc<Key>, Joinable<T>>,
     requests_after_sweep: usize,
     next_request: u64,

@@ -39,7 +39,7 @@ const NAME: &str = "docker";
 const MAX_REQUESTS: usize = 16;
 /// How many of them are to a user's own engine, which may be as slow as that user likes.
 const MAX_USER_REQUESTS: usize = 4;
-/// Of how many users who are not trusted it is told once each.
+/// For how many users who are not trusted this is logged, once each.
 const MAX_TOLD: usize = 1024;
 
 /// Attests by what a container engine knows.

@@ -20,7 +20,7 @@ use super::ask::{self, ANSWER_TIME, AskError, MAX_FILE, certificates, token, unu
 use super::trust;
 use crate::config::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 
-/// Where it tells.
+/// Where its list of pods is.
 const PODS: &str = "/pods";
 /// Most bytes of a list: 500 pods, which are many for a node, have some 20 MB.
 const MAX_LIST: usize = 96 * 1024 * 1024;

@@ -40,7 +40,7 @@ pub(super) fn of_certificates(
     verifier(Trust::Certificates { known, roots })
 }
 
-/// Trusts whoever answers.
+/// Trusts every certificate.
 pub(super) fn of_anybody() -> Arc<dyn ServerCertVerifier> {
     verifier(Trust::Anybody)
 }

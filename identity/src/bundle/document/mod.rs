@@ -19,8 +19,8 @@ use crate::x509::Certificate;
 /// The largest bundle document that is read, in bytes.
 pub const MAX_DOCUMENT_BYTES: usize = 4 * 1024 * 1024;
 
-/// The largest bundle document of a foreign trust domain that is kept, in bytes. Workloads are told all bundles at once,
-/// and their gRPC clients take messages of 4 MiB unless they are told otherwise.
+/// The largest bundle document of a foreign trust domain that is kept, in bytes. Workloads get all bundles at once,
+/// and their gRPC clients accept messages of 4 MiB by default.
 pub const MAX_FOREIGN_DOCUMENT_BYTES: usize = 512 * 1024;
 
 /// An entry of `keys` that was left out.

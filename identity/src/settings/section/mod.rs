@@ -374,7 +374,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// As Go's `ParseInt` with base 0 reads it: `0x`, `0o`, `0b` and a leading `0` tell the base.
+/// As Go's `ParseInt` with base 0 reads it: `0x`, `0o`, `0b` and a leading `0` give the base.
 fn parse_integer(text: &str) -> Option<i128> {
     let (sign, digits) = match text.strip_prefix('-') {
         Some(digits) => (-1, digits),

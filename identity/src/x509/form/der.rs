@@ -106,7 +106,7 @@ fn length(der: &[u8]) -> Option<(usize, &[u8])> {
 pub(super) fn is_of_its_kind(tag: u8) -> bool {
     let is_universal = tag & CLASS == 0;
     let always_constructed = matches!(tag & NUMBER, 8 | 11 | 16 | 17 | 29);
-    // 15 is not given to any type; those from 31 on have a tag of several bytes and are not told apart here.
+    // 15 is not given to any type; those from 31 on have a tag of several bytes and are not distinguished here.
     let is_defined = !matches!(tag & NUMBER, 15 | LONG);
     !is_universal || !is_defined || (tag & CONSTRUCTED != 0) == always_constructed
 }

@@ -72,7 +72,7 @@ pub enum Fact {
     Node(Arc<str>, Option<Arc<Node>>),
     /// The labels of a namespace.
     Namespace(Arc<str>, Option<Arc<Labels>>),
-    /// The pods behind a service, by the name of the object that tells them.
+    /// The pods behind a service, by the name of the object that lists them.
     Endpoints(NamespacedName, Option<Arc<ServiceEndpoints>>),
     /// A `ClusterSPIFFEID`, by name.
     Rule(Arc<str>, Option<Arc<ClusterSPIFFEID>>),

@@ -135,7 +135,7 @@ impl Deriver {
         }
     }
 
-    /// Puts the statuses that differ from those told before into the pass.
+    /// Puts the statuses that have changed into the pass.
     pub(super) fn changed_statuses(&mut self, pass: &mut Pass) {
         let rules: BTreeMap<_, _> = self
             .rules

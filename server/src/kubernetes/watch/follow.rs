@@ -35,7 +35,7 @@ pub(super) type Answer = Pin<Box<dyn Future<Output = kube::Result<Told>> + Send>
 pub(super) struct Watched {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
-    /// What an object tells.
+    /// The fact in an object.
     pub(super) news: fn(&NamespacedName, Told) -> serde_json::Result<News>,
     /// Asks for one object.
     pub(super) ask: Box<dyn Fn(&NamespacedName) -> Answer + Send + Sync>,

@@ -30,7 +30,7 @@ pub(super) struct Index {
     freed: Vec<Slot>,
     by_id: HashTable<Slot>,
     by_row: Rows,
-    /// By SPIFFE ID, parent and selectors: whoever agrees in them gives the same identity for the same facts.
+    /// By SPIFFE ID, parent and selectors: entries with the same ones give the same identity for the same facts.
     by_identity: HashTable<Slot>,
     ids: Interner,
     /// For each number of an ID, the first entry in its lists.
@@ -207,7 +207,7 @@ impl Index {
         self.record(slot).parent == self.server
     }
 
-    /// Whether other entries' authorization rests on this one: it is an alias or somebody's parent.
+    /// Whether other entries' authorization rests on this one: it is an alias or a parent of other entries.
     pub(super) fn is_structural(&self, slot: Slot) -> bool {
         self.is_alias(slot) || self.places[self.record(slot).spiffe as usize].first_child != NONE
     }

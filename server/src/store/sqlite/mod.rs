@@ -51,7 +51,7 @@ impl SqliteStore {
     /// Opens the store at `path`, or makes one with mode 0600; its directory must exist.
     ///
     /// # Errors
-    /// [`OpenError`]: the file is SPIRE's, somebody else's, a newer version's, another trust
+    /// [`OpenError`]: the file is SPIRE's, another program's, a newer version's, another trust
     /// domain's or in use; it is then left as it was.
     pub async fn open(path: &Path, trust_domain: &TrustDomain, clock: Clock) -> Result<Self, OpenError> {
         let opened = open::open(path, trust_domain).await?;
