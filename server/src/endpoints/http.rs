@@ -87,8 +87,8 @@ async fn ready(State(services): State<Arc<Services>>) -> Response {
     answer(services.health().await, services.unready(), sources(&services))
 }
 
-/// The state of the clusters from which entries are derived, and of the refresh of foreign bundles. Their failures do not make the server unhealthy: what is known
-/// stays in force, and a server that is restarted for it would know less.
+/// The state of the clusters from which entries are derived, and of the refresh of foreign bundles. Their failures do
+/// not make the server unhealthy: what is known stays in effect, and after a restart the server would know less.
 fn sources(services: &Services) -> Vec<(String, serde_json::Value)> {
     let now = services.clock.now();
     let clusters = services.registry.sources().into_iter().map(|(name, source)| {
