@@ -133,7 +133,7 @@ impl Subscribers {
         self.wake.notified().await;
     }
 
-    /// Tells those whom the news concerns that `version` is published.
+    /// Notifies the affected subscriptions that `version` is published.
     pub(super) fn tell(&self, version: u64, news: &News) {
         let state = self.lock();
         if news.everyone {

@@ -356,7 +356,7 @@ impl Upstream {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.judge(line, status)),
             Err(_elapsed) => {
-                // A connection that swallows calls is given up, for all.
+                // A connection on which calls get no answer is dropped, for all callers.
                 self.prefer_another_address();
                 Err(UpstreamError::timed_out(what))
             }

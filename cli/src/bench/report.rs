@@ -175,7 +175,7 @@ impl Cell {
         }
     }
 
-    /// With its unit, for the eye.
+    /// As text with its unit.
     pub fn text(self) -> String {
         match self {
             Cell::Count(count) => count.to_string(),

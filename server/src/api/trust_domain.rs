@@ -351,7 +351,7 @@ impl TrustDomainService {
         refreshed.map_err(|error| Refusal::internal(format!("failed to refresh bundle: {error}")))
     }
 
-    /// Begins, ends or hastens to refresh what the call named; bundles that came with it count for every later call.
+    /// Begins, ends or refreshes at once what the call named; bundles that came with it are visible to every later call.
     async fn follow(&self, named: &[TrustDomain]) {
         if let Err(error) = self.0.federation.changed(named).await {
             tracing::error!(%error, "federation relationships not read");

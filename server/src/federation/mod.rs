@@ -170,7 +170,7 @@ impl Federation {
     /// # Errors
     /// As [`Federation::reload`].
     pub async fn changed(&self, trust_domains: &[TrustDomain]) -> Result<(), StoreError> {
-        // Those that begin now are due at once without a wish.
+        // Those that begin now are due at once without a request.
         let concerned: Vec<Arc<Refresher>> = self
             .running()
             .values()

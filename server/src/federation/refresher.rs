@@ -20,7 +20,7 @@ use crate::store::{StoreError, update_bundle};
 use crate::telemetry::metrics;
 
 /// A bundle that changes more often than this is stored no more often: each change goes to every workload that follows
-/// the trust domain. Nobody whose wish a refresh is waits for it.
+/// the trust domain. A refresh on request is not delayed by it.
 const CHANGES_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a bundle was not refreshed. The stored one stays as it was.
@@ -76,7 +76,7 @@ enum Change {
 #[derive(Clone, Copy, Debug)]
 struct Due {
     at: Instant,
-    /// Somebody wished for it since the last one began.
+    /// One was requested since the last one began.
     is_wish: bool,
 }
 
@@ -199,7 +199,7 @@ impl Refresher {
         {
             delay = delay.min(*time);
         }
-        // A wish of the meantime is for what is there now.
+        // A request that came meanwhile is for the present state.
         self.due.send_if_modified(|due| {
             if !due.is_wish {
                 due.at = Instant::now() + delay;

@@ -74,7 +74,7 @@ impl Cluster {
         }
     }
 
-    /// Takes in news until `stop`. Nothing is published before all kinds were listed once.
+    /// Processes changes until `stop`. Nothing is published before all kinds were listed once.
     pub(super) async fn run(
         mut self,
         mut watches: Watches,

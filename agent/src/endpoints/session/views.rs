@@ -105,7 +105,7 @@ mod tests {
             let _another = again.derived(|_view| AlsoMade);
             assert!(Arc::ptr_eq(&made, &again.derived(|_view| Made)));
         }
-        // Another snapshot is looked at again, and an old one never spoils the present.
+        // A new snapshot is evaluated again, and an old one never replaces a newer one.
         world.publish_entries(vec![world.entry("b")]);
         let newer = views.view(&world.svids.snapshot(), &one);
         assert_eq!(newer.entries()[0].entry_id, "b");

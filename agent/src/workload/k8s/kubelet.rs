@@ -39,7 +39,7 @@ pub(super) struct Kubelet {
     access: Mutex<Option<(Instant, Access)>>,
 }
 
-/// What opens the kubelet's door.
+/// The credentials for the kubelet.
 #[derive(Clone)]
 struct Access {
     tls: Arc<ClientConfig>,

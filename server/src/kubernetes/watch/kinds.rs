@@ -18,7 +18,7 @@ use crate::kubernetes::derive::{Fact, NamespacedName, SCHEDULED, ServiceEndpoint
 use crate::kubernetes::objects::{Endpoint, EndpointSlice, Endpoints, Node, Pod};
 use crate::kubernetes::resources::{ClusterFederatedTrustDomain, ClusterSPIFFEID, ClusterStaticEntry};
 
-/// How many news may wait.
+/// How many events may wait.
 const CHANNEL: usize = 1024;
 /// How long after a failure the API server's version is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
