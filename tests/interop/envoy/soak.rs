@@ -5,11 +5,11 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use finial_tests::wait_until;
+use finial_tests::{free_port, wait_until};
 use serde_json::Value;
 
 use super::http::{application, get};
-use super::{Envoy, LIMIT, Mesh, free_port};
+use super::{Envoy, LIMIT, Mesh};
 
 /// How long, in seconds; a longer run has more requests and more certificates.
 const SECONDS: &str = "FINIAL_TEST_SOAK_SECONDS";
