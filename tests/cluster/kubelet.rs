@@ -2,9 +2,9 @@
 //! authority on the first node, and on the second, whose kubelet vouches for itself, by the certificate that the
 //! driver's container passes on (`inside/certificates`).
 
-use finial_tests::wait_for;
+use finial_tests::{Output, wait_for};
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::installation::{Installation, SYSTEM_NAMESPACE, TRUST_DOMAIN, ids};
 use crate::turns::{Turn, end, replace_kubelet, restart_kubelet};
 use crate::workload::{SOCKET, Workload};
@@ -92,9 +92,11 @@ fn a_kubelet_is_known_by_the_clusters_authority_or_its_own_certificate_and_anoth
 fn is_of_authority(cluster: &Cluster, node: &str) -> bool {
     let serving = format!("{OWN}.crt");
     let authority = cluster.dir().join("pki/ca.crt").display().to_string();
-    let verified = run(cluster
-        .enter_node(node, "openssl")
-        .args(["verify", "-CAfile", &authority, &serving]));
+    let verified = Output::of(
+        cluster
+            .enter_node(node, "openssl")
+            .args(["verify", "-CAfile", &authority, &serving]),
+    );
     verified.status.success()
 }
 
@@ -108,7 +110,7 @@ fn passed_on(cluster: &Cluster, node: &str) -> String {
 /// Another certificate with the node's address, which nobody vouches for, and its key.
 fn make_other(cluster: &Cluster, node: &str) {
     let on_node = |program: &str, args: &[&str]| {
-        let done = run(cluster.enter_node(node, program).args(args));
+        let done = Output::of(cluster.enter_node(node, program).args(args));
         assert!(done.status.success(), "{}", done.stderr);
     };
     let (certificate, key) = (format!("{OTHER}/kubelet.crt"), format!("{OTHER}/kubelet.key"));
@@ -149,7 +151,7 @@ fn ask(cluster: &Cluster, node: &str, container: &str, number: usize) -> String 
         "-timeout",
         "5s",
     ];
-    let output = run(cluster.enter_node(node, "ctr").args(exec).args(fetch));
+    let output = Output::of(cluster.enter_node(node, "ctr").args(exec).args(fetch));
     format!("{}{}", output.stdout, output.stderr)
 }
 
@@ -157,7 +159,7 @@ fn ask(cluster: &Cluster, node: &str, container: &str, number: usize) -> String 
 fn agent_log(installation: &Installation<'_>, node: &str) -> String {
     let pod = installation.agent_pod(node);
     let cat = format!("cat /var/log/pods/{SYSTEM_NAMESPACE}_{pod}_*/agent/*.log");
-    run(installation.cluster().enter_node(node, "sh").args(["-c", &cat])).stdout
+    Output::of(installation.cluster().enter_node(node, "sh").args(["-c", &cat])).stdout
 }
 
 fn container_id(cluster: &Cluster, space: &str, pod: &str) -> String {
@@ -168,7 +170,7 @@ fn container_id(cluster: &Cluster, space: &str, pod: &str) -> String {
 }
 
 fn read(cluster: &Cluster, node: &str, path: &str) -> String {
-    let read = run(cluster.enter_node(node, "cat").arg(path));
+    let read = Output::of(cluster.enter_node(node, "cat").arg(path));
     assert!(read.status.success(), "{}", read.stderr);
     read.stdout
 }

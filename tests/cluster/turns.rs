@@ -2,10 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use finial_tests::wait_until;
+use finial_tests::{Output, wait_until};
 use serde_json::Value;
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::installation::{Installation, SERVER_NAMESPACE};
 
 /// The installation of the second cluster, for one test at a time.
@@ -74,13 +74,15 @@ pub fn restart_kubelet(cluster: &Cluster, node: &str) {
 /// Ends a node's kubelet; `inside/node` starts another one.
 pub fn replace_kubelet(cluster: &Cluster, node: &str) {
     let pid = || {
-        let read = run(cluster.enter_node(node, "cat").args(["/run/kubelet.pid"]));
+        let read = Output::of(cluster.enter_node(node, "cat").args(["/run/kubelet.pid"]));
         read.stdout.trim().to_owned()
     };
     let before = pid();
-    let told = run(cluster
-        .enter_node(node, "sh")
-        .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]));
+    let told = Output::of(
+        cluster
+            .enter_node(node, "sh")
+            .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]),
+    );
     assert!(told.status.success(), "{}", told.stderr);
     wait_until("another kubelet", READY, || pid() != before);
 }
