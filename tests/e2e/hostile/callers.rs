@@ -185,19 +185,10 @@ os.wait()
     );
 }
 
+/// Each of them fails in one of five ways.
 #[test]
-fn ten_thousand_failing_callers_leave_no_descriptor_behind() {
-    failing_callers(10_000);
-}
-
-#[test]
-#[ignore = "takes a minute with an unoptimised agent"]
 fn a_hundred_thousand_failing_callers_leave_no_descriptor_behind() {
-    failing_callers(100_000);
-}
-
-/// So many callers, each of whom fails in one of five ways.
-fn failing_callers(count: usize) {
+    const COUNT: usize = 100_000;
     let _busy = super::processors();
     // Also for root.
     let mut stack = Stack::start(StackOptions {
@@ -224,7 +215,7 @@ fn failing_callers(count: usize) {
             scope.spawn(|| {
                 loop {
                     let number = made.fetch_add(1, Ordering::Relaxed);
-                    if number >= count {
+                    if number >= COUNT {
                         return;
                     }
                     match number % 5 {
@@ -242,9 +233,9 @@ fn failing_callers(count: usize) {
         }
     });
     let (took, over_limit) = (begun.elapsed(), over_limit.into_inner());
-    println!("{count} failing callers in {took:?}, {over_limit} of them over their limit");
+    println!("{COUNT} failing callers in {took:?}, {over_limit} of them over their limit");
     // One a second is within it.
-    assert!(over_limit + usize::try_from(took.as_secs()).expect("seconds") + 2 >= count / 5);
+    assert!(over_limit + usize::try_from(took.as_secs()).expect("seconds") + 2 >= COUNT / 5);
     wait_until("the agent to close what it opened", LIMIT, || {
         open() <= at_first + 2
     });
