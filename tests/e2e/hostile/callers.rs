@@ -1,4 +1,4 @@
-//! Processes that want to be taken for others.
+//! Processes that pretend to be others.
 
 use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! Callers that were refused, by a short code that they were told and that an operator can look up.
+//! Callers that were refused, by a short code that they got and that an operator can look up.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,9 +34,9 @@ pub struct Refused {
     pub pid: u32,
     /// When that process started.
     pub started_at: Option<OffsetDateTime>,
-    /// The facts that were found; `None` when an attestor could not tell.
+    /// The facts that were found; `None` when an attestor failed.
     pub selectors: Option<Arc<Selectors>>,
-    /// Why an attestor could not tell, or what the caller was told.
+    /// Why an attestor failed, or what the caller was told.
     pub reason: String,
 }
 

@@ -44,7 +44,7 @@ impl View {
         }
     }
 
-    /// The view without the identities of administrators and of downstream servers, which are for nobody but
+    /// The view without the identities of administrators and of downstream servers, which are given only to
     /// themselves.
     pub(super) fn handed_out(self: Arc<Self>) -> Arc<Self> {
         struct HandedOut(Arc<View>);

@@ -1,9 +1,9 @@
-//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their life, requested once for all who
-//! wait, and forgotten wherever they are.
+//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their lifetime, requested once for all
+//! waiting calls, and dropped when their key is tainted or revoked.
 //!
-//! A token past half of its life that is still valid is handed out at once, and its successor asked for in the
-//! background. Only when the token is about to end is the successor waited for, and the token handed out when none comes
-//! in time, that is after `hit_timeout`. From then on nobody waits for that token's successor.
+//! A token past half of its lifetime that is still valid is returned at once, and a new one requested in the background.
+//! Only in the last eighth of its lifetime does a call wait for the new one; when none comes within `hit_timeout`, the
+//! cached one is returned, and from then on no call waits for that token's successor.
 
 mod kept;
 mod requests;
@@ -255,7 +255,7 @@ struct Inner<T: Signed> {
     jitter: Jitter,
     counters: Arc<CacheCounters>,
     state: Mutex<State<T>>,
-    /// Requests that go on although nobody waits for them.
+    /// Requests that continue although nobody waits for them.
     renewals: mpsc::Sender<Shared<Running<T>>>,
     renewing: tokio::sync::Mutex<mpsc::Receiver<Shared<Running<T>>>>,
 }
@@ -263,7 +263,7 @@ struct Inner<T: Signed> {
 struct State<T: Signed> {
     tokens: Tokens<T>,
     withdrawn: Withdrawn,
-    /// Requests under way that those who come may join. Weak: one that nobody waits for any more is dropped.
+    /// Running requests that later callers can join. Weak: one without waiting callers is dropped.
     requests: HashMap<Arc<Key>, Joinable<T>>,
     requests_after_sweep: usize,
     next_request: u64,
@@ -272,7 +272,7 @@ struct State<T: Signed> {
 /// What the cache has.
 enum Found<T: Signed> {
     Fresh(Arc<Token<T>>),
-    /// Past half of its life; with the request that it is worth to wait for.
+    /// Past half of its lifetime; with the request that it is worth to wait for.
     Aging(Arc<Token<T>>, Option<Request<T>>),
     Nothing(Request<T>),
 }
@@ -483,7 +483,7 @@ const BUDGET: Duration = Duration::from_secs(30);
 const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 /// Renewals in the background at one time.
 const MAX_RENEWALS: usize = 1000;
-/// Larger tokens, in bytes, are handed out and not kept.
+/// Larger tokens, in bytes, are served and not kept.
 const MAX_CACHED_TOKEN: usize = 16 * 1024;
 const WITHDRAWN: &str = "signed by an authority that was tainted or revoked meanwhile";
 const FIRST_RETRY: Duration = Duration::from_millis(200);
