@@ -356,6 +356,7 @@ impl World {
             store_svid: false,
             jwt_svid_include_jti: false,
             svid: None,
+            signing_failed: false,
         }
     }
 

@@ -6,6 +6,7 @@
 mod attest;
 mod backoff;
 mod bootstrap;
+mod bootstrapping;
 mod facts;
 mod join_token;
 mod k8s_psat;
@@ -208,6 +209,12 @@ impl NodeHandle {
             ("server", facts.link_trouble.is_some()),
             ("disk", facts.disk_trouble.is_some()),
         ]
+    }
+
+    /// Whether nothing can be had from the server, as far as is known.
+    pub fn is_cut_off(&self) -> bool {
+        let facts = self.shared.facts();
+        !facts.has_svid || facts.link_trouble.is_some() || facts.distrust.is_some() || facts.evicted.is_some()
     }
 
     /// The connection to the server.

@@ -27,7 +27,7 @@ pub struct PodNumber(u128);
 
 /// One of those to whose share a caller's connections and calls count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Holder {
+pub(in crate::endpoints) enum Holder {
     User(u32),
     Container(u64),
     Pod(PodNumber),
@@ -81,6 +81,11 @@ impl Who {
             Self::Broker(place) => [Some(Holder::Broker(place)), None],
         };
         shares.into_iter().flatten()
+    }
+
+    /// On whose account it goes what becomes of the call: whoever could have made any number of the others.
+    pub(super) fn accountable(self) -> Holder {
+        self.holders().next().unwrap_or(self.narrowest())
     }
 
     /// The user whose container it is, unless that is root, whom many containers have.

@@ -6,6 +6,7 @@
 
 mod attested;
 mod logged;
+mod patience;
 mod refusals;
 mod view;
 mod views;
