@@ -1,7 +1,10 @@
 //! From the API server to facts. A watch that is late, tells things twice or out of order, is lost or silent
 //! changes nothing by that; what is gone is so only when the API server says so of that very object.
 
+mod doubts;
 mod follow;
+#[cfg(test)]
+mod follow_tests;
 mod kinds;
 mod tracker;
 
