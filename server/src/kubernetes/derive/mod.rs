@@ -276,7 +276,8 @@ impl Deriver {
         let mut totals = Totals::default();
         for status in self.told_rules.values() {
             let stats = &status.stats;
-            totals.rules[0] += stats.entries_to_set;
+            // Those that were refused should be there, and are not.
+            totals.rules[0] += stats.entries_to_set - stats.entry_failures;
             totals.rules[1] += stats.entries_masked;
             totals.rules[2] += stats.pod_entry_render_failures + stats.entry_failures;
         }
