@@ -1,5 +1,5 @@
-//! `ClusterFederatedTrustDomain`: which relationships are declared, and what became of each. The older object wins;
-//! what the configuration or an operator says of a trust domain counts before any object.
+//! `ClusterFederatedTrustDomain`: which relationships are declared, and what became of each. The older object wins, here
+//! in a cluster and in `federation::sources` between clusters; what the configuration or an operator says of a trust domain counts before any object.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -120,11 +120,8 @@ impl Federations {
 
     fn judge_all(&self) -> BTreeMap<Arc<str>, Judged> {
         let mut in_order: Vec<_> = self.objects.iter().collect();
-        in_order.sort_by_key(|(name, object)| {
-            let meta = &object.metadata;
-            let created_at = meta.creation_timestamp.as_ref().map(|time| time.0.as_second());
-            (created_at, meta.uid.clone(), (*name).clone())
-        });
+        in_order
+            .sort_by_key(|(name, object)| (created_at(object), object.metadata.uid.clone(), (*name).clone()));
         let mut winners: BTreeMap<TrustDomain, Arc<str>> = BTreeMap::new();
         let judged = in_order.into_iter().map(|(name, object)| {
             let judged = self.judge(name, object, &mut winners);
@@ -170,8 +167,15 @@ impl FederationStatus {
             && *reason != PENDING
         {
             tracing::warn!(object = name, reason, error = %text, "federation relationship is not in force");
+            created_at: created_at(object).unwrap_or_default(),
         }
     }
+}
+
+/// In Unix seconds; an object from a file has none.
+fn created_at(object: &ClusterFederatedTrustDomain) -> Option<i64> {
+    let created_at = object.metadata.creation_timestamp.as_ref()?;
+    Some(created_at.0.as_second())
 }
 
 const PENDING: &str = "Pending";
