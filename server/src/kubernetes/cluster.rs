@@ -22,6 +22,7 @@ use super::times::Times;
 use super::watch::{Kind, News, Watches};
 use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
+use crate::config::psat_agent_path;
 
 /// How often everything is derived anew and compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(5 * 60);
@@ -288,7 +289,7 @@ impl Cluster {
         if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
             return None;
         }
-        let path = format!("/spire/agent/k8s_psat/{}/{before}", self.name());
+        let path = psat_agent_path(self.name(), before);
         SpiffeId::new(self.registry.trust_domain(), &path).ok()
     }
 
@@ -315,11 +316,8 @@ impl Cluster {
             .nodes()
             .filter_map(|node| node.metadata.uid.as_deref())
             .collect();
-        let prefix = format!(
-            "spiffe://{}/spire/agent/k8s_psat/{}/",
-            self.registry.trust_domain(),
-            self.name()
-        );
+        let path = psat_agent_path(self.name(), "");
+        let prefix = format!("spiffe://{}{path}", self.registry.trust_domain());
         let agents = self.registry.agents_beginning(&prefix).into_iter();
         let without_node = agents.filter(|agent| {
             let uid = agent.as_str().strip_prefix(prefix.as_str());
