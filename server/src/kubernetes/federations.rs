@@ -10,7 +10,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::admission;
 use super::derive::Settings;
-use super::resources::{ClusterFederatedTrustDomain, ClusterFederatedTrustDomainStatus};
+use super::outbox::{Before, Said};
+use super::resources::ClusterFederatedTrustDomain;
 
 /// A later fetch alone is told so long after the one before, so that statuses are not written with each.
 const TELL_FETCHES_EVERY: Duration = Duration::minutes(5);
@@ -24,20 +25,13 @@ pub(super) struct FederationStatus {
     pub(super) generation: Option<i64>,
 }
 
-/// An object's name, its new status, and the status that it has.
-pub(super) type Told = (
-    Arc<str>,
-    FederationStatus,
-    Option<ClusterFederatedTrustDomainStatus>,
-);
-
 /// What is new.
 #[derive(Debug, Default)]
 pub(super) struct FederationPass {
     /// All relationships that are declared, if they are others than before.
     pub(super) declared: Option<Vec<Declared>>,
     /// The statuses that changed.
-    pub(super) told: Vec<Told>,
+    pub(super) told: Vec<Said<FederationStatus>>,
 }
 
 /// The declared relationships of a cluster.
@@ -111,11 +105,28 @@ impl Federations {
             if self.told.get(&name).is_some_and(|told| !is_news(told, &status)) {
                 continue;
             }
-            let before = self.objects.get(&name).and_then(|object| object.status.clone());
             self.told.insert(name.clone(), status.clone());
+            let before = self.before(&name);
             pass.told.push((name, status, before));
         }
         pass
+    }
+
+    /// All statuses as of the last pass.
+    pub(super) fn statuses(&self) -> Vec<Said<FederationStatus>> {
+        let told = self.told.iter();
+        told.map(|(name, status)| (name.clone(), status.clone(), self.before(name)))
+            .collect()
+    }
+
+    fn before(&self, name: &str) -> Before<FederationStatus> {
+        let object = self.objects.get(name);
+        Before {
+            uid: object
+                .and_then(|object| object.metadata.uid.clone())
+                .unwrap_or_default(),
+            status: object.and_then(|object| object.status.clone()),
+        }
     }
 
     fn judge_all(&self) -> BTreeMap<Arc<str>, Judged> {
@@ -156,8 +167,15 @@ impl Federations {
             relationship: federation.relationship,
             bundle: federation.bundle.map(Arc::new),
             origin: format!("ClusterFederatedTrustDomain {name} of cluster {cluster}").into(),
+            created_at: created_at(object).unwrap_or_default(),
         })
     }
+}
+
+/// In Unix seconds; an object from a file has none.
+fn created_at(object: &ClusterFederatedTrustDomain) -> Option<i64> {
+    let created_at = object.metadata.creation_timestamp.as_ref()?;
+    Some(created_at.0.as_second())
 }
 
 impl FederationStatus {
@@ -167,15 +185,8 @@ impl FederationStatus {
             && *reason != PENDING
         {
             tracing::warn!(object = name, reason, error = %text, "federation relationship is not in force");
-            created_at: created_at(object).unwrap_or_default(),
         }
     }
-}
-
-/// In Unix seconds; an object from a file has none.
-fn created_at(object: &ClusterFederatedTrustDomain) -> Option<i64> {
-    let created_at = object.metadata.creation_timestamp.as_ref()?;
-    Some(created_at.0.as_second())
 }
 
 const PENDING: &str = "Pending";
