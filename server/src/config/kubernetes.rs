@@ -44,6 +44,8 @@ pub struct KubernetesCluster {
     pub parent_id_template: String,
     /// For example `cluster.local`; empty when there is none.
     pub cluster_domain: String,
+    /// The CSI driver by which pods ask for an identity.
+    pub csi_driver: String,
 }
 
 /// Where the objects come from.
@@ -136,6 +138,9 @@ fn read_cluster(name: String, cluster: Section<'_>, warnings: &mut Vec<String>) 
         cluster_domain: cluster
             .string("cluster_domain")
             .unwrap_or_else(|| "cluster.local".to_owned()),
+        csi_driver: cluster
+            .string("csi_driver")
+            .unwrap_or_else(|| CSI_DRIVER.to_owned()),
         name,
     };
     cluster.finish();
@@ -181,16 +186,16 @@ mod tests {
             (None, false)
         );
         assert_eq!(cluster.cluster_domain, "cluster.local");
-        let expected = ClusterSource::Api {
-            kube_config_file: None,
-            manages_crds: true,
-        };
-        assert_eq!(cluster.source, expected);
         assert_eq!(cluster.csi_driver, "csi.spiffe.io");
         assert_eq!(
             cluster.parent_id_template,
             "spiffe://{{ .TrustDomain }}/spire/agent/k8s_psat/{{ .ClusterName }}/{{ .NodeMeta.UID }}"
         );
+        let expected = ClusterSource::Api {
+            kube_config_file: None,
+            manages_crds: true,
+        };
+        assert_eq!(cluster.source, expected);
         assert!(config.warnings().is_empty(), "{:?}", config.warnings());
     }
 
@@ -211,6 +216,7 @@ mod tests {
         };
         assert!(a.ignored_namespaces.is_match("my-y-1") && !a.ignored_namespaces.is_match("xx"));
         assert_eq!((a.class_name.as_deref(), a.watch_classless), (Some("c"), true));
+        assert_eq!(a.csi_driver, "x.y");
         assert_eq!(files.source, ClusterSource::Manifests("/m".into()));
         assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
     }

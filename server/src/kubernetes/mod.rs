@@ -189,6 +189,7 @@ fn settings(configured: &KubernetesCluster, registry: &Registry) -> Result<Setti
         class_name: configured.class_name.clone(),
         watches_classless: configured.watch_classless,
         parent_id: Arc::new(parent_id),
+        csi_driver: configured.csi_driver.clone(),
     })
 }
 

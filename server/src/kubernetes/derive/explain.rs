@@ -82,7 +82,7 @@ impl Deriver {
         );
         let (Ok(namespaces), Ok(pods)) = filters else {
             return RuleOutcome::Broken(match &state.rule {
-                Err(text) => text.clone(),
+                Err(invalid) => invalid.text.clone(),
                 Ok(_) => "a selector of labels is malformed".to_owned(),
             });
         };
@@ -93,8 +93,8 @@ impl Deriver {
             (Some(only), None) => return RuleOutcome::NearlyMatches(only),
             (Some(_), Some(first)) => return RuleOutcome::DoesNotMatch(first.to_string()),
         }
-        if let Err(text) = &state.rule {
-            return RuleOutcome::Broken(text.clone());
+        if let Err(invalid) = &state.rule {
+            return RuleOutcome::Broken(invalid.text.clone());
         }
         let outcomes = self.pods.get(name).map(|pod| pod.outcomes.as_slice());
         let outcomes = outcomes.unwrap_or_default();

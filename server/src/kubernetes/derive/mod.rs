@@ -52,6 +52,8 @@ pub struct Settings {
     pub watches_classless: bool,
     /// The parent ID of a node's entries.
     pub parent_id: Arc<Template>,
+    /// The CSI driver by which pods ask for an identity.
+    pub csi_driver: String,
 }
 
 impl Settings {
@@ -97,6 +99,8 @@ pub struct Pass {
     pub statics: BTreeMap<Arc<str>, StaticStatus>,
     /// Pods with which something is newly wrong.
     pub problems: Vec<PodProblem>,
+    /// How many pods were looked at.
+    pub evaluated: usize,
 }
 
 /// Everything that follows from the objects.
@@ -239,6 +243,7 @@ impl Deriver {
         if all_pods {
             self.rules.values_mut().for_each(RuleState::reset);
         }
+        pass.evaluated = names.len();
         for name in names {
             self.evaluate(name, !all_pods, &mut pass.problems);
         }
@@ -355,6 +360,8 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
     format!("k8s.{cluster_name}.{key}")
 }
 
+#[cfg(test)]
+mod events_tests;
 #[cfg(test)]
 mod explain_tests;
 #[cfg(test)]

@@ -38,7 +38,7 @@ pub struct StaticStatus {
 /// A rule that is ours, with what is counted for it.
 #[derive(Debug)]
 pub(super) struct RuleState {
-    pub(super) rule: Result<Arc<Rule>, String>,
+    pub(super) rule: Result<Arc<Rule>, Invalid>,
     pub(super) rank: Arc<Rank>,
     pub(super) origin: Arc<str>,
     pub(super) generation: Option<i64>,
@@ -51,8 +51,34 @@ pub(super) struct RuleState {
 }
 
 impl RuleState {
+/// A rule that cannot be applied.
+#[derive(Debug)]
+pub(super) struct Invalid {
+    pub(super) text: String,
+    pub(super) is_fallback: bool,
+    /// What it would select, namespaces and pods; none when it is this that is wrong.
+    filters: Option<(LabelFilter, LabelFilter)>,
+}
+
+impl Invalid {
+    fn of(object: &ClusterSPIFFEID, text: String) -> Self {
+        let namespaces = LabelFilter::of(object.spec.namespace_selector.as_ref());
+        let pods = LabelFilter::of(object.spec.pod_selector.as_ref());
+        Self {
+            text,
+            is_fallback: object.spec.fallback.unwrap_or_default(),
+            filters: namespaces.ok().zip(pods.ok()),
+        }
+    }
+
+    pub(super) fn selects(&self, namespace: &Labels, pod: &Labels) -> bool {
+        let filters = self.filters.as_ref();
+        filters.is_some_and(|(namespaces, pods)| namespaces.matches(namespace) && pods.matches(pod))
+    }
+}
+
     pub(super) fn of(object: &ClusterSPIFFEID, name: &str, settings: &Settings) -> Self {
-        let rule = admission::rule(&object.spec).map_err(|refused| refused.to_string());
+        let rule = admission::rule(&object.spec).map_err(|refused| Invalid::of(object, refused.to_string()));
         Self {
             rule: rule.map(Arc::new),
             rank: Arc::new(Rank::of(&object.metadata)),
@@ -98,7 +124,7 @@ impl RuleState {
                 .map(|(pod, text)| format!("{} pods, the first is {pod}: {text}", pods.len()))
         };
         let ready = match (&self.rule, first(&self.failed), first(&self.refused)) {
-            (Err(text), _, _) => Err(("Invalid", text.clone())),
+            (Err(invalid), _, _) => Err(("Invalid", invalid.text.clone())),
             (Ok(_), Some(text), _) => Err(("RenderFailed", text)),
             (Ok(_), None, Some(text)) => Err(("EntryRefused", text)),
             (Ok(_), None, None) => Ok(()),

@@ -17,6 +17,7 @@ pub(in crate::kubernetes) fn settings() -> Settings {
         class_name: None,
         watches_classless: false,
         parent_id: Arc::new(Template::parse(PARENT, Scope::Node).unwrap()),
+        csi_driver: "csi.spiffe.io".to_owned(),
     }
 }
 
