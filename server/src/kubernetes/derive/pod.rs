@@ -46,8 +46,10 @@ pub(super) enum Outcome {
     Failed(String),
     /// An entry was made that the server refuses.
     Refused(String),
-    /// The pod has no node yet, or another rule gave it an entry before this fallback.
-    Passed,
+    /// The pod has no node yet.
+    NoNode,
+    /// A fallback, and another rule gave the pod an entry.
+    NotNeeded,
 }
 
 /// A rule that selects a pod.
@@ -199,11 +201,11 @@ impl Deriver {
         } in selecting
         {
             if rule.is_fallback && is_covered {
-                outcomes.push((rule_name, Outcome::Passed));
+                outcomes.push((rule_name, Outcome::NotNeeded));
                 continue;
             }
             let outcome = match &node {
-                None => Outcome::Passed,
+                None => Outcome::NoNode,
                 Some(Err(text)) => Outcome::Failed(text.clone()),
                 Some(Ok(node)) => {
                     let (meta, spec) = forms.get_or_insert_with(|| forms_of(pod));
@@ -331,8 +333,6 @@ impl Deriver {
         names
     }
 
-    fn problem(
-        &self,
     /// What is wrong with a rule that selects the pod, which has a node, and of which nothing at all can come.
     fn invalid_rule(
         &self,
@@ -360,13 +360,15 @@ impl Deriver {
         })
     }
 
+    fn problem(
+        &self,
         name: &NamespacedName,
         pod: &Pod,
         outcomes: &[(Arc<str>, Outcome)],
     ) -> Option<PodProblem> {
         let failed = outcomes.iter().find_map(|(rule, outcome)| match outcome {
             Outcome::Failed(text) | Outcome::Refused(text) => Some(format!("ClusterSPIFFEID {rule}: {text}")),
-            Outcome::Declared(_) | Outcome::Passed => None,
+            Outcome::Declared(_) | Outcome::NoNode | Outcome::NotNeeded => None,
         });
         let (kind, text) = match failed.or_else(|| self.invalid_rule(name, pod, outcomes)) {
             Some(text) => (ProblemKind::RuleFailed, text),

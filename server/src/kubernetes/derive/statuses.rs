@@ -7,6 +7,7 @@ use super::keys::Rank;
 use super::pod::Outcome;
 use super::{Deriver, NamespacedName, Pass, Settings};
 use crate::kubernetes::admission::{self, Rule};
+use crate::kubernetes::label_filter::{LabelFilter, Labels};
 use crate::kubernetes::resources::{ClusterSPIFFEID, ClusterSPIFFEIDStats};
 
 /// The status of a rule.
@@ -50,7 +51,6 @@ pub(super) struct RuleState {
     refused: BTreeMap<NamespacedName, String>,
 }
 
-impl RuleState {
 /// A rule that cannot be applied.
 #[derive(Debug)]
 pub(super) struct Invalid {
@@ -77,6 +77,7 @@ impl Invalid {
     }
 }
 
+impl RuleState {
     pub(super) fn of(object: &ClusterSPIFFEID, name: &str, settings: &Settings) -> Self {
         let rule = admission::rule(&object.spec).map_err(|refused| Invalid::of(object, refused.to_string()));
         Self {
@@ -96,7 +97,7 @@ impl Invalid {
         match outcome {
             Outcome::Failed(text) => self.failed.insert(pod.clone(), text.clone()),
             Outcome::Refused(text) => self.refused.insert(pod.clone(), text.clone()),
-            Outcome::Declared(_) | Outcome::Passed => None,
+            Outcome::Declared(_) | Outcome::NoNode | Outcome::NotNeeded => None,
         };
     }
 
@@ -113,7 +114,7 @@ impl Invalid {
         match outcome {
             Outcome::Failed(_) => self.failed.remove(pod),
             Outcome::Refused(_) => self.refused.remove(pod),
-            Outcome::Declared(_) | Outcome::Passed => None,
+            Outcome::Declared(_) | Outcome::NoNode | Outcome::NotNeeded => None,
         };
     }
 
@@ -178,7 +179,8 @@ impl Deriver {
                 let ready = match &state.candidate {
                     Err((reason, text)) => Err((*reason, text.clone())),
                     Ok(_) if is_masked => {
-                        let text = "an older object or a stored entry declares the same entry";
+                        let text =
+                            "an older object, a stored entry or another cluster declares the same entry";
                         Err(("Masked", text.to_owned()))
                     }
                     Ok(_) => Ok(()),
