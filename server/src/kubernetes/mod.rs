@@ -18,11 +18,11 @@ mod orphans;
 mod outbox;
 mod publish;
 pub mod resources;
-#[cfg(test)]
-mod silence_tests;
 pub mod template;
 mod times;
 pub mod watch;
+#[cfg(test)]
+mod whole_tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -249,6 +249,8 @@ pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result
         None => Config::incluster().map_err(|error| failed(error.to_string()))?,
     };
     check_trust(&config).map_err(|text| failed(text.to_owned()))?;
+    // Whoever asks tries again, and says meanwhile what is wrong; the client alone would do so for minutes and say nothing.
+    config.default_retry = false;
     config.read_timeout = Some(limits::SILENCE);
     config.reset_reader_on_write = true;
     let builder = ClientBuilder::try_from(config).map_err(|error| failed(error.to_string()))?;

@@ -1,4 +1,4 @@
-//! A whole cluster before an API server that is silent, or takes requests and never answers, in paused time.
+//! A whole cluster before an API server of a few lines, in paused time.
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -19,6 +19,7 @@ use tower_service::Service;
 
 use super::cluster::Cluster;
 use super::limits::Limited;
+use super::outbox::Outbox;
 use super::{Declarations, derive, watch};
 use crate::registry::{Registry, SourceState};
 use crate::store::SqliteStore;
@@ -39,7 +40,9 @@ struct State {
     lists: usize,
     watches: usize,
     hung: usize,
-    open: Vec<mpsc::UnboundedSender<Bytes>>,
+    open: Vec<(String, mpsc::UnboundedSender<Bytes>)>,
+    /// Paths of what was changed.
+    patched: Vec<String>,
 }
 
 impl Api {
@@ -77,7 +80,11 @@ impl Service<Request<kube::client::Body>> for Api {
     fn call(&mut self, request: Request<kube::client::Body>) -> Self::Future {
         let query = request.uri().query().unwrap_or_default().to_owned();
         let parts: Vec<&str> = request.uri().path().trim_matches('/').split('/').collect();
-        let answer = self.with(|state| state.answer(&parts, &query));
+        let is_patch = request.method() == http::Method::PATCH;
+        let answer = self.with(|state| match is_patch {
+            true => state.patch(&parts),
+            false => state.answer(&parts, &query),
+        });
         async move {
             match answer {
                 Some(answer) => Ok(answer),
@@ -89,6 +96,23 @@ impl Service<Request<kube::client::Body>> for Api {
 }
 
 impl State {
+    /// Notes the path and stores nothing: watches tell what a test says.
+    fn patch(&mut self, path: &[&str]) -> Option<Response<Feed>> {
+        self.patched.push(path.join("/"));
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let object = self.objects["clusterspiffeids"][0].to_string();
+        drop(sender.send(object.into()));
+        Some(Response::new(Feed(receiver)))
+    }
+
+    /// What the open watches of a kind tell.
+    fn tell(&mut self, plural: &str, object: &Value) {
+        let line = Bytes::from(format!("{}\n", json!({"type": "MODIFIED", "object": object})));
+        for (_, sender) in self.open.iter().filter(|(of, _)| of == plural) {
+            drop(sender.send(line.clone()));
+        }
+    }
+
     fn answer(&mut self, path: &[&str], query: &str) -> Option<Response<Feed>> {
         if self.hangs {
             self.hung += 1;
@@ -105,7 +129,8 @@ impl State {
                     "code": 410
                 }}));
             } else {
-                self.open.push(sender);
+                let plural = path.last().copied().unwrap_or_default();
+                self.open.push((plural.to_owned(), sender));
             }
         } else if path == ["apis", "discovery.k8s.io", "v1"] {
             send(&json!({"kind": "APIResourceList", "groupVersion": "discovery.k8s.io/v1", "resources": []}));
@@ -163,29 +188,54 @@ fn objects() -> BTreeMap<&'static str, Vec<Value>> {
     .into()
 }
 
+struct World {
+    api: Api,
+    registry: Arc<Registry>,
+    _tasks: TaskSet,
+}
+
+impl World {
+    /// A cluster that runs, with what writes back to it.
+    async fn new() -> Self {
+        let api = Api::default();
+        api.with(|state| state.objects = objects());
+        let store = SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap();
+        let registry = Registry::load(Arc::new(store), &domain(), Clock::system())
+            .await
+            .unwrap();
+        let cluster = Cluster::new(
+            derive::tests::settings(),
+            Arc::clone(&registry),
+            Declarations {
+                sets: tokio::sync::watch::Sender::default(),
+                states: tokio::sync::watch::channel(Default::default()).1,
+            },
+            Clock::system(),
+            SourceState::default(),
+        );
+        let mut tasks = TaskSet::new();
+        let client = Client::new(Limited(api.clone()), "default");
+        let watches = watch::watches(&client, &mut tasks);
+        let stop = tasks.stop_signal();
+        let outbox = Arc::new(Outbox::default());
+        let writing = Arc::clone(&outbox).run(client, Clock::system(), stop.clone());
+        tasks.spawn("outbox", writing);
+        tasks.spawn("cluster", cluster.run(watches, outbox, stop));
+        Self {
+            api,
+            registry,
+            _tasks: tasks,
+        }
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_api_server_that_is_silent_or_hangs_takes_nothing_away_and_is_heard_again_by_itself() {
-    let api = Api::default();
-    api.with(|state| state.objects = objects());
-    let store = SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap();
-    let registry = Registry::load(Arc::new(store), &domain(), Clock::system())
-        .await
-        .unwrap();
-    let cluster = Cluster::new(
-        derive::tests::settings(),
-        Arc::clone(&registry),
-        Declarations {
-            sets: tokio::sync::watch::Sender::default(),
-            states: tokio::sync::watch::channel(Default::default()).1,
-        },
-        Clock::system(),
-        SourceState::default(),
-    );
-    let mut tasks = TaskSet::new();
-    let client = Client::new(Limited(api.clone()), "default");
-    let watches = watch::watches(&client, &mut tasks);
-    let stop = tasks.stop_signal();
-    tasks.spawn("cluster", cluster.run(watches, Arc::default(), stop));
+    let World {
+        api,
+        registry,
+        _tasks,
+    } = World::new().await;
     let minute = Duration::from_secs(60);
     tokio::time::sleep(minute).await;
     assert_eq!(registry.entry_count(), 1);
@@ -224,4 +274,30 @@ async fn an_api_server_that_is_silent_or_hangs_takes_nothing_away_and_is_heard_a
     });
     tokio::time::sleep(2 * minute).await;
     assert_eq!(registry.entry_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_that_somebody_overwrote_is_written_again() {
+    let World {
+        api,
+        registry: _,
+        _tasks,
+    } = World::new().await;
+    let written = || {
+        api.with(|state| {
+            let path = "apis/spire.spiffe.io/v1alpha1/clusterspiffeids/r/status";
+            state.patched.iter().filter(|patched| *patched == path).count()
+        })
+    };
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(written(), 1);
+    let mut rule = api.with(|state| state.objects["clusterspiffeids"][0].clone());
+    rule["metadata"]["resourceVersion"] = json!("20");
+    rule["status"] = json!({"stats": {
+        "namespacesSelected": 0, "namespacesIgnored": 0, "podsSelected": 77, "podEntryRenderFailures": 0,
+        "entriesMasked": 0, "entriesToSet": 0, "entryFailures": 0
+    }});
+    api.with(|state| state.tell("clusterspiffeids", &rule));
+    tokio::time::sleep(Duration::from_secs(5 * 60)).await;
+    assert_eq!(written(), 2);
 }
