@@ -370,3 +370,5 @@ mod history_tests;
 mod samples_tests;
 #[cfg(test)]
 pub(crate) mod tests;
+#[cfg(test)]
+mod work_tests;

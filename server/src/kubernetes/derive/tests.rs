@@ -759,36 +759,3 @@ fn a_look_at_what_others_took_asks_once_for_each_key_and_touches_what_turned_alo
     deriver.pass(&taken);
     assert_eq!(asked.get(), 1, "a pod is its own affair");
 }
-
-#[test]
-fn ten_thousand_pods_are_derived_at_once_and_one_costs_little() {
-    #![allow(clippy::disallowed_methods)] // measures
-    let mut deriver = Deriver::new(settings());
-    for n in 0..100 {
-        deriver.apply(node(&format!("n{n}"), &format!("node-{n}")));
-        deriver.apply(namespace(&format!("ns{n}"), &[]));
-    }
-    deriver.apply(rule("r", 0, &json!({"autoPopulateDNSNames": true})));
-    for n in 0..10_000 {
-        let more = json!({"spec": {"nodeName": format!("n{}", n % 100)}});
-        deriver.apply(pod(&format!("ns{}", n / 100), &format!("p{n}"), &more));
-    }
-    let began = std::time::Instant::now();
-    assert_eq!(deriver.pass(&|_| false).upserts.len(), 10_000);
-    let full = began.elapsed();
-    let began = std::time::Instant::now();
-    for n in 0..100 {
-        let name = format!("p{n}");
-        deriver.apply(pod(
-            "ns0",
-            &name,
-            &json!({"metadata": {"labels": {"changed": "1"}}, "spec": {"nodeName": "n1"}}),
-        ));
-        deriver.pass(&|_| false);
-    }
-    let one = began.elapsed() / 100;
-    println!(
-        "10,000 pods: {full:?}; one pod: {one:?}; ratio {:.0}",
-        full.as_secs_f64() / one.as_secs_f64()
-    );
-}
