@@ -1,5 +1,6 @@
-//! `ClusterFederatedTrustDomain`: which relationships are declared, and what became of each. The older object wins, here
-//! in a cluster and in `federation::sources` between clusters; what the configuration or an operator says of a trust domain counts before any object.
+//! `ClusterFederatedTrustDomain`: which relationships are declared, and the state of each. The older object is used,
+//! here within a cluster and in `federation::sources` between clusters; the configuration and relationships of operators
+//! take precedence over objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use super::derive::Settings;
 use super::outbox::{Before, Said};
 use super::resources::ClusterFederatedTrustDomain;
 
-/// A later fetch alone is told so long after the one before, so that statuses are not written with each.
+/// A status in which only the time of the fetch is new is written after this time, so that statuses are not written with each.
 const TELL_FETCHES_EVERY: Duration = Duration::minutes(5);
 
 /// Whether a relationship is in force: a word and a text if it is not; the bundle; and the generation described.

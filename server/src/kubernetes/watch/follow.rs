@@ -1,4 +1,4 @@
-//! One watch: list, then changes, then again; for as long as the server runs.
+//! One watch: list, then changes, then again, as long as the server runs.
 
 use std::convert::Infallible;
 
@@ -23,7 +23,7 @@ pub(super) type Told = Option<DynamicObject>;
 /// Asks for one object.
 pub(super) type Ask = Box<dyn Fn(&NamespacedName) -> BoxFuture<'static, kube::Result<Told>> + Send + Sync>;
 
-/// What is watched, and what becomes of it.
+/// What is watched, and what is made of it.
 pub(super) struct Watched {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
@@ -159,7 +159,7 @@ impl Following {
         }
     }
 
-    /// Tells what became of an object. One that cannot be understood counts as not there: what follows from objects
+    /// Reports a change of an object. One that cannot be parsed counts as absent: what follows from objects
     /// must not depend on what they were before.
     async fn tell_of(&self, name: &NamespacedName, told: Told) -> Result<(), Closed> {
         let news = match (self.reading)(name, told) {

@@ -1,6 +1,5 @@
-use serde_json::json;
+//! Pods with problems, for Events.
 
-use super::tests::{namespace, node, pod, rule, settings};
 use super::*;
 
 /// The problems of pods in namespace `shop` with these rules and pods.
