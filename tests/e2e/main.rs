@@ -17,6 +17,8 @@ mod helper;
 mod hostile;
 mod kill;
 mod kubernetes;
+mod kubernetes_manifests;
+mod kubernetes_silence;
 mod latency;
 mod life;
 mod log_selectors;

@@ -52,6 +52,7 @@
   "class_name" (include "finial.class" .)
   "watch_classless" $cm.watchClassless
   "cluster_domain" .Values.global.k8s.clusterDomain
+  "csi_driver" (index .Values "spiffe-csi-driver" "pluginName")
   "crds" (dict "manage" .Values.crds.manage)
 -}}
 {{- with $cm.parentIDTemplate }}{{ $_ := set $rules "parent_id_template" . }}{{ end -}}

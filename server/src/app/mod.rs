@@ -189,6 +189,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
             signing: config.limits().signing,
         }),
         audit: Audit::new(config.audit_log()),
+        services: Arc::clone(&services),
     });
 
     let tcp = listen(config.bind()).await?;

@@ -82,7 +82,7 @@ impl Deriver {
         );
         let (Ok(namespaces), Ok(pods)) = filters else {
             return RuleOutcome::Broken(match &state.rule {
-                Err(text) => text.clone(),
+                Err(invalid) => invalid.text.clone(),
                 Ok(_) => "a selector of labels is malformed".to_owned(),
             });
         };
@@ -93,8 +93,8 @@ impl Deriver {
             (Some(only), None) => return RuleOutcome::NearlyMatches(only),
             (Some(_), Some(first)) => return RuleOutcome::DoesNotMatch(first.to_string()),
         }
-        if let Err(text) = &state.rule {
-            return RuleOutcome::Broken(text.clone());
+        if let Err(invalid) = &state.rule {
+            return RuleOutcome::Broken(invalid.text.clone());
         }
         let outcomes = self.pods.get(name).map(|pod| pod.outcomes.as_slice());
         let outcomes = outcomes.unwrap_or_default();
@@ -102,7 +102,7 @@ impl Deriver {
             Some((_, Outcome::Declared(key))) => {
                 let owner = Owner::Rule(rule.clone(), name.clone());
                 let Some(standing) = self.keys.standing(key, &owner) else {
-                    return RuleOutcome::WaitsForNode;
+                    return not_applied();
                 };
                 let entry = standing.entry.clone();
                 match standing.counts {
@@ -111,7 +111,7 @@ impl Deriver {
                         by: format!("{origin}, which is older"),
                         entry,
                     },
-                    Counts::Stored => RuleOutcome::Masked {
+                    Counts::Elsewhere => RuleOutcome::Masked {
                         by: name_rival(&entry)
                             .unwrap_or_else(|| "an entry that another cluster declares".to_owned()),
                         entry,
@@ -119,17 +119,14 @@ impl Deriver {
                 }
             }
             Some((_, Outcome::Failed(text) | Outcome::Refused(text))) => RuleOutcome::Broken(text.clone()),
-            Some((_, Outcome::Passed)) | None => {
+            Some((_, Outcome::NoNode)) => RuleOutcome::WaitsForNode,
+            Some((_, Outcome::NotNeeded)) => {
                 let covering = outcomes.iter().filter(|(of, outcome)| {
                     matches!(outcome, Outcome::Declared(_) | Outcome::Refused(_)) && !self.is_fallback(of)
                 });
-                let covering: Vec<Arc<str>> = covering.map(|(of, _)| of.clone()).collect();
-                if covering.is_empty() {
-                    RuleOutcome::WaitsForNode
-                } else {
-                    RuleOutcome::FallbackNotUsed(covering)
-                }
+                RuleOutcome::FallbackNotUsed(covering.map(|(of, _)| of.clone()).collect())
             }
+            None => not_applied(),
         }
     }
 
@@ -186,6 +183,11 @@ impl Deriver {
             },
         }
     }
+}
+
+/// For the time between an object's coming and the pass that takes it in.
+fn not_applied() -> RuleOutcome {
+    RuleOutcome::DoesNotMatch("the rule was not applied to the pod yet".to_owned())
 }
 
 fn differences<'a>(
