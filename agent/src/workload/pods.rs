@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::container::{self, ContainerError};
 use super::listed::{ListedPod, Listing, PodReference};
 use super::{AttestorError, Process};
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
 /// Type of the selectors, which SPIRE's workload attestor `k8s` has.
 const KIND: &str = "k8s";
@@ -260,7 +260,7 @@ impl Workload {
 }
 
 /// Static pods have UIDs without dashes, which names of groups may be shown with.
-pub(super) fn is_same_uid(one: &str, other: &str) -> bool {
+pub(crate) fn is_same_uid(one: &str, other: &str) -> bool {
     let digits = |uid: &str| uid.replace(['-', '_'], "").to_ascii_lowercase();
     digits(one) == digits(other)
 }
