@@ -53,8 +53,8 @@ pub trait PodFacts: Send + Sync + std::fmt::Debug {
     /// When any of them cannot be told.
     async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError>;
 
-    /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. What
-    /// was heard of the kubelet before that time may be taken for granted. May be dropped at any time.
+    /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. The answer
+    /// is from a list of the kubelet's that is no older than `max_age`. May be dropped at any time.
     ///
     /// # Errors
     /// When it cannot be told.
