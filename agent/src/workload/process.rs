@@ -17,8 +17,6 @@ use super::procfs::{FileId, ProcFs};
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
-    start_ticks: u64,
-    started_at: Option<OffsetDateTime>,
     pidfd: AsyncFd<OwnedFd>,
     procfs: ProcFs,
     connected_as: Option<ConnectedAs>,
@@ -72,7 +70,7 @@ impl Process {
             error => failed("open pidfd", number, error.into()),
         })?;
         let process = Self::of_pidfd(pid, pidfd, procfs)?;
-        if process.start_ticks == before {
+        if start_ticks(number, procfs)? == before && process.is_alive() {
             Ok(process)
         } else {
             Err(ProcessError::Gone(number))
@@ -86,7 +84,6 @@ impl Process {
     /// [`ProcessError`].
     pub fn of_pidfd(pid: i64, pidfd: OwnedFd, procfs: &ProcFs) -> Result<Self, ProcessError> {
         let (number, _handle) = visible(pid)?;
-        let start_ticks = start_ticks(number, procfs)?;
         #[allow(
             deprecated,
             reason = "its successor is unsafe; an OwnedFd stays open as long as it lives"
@@ -95,14 +92,12 @@ impl Process {
             .map_err(|error| failed("watch process", number, error))?;
         let process = Self {
             pid: number,
-            start_ticks,
-            started_at: procfs.instant_of(start_ticks),
             pidfd,
             procfs: procfs.clone(),
             connected_as: None,
             program: procfs.program(number).ok(),
         };
-        // Only now is it certain that the start time was read of this process and of no successor.
+        // Only now is it certain that the program is this process' and no successor's.
         if process.is_alive() {
             Ok(process)
         } else {
@@ -133,9 +128,11 @@ impl Process {
         self.pid
     }
 
-    /// When it started, as far as the system tells.
+    /// When it started, as far as the system tells; `None` once it has ended.
     pub fn started_at(&self) -> Option<OffsetDateTime> {
-        self.started_at
+        let ticks = self.procfs.start_ticks(self.pid).ok()?;
+        // Else they may be of the next process with this pid.
+        self.is_alive().then(|| self.procfs.instant_of(ticks))?
     }
 
     /// The `/proc` that shows it.
