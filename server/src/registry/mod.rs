@@ -147,7 +147,7 @@ impl Registry {
         self.found_or_caught_up(|core| core.agents.get(id).cloned()).await
     }
 
-    /// Forgets a node whose machine is gone, so that its streams end and what runs in its place attests as what it is.
+    /// Removes a node whose machine is gone from the store, so that its streams end and what runs in its place attests as what it is.
     /// One that is banned stays so. Says whether there was one.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! Forgets what nobody can use any more: join tokens that have expired, and nodes when the configuration says so.
+//! Deletes what nobody can use any more: join tokens that have expired, and nodes when the configuration says so.
 //! Entries that have expired are the registry's business.
 
 use std::convert::Infallible;
