@@ -20,7 +20,7 @@ pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Looking more often would find nothing new.
 pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
-/// When the agent's SVID is to be renewed. Settled once, when the SVID is taken up: drawn anew at each look, it would
+/// When the agent's SVID is to be renewed. Settled once, when the SVID is taken up: drawn again at each look, it would
 /// nearly always come early.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RenewalTime {

@@ -1,4 +1,4 @@
-//! Whom connections and calls are counted for.
+//! The user, container or pod that a connection or call is counted for.
 
 use tokio::net::unix::UCred;
 
@@ -15,7 +15,7 @@ pub enum Who {
         /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
         container: Option<u64>,
     },
-    /// A pod: whoever calls on its socket, and its processes where they are known by their cgroup.
+    /// A pod: the callers on its socket, and its processes that are identified by their cgroup.
     Pod(PodNumber),
     /// A broker, by its place in the configuration.
     Broker(usize),
