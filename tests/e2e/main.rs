@@ -24,6 +24,7 @@ mod life;
 mod log_selectors;
 mod openssl;
 mod pod_sockets;
+mod quickstart;
 mod raw_http2;
 mod rotation;
 mod scale;

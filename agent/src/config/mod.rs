@@ -38,9 +38,7 @@ pub use self::broker::{
     AllowedBroker, AllowedReference, BindAddress, BrokerSettings, OBJECT_REFERENCE, PID_REFERENCE,
 };
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
-pub use self::csi::{
-    CsiSettings, NODE_NAME_VARIABLE, PodRecord, RecordError, SocketTree, TreeError, is_pod_uid,
-};
+pub use self::csi::{CsiSettings, NODE_NAME_VARIABLE};
 pub use self::features::Features;
 pub use self::k8s::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 pub use self::limits::RateLimits;

@@ -49,8 +49,7 @@ pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleR
 pub use self::join_token::JoinTokenAttestor;
 pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
-pub use self::renew::remaining_at_renewal;
-pub use self::rotation::RotationStrategy;
+pub use self::rotation::{RotationStrategy, remaining_at_renewal};
 pub use self::state::NodeState;
 pub use self::storage::{AgentData, AgentStorage, StorageError};
 pub use self::x509pop::X509PopAttestor;

@@ -131,7 +131,7 @@ fn pod_of(cgroups: &str) -> Option<PodNumber> {
 #[allow(clippy::disallowed_methods)] // A /proc laid out by hand.
 mod tests {
     use super::*;
-    use crate::config::PodRecord;
+    use crate::socket_tree::PodRecord;
 
     const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
     const OTHER: &str = "00000000-25a7-4c0b-9ab1-4e2f1bd4a9b1";

@@ -64,14 +64,27 @@ impl Session {
     /// new: it may have given up the user or the groups that the first answer was for.
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be found out who calls.
+    /// `Unavailable` when it cannot be found out who calls; `PermissionDenied` on the socket of a pod when the caller is
+    /// in another.
     pub async fn open<M>(sessions: &Sessions, request: &Request<M>, access: Access) -> Result<Self, Status> {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
         };
         let workload = match peer.workload() {
             Ok(workload) => workload,
-            Err(error) => return Err(refuse_unknown(&error)),
+            Err(error) => {
+                let process = peer.process().ok();
+                let refused = Refused {
+                    at: sessions.shared.parts.clock.now(),
+                    access,
+                    pid: process.map_or(0, |process| process.pid()),
+                    started_at: process.and_then(|process| process.started_at()),
+                    selectors: None,
+                    reason: error.to_string(),
+                };
+                let refusals = &sessions.shared.parts.refusals;
+                return Err(refusals.note(refused, refuse_unknown(&error)));
+            }
         };
         Self::of(sessions, workload, admitted, request.metadata(), access, false).await
     }

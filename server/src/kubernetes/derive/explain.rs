@@ -234,8 +234,8 @@ fn distance(difference: &LabelDifference) -> usize {
     found.len().max(wanted.len()) - end
 }
 
-/// The selectors that hold for every process of the pod, or for those of one of its containers. Images are left
-/// out: the node knows them by more names.
+/// The selectors that hold for every process of the pod. What holds for those of one container alone is left out: the
+/// agent decides who of the pod asks.
 fn selectors(name: &NamespacedName, pod: &Pod, labels: &Labels) -> Vec<String> {
     let mut selectors = vec![
         format!("ns:{}", name.namespace),
@@ -252,13 +252,6 @@ fn selectors(name: &NamespacedName, pod: &Pod, labels: &Labels) -> Vec<String> {
     for owner in pod.metadata.owner_references.iter().flatten() {
         selectors.push(format!("pod-owner:{}:{}", owner.kind, owner.name));
         selectors.push(format!("pod-owner-uid:{}:{}", owner.kind, owner.uid));
-    }
-    if let Some(spec) = &pod.spec {
-        let containers = spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten());
-        selectors.extend(containers.map(|container| format!("container-name:{}", container.name)));
     }
     selectors.iter().map(|value| format!("k8s:{value}")).collect()
 }
