@@ -70,7 +70,7 @@ impl<'a> Installation<'a> {
     /// All that [`Installation::on`] does before the chart comes.
     pub fn prepared(cluster: &'a Cluster) -> Self {
         let image = format!("docker.io/finial/finial:{}", env!("CARGO_PKG_VERSION"));
-        let content = image_like_dockerfile(&finial());
+        let content = image_like_dockerfile(finial());
         let content: Vec<&str> = content.iter().map(String::as_str).collect();
         cluster.import_image(&image, &content);
         let program = format!("{}:/usr/bin/finial", finial().display());

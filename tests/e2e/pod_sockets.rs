@@ -54,7 +54,7 @@ fn an_operator_is_told_how_whoever_calls_on_a_pods_socket_is_known() {
     let dir = TempDir::with_prefix("finial-pods-").expect("a temporary directory");
     let stack = start(dir.path(), true);
     let admin = dir.path().join("admin/admin.sock").display().to_string();
-    let why = |uid: &str| run(&["why", "-socketPath", &admin, "-output", "json", "-podUID", uid]);
+    let why = |uid: &str| run(["why", "-socketPath", &admin, "-output", "json", "-podUID", uid]);
     let unknown = why(UID);
     assert!(
         !unknown.status.success() && unknown.stderr.contains("no pod of this node"),

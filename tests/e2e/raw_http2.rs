@@ -157,7 +157,7 @@ fn huffman(digits: &str) -> Vec<u8> {
             _ => bits.push_str(&format!("{:06b}", 0b011001 + digit - 3)),
         }
     }
-    while bits.len() % 8 != 0 {
+    while !bits.len().is_multiple_of(8) {
         bits.push('1');
     }
     let bytes = (0..bits.len()).step_by(8);

@@ -83,7 +83,7 @@ impl Session {
                     reason: error.to_string(),
                 };
                 let refusals = &sessions.shared.parts.refusals;
-                return Err(refusals.note(refused, refuse_unknown(&error)));
+                return Err(refusals.note(admitted.accountable(), refused, refuse_unknown(&error)));
             }
         };
         Self::of(sessions, workload, admitted, request.metadata(), access, false).await
