@@ -1,4 +1,4 @@
-//! Puts the parts of the agent together: the one place that knows concrete types.
+//! Builds the agent from its parts: the only module that knows all concrete types.
 //!
 //! `build` reads what an earlier run saved and binds the sockets; `run` attests, syncs and serves until stopped.
 //! When it stops, open streams end with `Unavailable` first, then the tasks that fed them.
@@ -38,6 +38,7 @@ use crate::node::{
     Jitter, JoinTokenAttestor, K8sPsatAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState,
     RotationStrategy, X509PopAttestor,
 };
+use crate::socket_tree::SocketTree;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::tokens::JwtCacheSettings;
 use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
@@ -221,7 +222,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         let redaction = config.redact().map(|prefixes| Redaction::new(prefixes.to_vec()));
         let redaction = redaction.unwrap_or_default();
         let own_svid = own_svid.clone();
-        let routes = admin_routes(settings, share, &parts, redaction, own_svid, log, probe.clone())?;
+        let per_pod = config.csi().filter(|csi| csi.per_pod);
+        let pod_sockets = per_pod.map(|csi| SocketTree::layout(&csi.socket_dir));
+        let shown = (redaction, pod_sockets);
+        let routes = admin_routes(settings, share, &parts, shown, own_svid, log, probe.clone())?;
         let admission = Admission::new(share.connections);
         tasks.spawn(
             "admin",
@@ -338,12 +342,12 @@ fn label_sockets(config: &Config) {
     }
 }
 
-/// The services of the admin socket, beside health and reflection.
+/// The services of the admin socket, in addition to health and reflection.
 fn admin_routes(
     settings: &AdminSettings,
     share: SocketShare,
     parts: &SessionParts,
-    redaction: Redaction,
+    (redaction, pod_sockets): (Redaction, Option<SocketTree>),
     svid: watch::Receiver<Option<Arc<X509Svid>>>,
     log: LogControl,
     probe: Probe,
@@ -369,6 +373,7 @@ fn admin_routes(
         svid: svid.clone(),
         redaction,
         procfs: ProcFs::default(),
+        pod_sockets,
     };
     LocalRoutes::new(probe)
         .with(ExplainService::server(explain))

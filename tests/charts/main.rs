@@ -5,6 +5,7 @@ mod clusters;
 mod configuration;
 mod custom_resources;
 mod engine;
+mod federation;
 mod helm_test;
 mod image;
 mod network;

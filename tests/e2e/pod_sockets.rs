@@ -5,11 +5,11 @@ use std::fs::{create_dir, rename, write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use finial_tests::{Stack, StackOptions, wait_until};
+use finial_tests::rpcs::{AGENT_SOCKETS, rows};
+use finial_tests::{Entry, Stack, StackOptions, run, wait_until};
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
-use crate::admin::rows;
 use crate::wire::{call, call_with, unix};
 
 const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
@@ -49,6 +49,41 @@ fn publish(dir: &Path) -> PathBuf {
     pods.join(UID).join("sockets")
 }
 
+#[test]
+fn an_operator_is_told_how_whoever_calls_on_a_pods_socket_is_known() {
+    let dir = TempDir::with_prefix("finial-pods-").expect("a temporary directory");
+    let stack = start(dir.path(), true);
+    let admin = dir.path().join("admin/admin.sock").display().to_string();
+    let why = |uid: &str| run(["why", "-socketPath", &admin, "-output", "json", "-podUID", uid]);
+    let unknown = why(UID);
+    assert!(
+        !unknown.status.success() && unknown.stderr.contains("no pod of this node"),
+        "{}",
+        unknown.stderr
+    );
+    publish(dir.path());
+    stack.create_entry(&Entry {
+        path: "/container",
+        selectors: vec!["k8s:ns:shop".to_owned(), "k8s:container-name:web".to_owned()],
+        extra: Vec::new(),
+    });
+    wait_until("the entry that nearly matches", PATIENCE, || {
+        let pod = &why(UID).json()["pod"];
+        pod["near_misses"][0]["differences"][0]["wanted"] == "k8s:container-name:web"
+    });
+    let pod = &why(UID).json()["pod"];
+    assert_eq!(pod["name"], "web-0");
+    assert_eq!(pod["verdict"], "NO_ENTRY_MATCHES");
+    stack.create_entry(&Entry {
+        path: "/web",
+        selectors: vec!["k8s:ns:shop".to_owned(), "k8s:sa:web".to_owned()],
+        extra: Vec::new(),
+    });
+    wait_until("the pod's identity", PATIENCE, || {
+        why(UID).json()["pod"]["verdict"] == "HAS_IDENTITY"
+    });
+}
+
 #[tokio::test]
 async fn a_pods_socket_serves_what_the_table_calls_public_under_each_of_its_names() {
     for per_pod in [true, false] {
@@ -68,7 +103,7 @@ async fn a_pods_socket_serves_what_the_table_calls_public_under_each_of_its_name
                 |outcome: Result<Vec<u8>, Status>| outcome.map_or_else(|status| status.code(), |_| Code::Ok);
             let mut wrong = Vec::new();
             let mut served = 0;
-            for (method, words) in rows() {
+            for (method, words) in rows(AGENT_SOCKETS) {
                 let header = [("workload.spiffe.io", "true"), ("broker.spiffe.io", "true")];
                 let with = code(call_with(&channel, method, Vec::new(), &header).await);
                 let is_here = matches!(words[0], "public" | "both");

@@ -19,7 +19,7 @@ use finial_proto::spire::api::server::entry::v1::GetAuthorizedEntriesRequest;
 use finial_proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{JwtBundlesRequest, X509BundlesRequest};
-use finial_tests::{Entry, Stack, StackOptions, wait_for, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, free_port, wait_for, wait_until};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use rustls_pki_types::pem::PemObject;
@@ -27,7 +27,7 @@ use tokio::net::UnixStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::scrape::{Scraped, free_port, get, scrape};
+use crate::scrape::{Scraped, get, scrape};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -112,6 +112,11 @@ const AGENT: &[(&str, f64)] = &[
     ("spire_agent_sds_api_connections", 0.0),
     // Not of the dashboards.
     ("spire_agent_bootstrapped", 1.0),
+    ("spire_agent_bootstrap_seconds", 0.0),
+    ("spire_agent_bootstrap_attempts", 1.0),
+    ("spire_agent_lru_cache_entry_add", 1.0),
+    ("spire_agent_lru_cache_entry_remove", 0.0),
+    ("spire_agent_lru_cache_entry_update", 0.0),
     ("spire_agent_node_attestor_new_svid", 1.0),
     ("spire_agent_workload_api_connection", 3.0),
     ("spire_agent_workload_api_workload_attestor", 1.0),
@@ -197,7 +202,7 @@ fn every_name_of_the_dashboards_is_there_after_real_calls() {
     assert!(agent.total(health).expect("the health check of the harness") >= 1.0);
 }
 
-/// Every metric that a scrape shows stands in the documentation.
+/// Every metric that a scrape shows is in the documentation.
 #[test]
 fn what_is_shown_is_documented() {
     let (stack, ports) = watched("", "");

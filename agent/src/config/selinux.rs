@@ -8,16 +8,13 @@ const MAX_TYPE: usize = 128;
 /// `socket_type`; `None` leaves labels as they are.
 pub(super) fn read(agent: &Section<'_>) -> Option<String> {
     let selinux = agent.section("selinux")?;
-    let named = selinux.parse("socket_type", |name| {
+    let named = selinux.required_parse("socket_type", |name| {
         let characters = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_' || byte == b'.';
         let is_type = !name.is_empty() && name.len() <= MAX_TYPE && name.bytes().all(characters);
         is_type
             .then(|| name.to_owned())
             .ok_or("must be a type of SELinux, like container_file_t")
     });
-    if !selinux.has("socket_type") {
-        selinux.problem("socket_type", "is required");
-    }
     selinux.finish();
     named
 }

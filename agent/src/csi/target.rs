@@ -1,7 +1,7 @@
 //! Places below the kubelet's folder of pods, where volumes are mounted.
 //!
-//! A path comes from the kubelet, and folders on the way may be written to by others. So each part is opened on its
-//! own, no link is followed, and everything is done by the descriptor of the last folder.
+//! A path comes from the kubelet, and its parent folders may be writable for others. So each part of it is opened
+//! separately, no link is followed, and everything is done with the descriptor of the last folder.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::mountinfo::{self, Mount, MountInfoError};
-use crate::config::is_pod_uid;
+use crate::socket_tree::is_pod_uid;
 
 /// Mode of the folder on which a volume is mounted, until it is.
 const TARGET_MODE: Mode = Mode::from_raw_mode(0o750);

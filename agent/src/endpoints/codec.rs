@@ -1,4 +1,4 @@
-//! Messages that were encoded once and go to many streams.
+//! Messages that are encoded once and sent on many streams.
 
 use std::future::Future;
 use std::marker::PhantomData;
@@ -190,7 +190,7 @@ impl<M: Message + Default> Decoder for Reader<M> {
     type Error = Status;
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        // Such bytes will never be a request, so the client shall not try again.
+        // Such bytes will never be a request, so the client must not try again.
         M::decode(src)
             .map(Some)
             .map_err(|error| Status::invalid_argument(format!("request is malformed: {error}")))

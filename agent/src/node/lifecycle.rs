@@ -1,6 +1,6 @@
-//! The life of the agent's SVID: keep it valid, and cope with denials.
+//! The lifecycle of the agent's SVID: keeps it valid, and handles refusals.
 //!
-//! Trouble never ends [`Node::run`]; a ban does, and at the first start a refusal that no retry can change.
+//! Failures never end [`Node::run`]; a ban does, and at the first start a refusal that no retry can change.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::attest::AttestError;
+use super::bootstrapping::Bootstrapping;
 use super::obtain::saved_svid;
 use super::rebootstrap::ReturnPolicy;
 use super::renew::RenewalTime;
@@ -36,7 +37,7 @@ pub struct Node {
     pub(super) handle: NodeHandle,
     pub(super) news: mpsc::Receiver<News>,
     pub(super) bundle: watch::Receiver<Arc<Bundle>>,
-    /// A key that nobody certified yet, and where it is kept: for the next attempt.
+    /// A key without a certificate, and where it is kept: for the next attempt.
     pub(super) unused_key: Option<(&'static str, Arc<PrivateKey>)>,
     /// The newest SVID while the disk does not have it.
     pub(super) unsaved: Option<Unsaved>,
@@ -48,6 +49,7 @@ pub struct Node {
     pub(super) saving: Schedule,
     /// When the newest SVID is due.
     pub(super) renewal_time: Option<RenewalTime>,
+    pub(super) bootstrapping: Bootstrapping,
     /// The agent asks its bootstrap source again.
     pub(super) is_returning: bool,
     /// It was said that nothing verifies the server.
@@ -144,6 +146,7 @@ impl Node {
             reattestation: Schedule::new(&jitter),
             saving: Schedule::new(&jitter),
             renewal_time,
+            bootstrapping: Bootstrapping::default(),
             is_returning: false,
             warned_insecure: false,
             forced: false,

@@ -1,11 +1,12 @@
-//! The agent's own identity: whom it trusts, how it proves itself, and how it stays trusted.
+//! The agent's own identity: which server it trusts, how it attests, and how it renews its SVID.
 //!
-//! [`Node::run`] owns the life of the agent's SVID; everybody else holds a [`NodeHandle`]. A node attestor has
+//! [`Node::run`] owns the lifecycle of the agent's SVID; all others hold a [`NodeHandle`]. A node attestor has
 //! the same name here, at the server and in the configuration.
 
 mod attest;
 mod backoff;
 mod bootstrap;
+mod bootstrapping;
 mod facts;
 mod join_token;
 mod k8s_psat;
@@ -48,8 +49,7 @@ pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleR
 pub use self::join_token::JoinTokenAttestor;
 pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
-pub use self::renew::remaining_at_renewal;
-pub use self::rotation::RotationStrategy;
+pub use self::rotation::{RotationStrategy, remaining_at_renewal};
 pub use self::state::NodeState;
 pub use self::storage::{AgentData, AgentStorage, StorageError};
 pub use self::x509pop::X509PopAttestor;
@@ -87,7 +87,7 @@ pub struct NodeSettings {
     pub server_address: String,
     /// Its TCP port.
     pub server_port: u16,
-    /// Whom to trust before the server has told.
+    /// The bundle to trust before the server has sent one.
     pub bootstrap: BootstrapSource,
     /// Whether to ask that again when the server is no longer trusted.
     pub rebootstrap: Rebootstrap,
@@ -99,7 +99,7 @@ pub struct NodeSettings {
     pub agent_version: String,
 }
 
-/// Why the agent cannot go on.
+/// Why the agent cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// What an earlier run saved cannot be read.
@@ -208,6 +208,12 @@ impl NodeHandle {
             ("server", facts.link_trouble.is_some()),
             ("disk", facts.disk_trouble.is_some()),
         ]
+    }
+
+    /// Whether nothing can be had from the server, as far as is known.
+    pub fn is_cut_off(&self) -> bool {
+        let facts = self.shared.facts();
+        !facts.has_svid || facts.link_trouble.is_some() || facts.distrust.is_some() || facts.evicted.is_some()
     }
 
     /// The connection to the server.

@@ -1,8 +1,8 @@
-//! What the agent holds for its workloads: one immutable snapshot on a `watch`, one writer.
+//! The agent's entries and SVIDs for its workloads: one immutable snapshot on a `watch`, one writer.
 //!
 //! Streams of workloads hold a [`Subscription`], which marks the entries that it matches as wanted once it is told to
-//! ([`Subscription::want`]), read [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and SVIDs that did not change
-//! are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
+//! ([`Subscription::want`]), read [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and
+//! SVIDs that did not change are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -23,7 +23,7 @@ use super::subscriptions::{News, Subscribers, Subscription};
 use super::tokens::{JwtCache, JwtError, SignedJwt};
 use super::wit::WitCache;
 
-/// All that the agent can hand out, at one moment.
+/// All that the agent can serve, at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Entries the agent is authorized for, sorted by entry id.
@@ -59,10 +59,12 @@ pub struct CachedEntry {
     pub downstream: bool,
     /// The SVID goes to an SVID store, never to a workload's socket.
     pub store_svid: bool,
-    /// Each JWT-SVID of this entry has its own `jti`, so none is handed out twice.
+    /// Each JWT-SVID of this entry has its own `jti`, so none is served twice.
     pub jwt_svid_include_jti: bool,
     /// The SVID, once issued and until it expires. An entry without one has been seen but not been signed.
     pub svid: Option<Arc<IssuedSvid>>,
+    /// There is no SVID, and the last attempt to have one signed failed.
+    pub signing_failed: bool,
 }
 
 /// An X509-SVID with its encodings made once and shared by all streams that send it.
@@ -143,14 +145,14 @@ impl IssuedSvid {
         self.svid.leaf().not_after()
     }
 
-    /// Until when it is handed out: until shortly before it expires, for the way to the workload takes time too.
+    /// Until when it is served: until shortly before it expires, for the way to the workload takes time too.
     /// Snapshots drop it then; whoever holds an older snapshot compares.
     pub fn usable_until(&self) -> OffsetDateTime {
         usable_until(self.svid.leaf())
     }
 }
 
-/// Until when an SVID with this leaf is handed out.
+/// Until when an SVID with this leaf is served.
 pub(super) fn usable_until(leaf: &Certificate) -> OffsetDateTime {
     let life = leaf.not_after() - leaf.not_before();
     leaf.not_after() - LAST_MOMENT.min(life / 20)
@@ -176,6 +178,7 @@ impl SvidCache {
         Self {
             shared: Arc::new(Shared {
                 snapshots,
+                signing_trouble: watch::Sender::new(false),
                 subscribers: Arc::default(),
                 synced_at: Mutex::new(None),
                 jwt,
@@ -188,6 +191,12 @@ impl SvidCache {
     /// [`Subscription`] instead.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.shared.snapshots.subscribe()
+    }
+
+    /// Whether nothing can be signed now: the server cannot be reached, or what was sent to it last failed. Then nobody
+    /// who may have something that is cached is to wait for what is not.
+    pub fn signing_trouble(&self) -> watch::Receiver<bool> {
+        self.shared.signing_trouble.subscribe()
     }
 
     /// The present snapshot.
@@ -221,7 +230,7 @@ impl SvidCache {
         self.shared.jwt.counters()
     }
 
-    /// A JWT-SVID for an entry: a cached one while more than about half of its life remains, else a new
+    /// A JWT-SVID for an entry: a cached one while more than about half of its lifetime remains, else a new
     /// one from the server; concurrent calls for the same share one request.
     ///
     /// # Errors
@@ -283,6 +292,11 @@ impl SvidCache {
         self.publish_news(next, &news);
     }
 
+    pub(crate) fn note_signing_trouble(&self, is_there: bool) {
+        let note = |noted: &mut bool| std::mem::replace(noted, is_there) != is_there;
+        self.shared.signing_trouble.send_if_modified(note);
+    }
+
     pub(super) fn confirm_sync(&self, at: OffsetDateTime) {
         let synced_at = self.shared.synced_at.lock();
         *synced_at.unwrap_or_else(PoisonError::into_inner) = Some(at);
@@ -296,11 +310,12 @@ impl SvidCache {
 #[derive(Debug)]
 struct Shared {
     snapshots: watch::Sender<Arc<Snapshot>>,
+    signing_trouble: watch::Sender<bool>,
     subscribers: Arc<Subscribers>,
     synced_at: Mutex<Option<OffsetDateTime>>,
     jwt: JwtCache,
     wit: Option<WitCache>,
 }
 
-/// An SVID is handed out until so long before it expires, at most.
+/// An SVID is served until so long before it expires, at most.
 const LAST_MOMENT: Duration = Duration::SECOND;

@@ -1,4 +1,4 @@
-//! What can go wrong with the server, by what the agent must do about it.
+//! Errors of calls to the server, by what the agent must do about them.
 
 use std::error::Error;
 use std::fmt;
@@ -145,7 +145,8 @@ impl From<Status> for UpstreamError {
                 message,
             },
             Code::Unimplemented => Self::Unimplemented(message),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
+            // Those that the server says by itself; a call that this agent gave up is `timed_out`.
+            Code::Unavailable => Self::Unavailable(message),
             code => Self::Other { code, message },
         }
     }
@@ -187,7 +188,7 @@ fn denial_reason(details: &[u8]) -> DenialReason {
     }
 }
 
-/// The failure of the connection under a call, told apart from an answer of the server: only the former
+/// The failure of the connection under a call, distinguished from an answer of the server: only the former
 /// has a source.
 fn transport_failure(status: &Status) -> Option<UpstreamError> {
     let first = status.source()?;
@@ -347,6 +348,12 @@ mod tests {
         assert!(UpstreamError::from(Status::unavailable("x")).is_transient());
         assert!(!UpstreamError::from(Status::unavailable("x")).is_refusal());
         assert!(UpstreamError::from(Status::internal("store")).is_transient());
+        for code in [Code::Cancelled, Code::DeadlineExceeded, Code::Unknown] {
+            let said = UpstreamError::from(Status::new(code, "x"));
+            assert!(!said.is_transient() && !said.is_refusal(), "{code:?}");
+            assert_eq!(said.code(), code);
+        }
+        assert!(UpstreamError::timed_out("sign").is_transient(), "nobody answered");
     }
 
     #[test]

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::AttestorError;
 use super::pods::PodFacts;
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
 /// How often it is looked whether a pod is still there.
 const LOOK_EVERY: Duration = Duration::from_secs(5);

@@ -1,4 +1,4 @@
-//! One process, held so that its pid cannot come to mean another.
+//! One process, held by a pidfd so that its pid cannot be taken for another process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,8 +12,8 @@ use tokio::io::unix::AsyncFd;
 
 use super::procfs::{FileId, ProcFs};
 
-/// A process that is, or was, alive. As long as this value lives the kernel tells by its descriptor whether the
-/// process still is; whatever is read from `/proc` and followed by [`Process::is_alive`] is about this process.
+/// A process that runs, or has ended. As long as this value exists the kernel reports by its descriptor whether the
+/// process still runs; whatever is read from `/proc` and followed by [`Process::is_alive`] is about this process.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
@@ -36,7 +36,7 @@ pub struct ConnectedAs {
 /// Why a process could not be taken hold of.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// The process lives in a pid namespace that cannot be seen from here, or there is none.
+    /// The process is in a pid namespace that cannot be seen from here, or there is none.
     #[error("pid is not visible to the agent: {0}")]
     NotVisible(i64),
     /// It ended, or its pid belongs to another process by now.
@@ -118,7 +118,7 @@ impl Process {
         self.connected_as
     }
 
-    /// The program that it executed when it was taken hold of; `None` when that could not be told.
+    /// The program that it executed when it was taken hold of; `None` when that could not be found out.
     pub fn program_at_connect(&self) -> Option<FileId> {
         self.program
     }
@@ -193,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that lives until its standard input is closed.
+    /// A process that runs until its standard input is closed.
     fn child() -> Child {
         let mut command = Command::new("cat");
         command.stdin(Stdio::piped()).stdout(Stdio::null());

@@ -1,4 +1,4 @@
-//! What `/proc` says about a process. Behind a root path, so that tests can lay it out by hand.
+//! What `/proc` says about a process. The root path is a parameter, so that tests can use a directory of their own.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -151,7 +151,7 @@ impl ProcFs {
         std::fs::read_link(self.folder(pid).join("ns/mnt"))
     }
 
-    /// The pid namespace of a process, by its inode. `None` where it may not be looked at, as for an agent that is not
+    /// The pid namespace of a process, by its inode. `None` where it may not be read, as for an agent that is not
     /// root.
     pub fn pid_namespace(&self, pid: u32) -> Option<u64> {
         let told = rustix::fs::stat(self.folder(pid).join("ns/pid")).ok()?;
@@ -164,7 +164,7 @@ impl ProcFs {
         *self.own_pid_namespace.get_or_init(look)
     }
 
-    /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not tell.
+    /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not say.
     pub fn instant_of(&self, ticks: u64) -> Option<OffsetDateTime> {
         let stat = read_text(&self.root.join("stat")).ok()?;
         let booted = stat.lines().find_map(|line| line.strip_prefix("btime "))?;

@@ -1,4 +1,4 @@
-//! Puts the parts of the server together: the one place that knows concrete types.
+//! Builds the server from its parts: the only module that knows all concrete types.
 
 use std::io;
 use std::net::SocketAddr;
@@ -10,7 +10,7 @@ use finial_identity::federation::DeclaredSets;
 use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::key::{KeyError, KeyManager};
 use finial_identity::metrics::{OwnIdentity, TlsError};
-use finial_identity::peer::{self, BundleSource, PeerPolicy};
+use finial_identity::peer::{self, BundleSource};
 use finial_identity::process::http_listener::HttpListener;
 use finial_identity::process::private_file::{FileError, FileMode, create_private_dir};
 use finial_identity::process::unix_listener::{self, ListenError, UnixListenerOptions};
@@ -52,9 +52,9 @@ use crate::attestation::Attestors;
 use crate::attestation::join_token::JoinTokenAttestor;
 use crate::attestation::k8s_psat::K8sPsatAttestor;
 use crate::authority::{AuthorityError, AuthorityManager};
-use crate::config::{Config, Keys, PruneAgents};
+use crate::config::{Config, Keys};
 use crate::endpoints::audit::Audit;
-use crate::endpoints::caller::Callers;
+use crate::endpoints::caller::{Callers, client_policy};
 use crate::endpoints::gate::Rules;
 use crate::endpoints::health::HealthService;
 use crate::endpoints::limits::{LimitSettings, Limits};
@@ -63,10 +63,10 @@ use crate::endpoints::uds::UdsEndpoint;
 use crate::federation::{Federation, FederationParts};
 use crate::kubernetes::{self, KubernetesError};
 use crate::registry::{Registry, RegistryError};
-use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
+use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError, prune};
 use crate::telemetry::LogControl;
 
-/// How long everything may take to end once the server is told to stop, as SPIRE's.
+/// How long everything may take to end after the signal to stop, as in SPIRE.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The largest message that a caller may send: gRPC's usual limit, as SPIRE has it.
@@ -189,6 +189,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
             signing: config.limits().signing,
         }),
         audit: Audit::new(config.audit_log()),
+        services: Arc::clone(&services),
     });
 
     let tcp = listen(config.bind()).await?;
@@ -198,7 +199,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         authority.server_svid(),
         Some(peer::client_verifier(
             Arc::clone(&bundles),
-            client_policy(&config),
+            client_policy(config.trust_domain().clone(), config.admin_ids().to_vec()),
             clock.clone(),
             false,
         )),
@@ -235,7 +236,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         let stop = stop.clone();
         async move { registry.run(stop).await }
     });
-    tasks.spawn("prune", prune(store, clock, config.prune_agents(), stop.clone()));
+    tasks.spawn(
+        "prune",
+        prune::run(store, clock, config.prune_agents(), stop.clone()),
+    );
     tasks.spawn("tcp", tcp.run(stop.clone()));
     tasks.spawn("uds", uds.run(stop.clone()));
     tasks.spawn("federation", federation.run(stop.clone()));
@@ -299,7 +303,7 @@ impl Bound {
     }
 
     /// Serves until `shutdown` completes or a part fails. Then no new connection is accepted,
-    /// streams are told to go elsewhere, and what still runs after ten seconds is cut off.
+    /// streams are ended so that clients connect elsewhere, and what still runs after ten seconds is aborted.
     ///
     /// # Errors
     /// The first part that failed.
@@ -376,18 +380,6 @@ fn shared_routes(services: &Arc<Services>) -> RoutesBuilder {
     routes
 }
 
-/// Members of the own trust domain, and the admins of others whose bundles are stored.
-fn client_policy(config: &Config) -> PeerPolicy {
-    let trust_domain = config.trust_domain().clone();
-    let admin_ids = config.admin_ids().to_vec();
-    PeerPolicy::Custom(Arc::new(move |id| {
-        if id.is_member_of(&trust_domain) || admin_ids.contains(id) {
-            return Ok(());
-        }
-        Err(format!("{id} is neither a member of {trust_domain} nor an admin"))
-    }))
-}
-
 /// Bundles as the registry has them now, for TLS.
 #[derive(Debug)]
 struct RegisteredBundles(Arc<Registry>);
@@ -400,54 +392,12 @@ impl BundleSource for RegisteredBundles {
 }
 
 /// Fails when the store takes no writes any more: a server that can only refuse had better end, so
-/// that it is seen and started anew.
+/// that it is seen and started again.
 async fn watch_store(store: Arc<SqliteStore>, stop: Stop) -> Result<(), StoreError> {
     tokio::select! {
         biased;
         () = stop.stopped() => Ok(()),
         () = store.closed() => Err(StoreError::Closed),
-    }
-}
-
-/// Forgets nodes that have expired, every hour when asked to, and join tokens that nobody can use
-/// any more. Entries are the registry's business.
-async fn prune(
-    store: Arc<dyn Store>,
-    clock: Clock,
-    agents: Option<PruneAgents>,
-    stop: Stop,
-) -> io::Result<()> {
-    let mut round = 0_u32;
-    loop {
-        tokio::select! {
-            () = stop.stopped() => return Ok(()),
-            () = tokio::time::sleep(PRUNE_EVERY) => {}
-        }
-        let now = clock.now();
-        report(
-            "join tokens",
-            store.prune_join_tokens(now - PRUNE_TOKENS_AFTER).await,
-        );
-        round = round.wrapping_add(1);
-        if let Some(prune) = agents.filter(|_| round.is_multiple_of(PRUNE_AGENTS_EACH)) {
-            let before = time::Duration::try_from(prune.expired_for)
-                .ok()
-                .and_then(|expired_for| now.checked_sub(expired_for));
-            if let Some(before) = before {
-                report(
-                    "agents",
-                    store.prune_agents(before, prune.tofu, prune.batch_size).await,
-                );
-            }
-        }
-    }
-}
-
-fn report(what: &'static str, pruned: Result<usize, StoreError>) {
-    match pruned {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(what, count, "pruned what had expired"),
-        Err(error) => tracing::warn!(what, %error, "failed to prune what has expired"),
     }
 }
 
@@ -466,10 +416,6 @@ fn local_addr(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, 
         source,
     })
 }
-
-const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
-const PRUNE_AGENTS_EACH: u32 = 12;
-const PRUNE_TOKENS_AFTER: time::Duration = time::Duration::days(1);
 
 mod http;
 #[cfg(test)]

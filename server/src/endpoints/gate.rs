@@ -1,5 +1,5 @@
-//! What every call of both listeners passes before a service sees it, and what its answer passes on
-//! the way back.
+//! The checks of every call of both listeners before it reaches a service, and the processing of its
+//! answer.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -22,12 +22,13 @@ use tower_service::Service;
 use tracing::{Instrument, Span};
 
 use super::audit::{Audit, Outcome};
-use super::authorization::{self, Bucket, Row};
+use super::authorization::{self, Bucket, Effect, Row};
 use super::caller::{Callers, denied_method};
 use super::calls;
 use super::connection::{Connection, HeldOpen};
 use super::limits::Limits;
 use super::strangers::{LimitedBody, max_request};
+use crate::api::Services;
 use crate::api::call::{Call, Peer, Tokens};
 use crate::api::status::Refusal;
 
@@ -40,6 +41,8 @@ pub struct Rules {
     pub limits: Arc<Limits>,
     /// Keeps what was done.
     pub audit: Audit,
+    /// Where what was written is taken in.
+    pub services: Arc<Services>,
 }
 
 /// The gate of one connection.
@@ -140,7 +143,17 @@ where
             request.extensions_mut().insert(call.clone());
             let limit = max_request(gate.connection.peer(), row.method);
             let request = request.map(|body| LimitedBody::new(body, limit));
-            let answer = gate.routes.call(request).instrument(span.clone());
+            let services = Arc::clone(&gate.rules.services);
+            let answer = async {
+                let answer = gate.routes.call(request).await;
+                // A change is in force when its caller is told of it; one that was refused may have been made in part. An
+                // attestation answers before it writes, and whoever it is about is looked for in the store.
+                if row.effect == Effect::Changes && row.method != ATTEST {
+                    services.take_in_writes().await;
+                }
+                answer
+            };
+            let answer = answer.instrument(span.clone());
             let response = match deadline {
                 None => answer.await,
                 Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
@@ -175,7 +188,7 @@ where
     }
 }
 
-/// An answer's body, that tells the audit log how the call ended.
+/// An answer's body, which reports the end of the call to the audit log.
 struct ObservedBody {
     body: Body,
     /// Completes when the call has taken too long.
@@ -314,7 +327,7 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 
 const WATCH: &str = "/finial.server.sync.v1.Sync/Watch";
 const SYNC: &str = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries";
-/// The method by which strangers become agents.
+/// The method by which nodes attest.
 pub const ATTEST: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
 
 const LONGEST: Duration = Duration::from_secs(60);

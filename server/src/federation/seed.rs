@@ -1,4 +1,4 @@
-//! The bundles that objects give to start from.
+//! The initial bundles in objects (`trustDomainBundle`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -81,6 +81,7 @@ mod tests {
             relationship: web("a.test", "https://a.test"),
             bundle: bundle.map(Arc::new),
             origin: "object".into(),
+            created_at: 0,
         }
     }
 

@@ -1,4 +1,4 @@
-//! The task of one cluster: news in, entries out.
+//! The task of one cluster: takes changes from the watches and publishes entries.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::convert::Infallible;
@@ -13,19 +13,22 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Declarations;
-use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
+use super::derive::{
+    Derivation, Deriver, Explained, Fact, NamespacedName, Objects, Pass, RuleStatus, Settings, StaticStatus,
+};
 use super::federations::Federations;
 use super::objects::Node;
 use super::orphans::Orphans;
-use super::outbox::Outbox;
+use super::outbox::{Before, Outbox};
 use super::times::Times;
 use super::watch::{Kind, News, Watches};
+use crate::config::psat_agent_path;
 use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
 
-/// How often everything is derived anew and compared.
+/// How often everything is derived again and compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(5 * 60);
-/// How many news are taken in before a pass.
+/// How many changes are processed before a pass.
 const BATCH: usize = 4096;
 /// How long changes of the store are collected before masking is looked at again.
 const STORE_DELAY: Duration = Duration::from_millis(200);
@@ -44,7 +47,7 @@ pub(super) struct Cluster {
     orphans: Orphans,
     questions: mpsc::Receiver<PodQuestion>,
     times: Times,
-    /// When the API server last told anything about pods, and when it listed them all.
+    /// When the API server last sent an event about pods, and when it listed them all.
     pods_heard_at: Option<OffsetDateTime>,
     pods_listed_at: Option<OffsetDateTime>,
 }
@@ -74,7 +77,7 @@ impl Cluster {
         }
     }
 
-    /// Takes in news until `stop`. Nothing is published before all kinds were listed once.
+    /// Processes changes until `stop`. Nothing is published before all kinds were listed once.
     pub(super) async fn run(
         mut self,
         mut watches: Watches,
@@ -120,7 +123,10 @@ impl Cluster {
                     self.answer(question);
                     continue;
                 }
-                _ = compare.tick() => self.compare(),
+                _ = compare.tick() => {
+                    self.compare();
+                    self.repeat(&outbox);
+                }
             }
             self.pass(Some(&outbox));
             self.evict_orphans().await;
@@ -133,12 +139,17 @@ impl Cluster {
         objects.into_iter().for_each(|object| self.take(object));
         let mut revisions = self.registry.revisions();
         let mut contests = self.registry.contests();
+        let mut refreshes = self.declarations.states.clone();
         loop {
             self.pass(None);
             let changed = tokio::select! {
                 () = stop.stopped() => return Ok(()),
                 changed = revisions.changed() => changed,
                 changed = contests.changed() => changed,
+                Ok(()) = refreshes.changed() => {
+                    self.federations.refreshed();
+                    continue;
+                }
                 Some(question) = self.questions.recv() => {
                     self.answer(question);
                     continue;
@@ -247,20 +258,44 @@ impl Cluster {
         if let Some(outbox) = outbox {
             let objects = self.deriver.objects();
             for (name, status) in pass.rules {
-                let before = objects.rule(&name).and_then(|rule| rule.status.clone());
+                let before = rule_before(objects, &name);
                 outbox.put_rule(name, status, before);
             }
             for (name, status) in pass.statics {
-                let before = objects.fixed(&name).and_then(|object| object.status.clone());
+                let before = static_before(objects, &name);
                 outbox.put_static(name, status, before);
             }
             for problem in pass.problems {
-                outbox.put_problem(problem);
+                outbox.put_problem(problem, self.clock.now());
             }
         }
     }
 
-    /// Says which relationships are declared, and what became of each.
+    /// Writes everything again: others may have overwritten a status, and there may have been too many Events.
+    fn repeat(&self, outbox: &Outbox) {
+        if !self.source.is_settled {
+            return;
+        }
+        let objects = self.deriver.objects();
+        let Derivation {
+            rules,
+            statics,
+            problems,
+            ..
+        } = self.deriver.derivation();
+        let rules = rules.into_iter().map(|(name, status)| {
+            let before = rule_before(objects, &name);
+            (name, status, before)
+        });
+        let statics = statics.into_iter().map(|(name, status)| {
+            let before = static_before(objects, &name);
+            (name, status, before)
+        });
+        outbox.put_all(rules.collect(), statics.collect(), self.federations.statuses());
+        outbox.offer_problems(problems.into_values().collect(), self.clock.now());
+    }
+
+    /// Publishes which relationships are declared, and the state of each.
     fn publish_federations(&mut self, outbox: Option<&Outbox>) {
         if !self.synced.contains(&Kind::Federations) {
             return;
@@ -282,13 +317,13 @@ impl Cluster {
     }
 
     /// The agent that the node's object so far stands for, as `k8s_psat` names it, when that object is gone: deleted, or
-    /// made anew under its name. What runs on the machine then has the parent of nothing.
+    /// made again under its name. What runs on the machine then has the parent of nothing.
     fn orphan(&self, name: &str, now: Option<&Node>) -> Option<SpiffeId> {
         let before = self.deriver.objects().node(name)?.metadata.uid.as_deref()?;
         if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
             return None;
         }
-        let path = format!("/spire/agent/k8s_psat/{}/{before}", self.name());
+        let path = psat_agent_path(self.name(), before);
         SpiffeId::new(self.registry.trust_domain(), &path).ok()
     }
 
@@ -307,7 +342,7 @@ impl Cluster {
         }
     }
 
-    /// Looks for agents whose nodes went while nobody watched, or that could not be evicted.
+    /// Looks for agents whose nodes were deleted while there was no watch, or that could not be evicted.
     fn look_for_orphans(&mut self) {
         let nodes: HashSet<&str> = self
             .deriver
@@ -315,11 +350,8 @@ impl Cluster {
             .nodes()
             .filter_map(|node| node.metadata.uid.as_deref())
             .collect();
-        let prefix = format!(
-            "spiffe://{}/spire/agent/k8s_psat/{}/",
-            self.registry.trust_domain(),
-            self.name()
-        );
+        let path = psat_agent_path(self.name(), "");
+        let prefix = format!("spiffe://{}{path}", self.registry.trust_domain());
         let agents = self.registry.agents_beginning(&prefix).into_iter();
         let without_node = agents.filter(|agent| {
             let uid = agent.as_str().strip_prefix(prefix.as_str());
@@ -328,7 +360,7 @@ impl Cluster {
         self.orphans.look(without_node.collect());
     }
 
-    /// Derives everything anew. A difference is a fault of ours: it is told, and what is new counts.
+    /// Derives everything again. A difference is a bug: it is logged, and the new result is used.
     fn compare(&mut self) {
         if !self.source.is_settled {
             return;
@@ -398,6 +430,26 @@ impl Cluster {
 
     fn name(&self) -> &str {
         &self.deriver.settings().cluster_name
+    }
+}
+
+fn rule_before(objects: &Objects, name: &str) -> Before<RuleStatus> {
+    let object = objects.rule(name);
+    Before {
+        uid: object
+            .and_then(|object| object.metadata.uid.clone())
+            .unwrap_or_default(),
+        status: object.and_then(|object| object.status.clone()),
+    }
+}
+
+fn static_before(objects: &Objects, name: &str) -> Before<StaticStatus> {
+    let object = objects.fixed(name);
+    Before {
+        uid: object
+            .and_then(|object| object.metadata.uid.clone())
+            .unwrap_or_default(),
+        status: object.and_then(|object| object.status.clone()),
     }
 }
 

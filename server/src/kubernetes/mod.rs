@@ -1,9 +1,9 @@
 //! Entries and federation relationships that operators declare as objects in Kubernetes: watches -> facts -> [`derive`]
-//! -> registry, and `federations` -> whoever fetches bundles.
+//! -> registry, and `federations` -> the federation module, which fetches bundles.
 //!
-//! Each cluster of the configuration has its own watches ([`watch`]), whose news the cluster's one task
-//! ([`cluster`]) gives to the pure derivation and publishes to the registry, at once and in memory only.
-//! What became of each object goes back into its status ([`outbox`]).
+//! Each cluster of the configuration has its own watches ([`watch`]). The cluster's one task ([`cluster`]) passes their
+//! changes to the pure derivation and publishes the result to the registry, at once and in memory only. The result for
+//! each object is written to its status ([`outbox`]).
 
 pub mod admission;
 mod cluster;
@@ -11,6 +11,7 @@ mod definitions;
 pub mod derive;
 mod federations;
 pub mod label_filter;
+mod limits;
 mod manifests;
 pub mod objects;
 mod orphans;
@@ -20,21 +21,26 @@ pub mod resources;
 pub mod template;
 mod times;
 pub mod watch;
+#[cfg(test)]
+mod whole_tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use finial_identity::federation::{DeclaredSets, RefreshStates};
 use finial_identity::process::{Clock, TaskSet};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
 use tokio::sync::watch as channel;
+use tower::layer::layer_fn;
 
 use crate::config::{ClusterSource, ConfigMapPublisher, KubernetesCluster};
 use crate::registry::{Registry, SourceState};
 use cluster::Cluster;
 use derive::Settings;
+use limits::Limited;
 use outbox::Outbox;
 use template::{Scope, Template, TemplateError};
 
@@ -91,7 +97,7 @@ pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTempla
     }
 }
 
-/// Where federation relationships go that objects declare, and what became of them.
+/// Where the federation relationships of objects are published, and their state.
 #[derive(Clone, Debug)]
 pub struct Declarations {
     /// What each cluster declares.
@@ -183,6 +189,7 @@ fn settings(configured: &KubernetesCluster, registry: &Registry) -> Result<Setti
         class_name: configured.class_name.clone(),
         watches_classless: configured.watch_classless,
         parent_id: Arc::new(parent_id),
+        csi_driver: configured.csi_driver.clone(),
     })
 }
 
@@ -226,11 +233,11 @@ pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result
         cluster: cluster.to_owned(),
         text,
     };
-    let config = match kube_config_file {
+    let mut config = match kube_config_file {
         Some(path) => {
             let read = Kubeconfig::read_from(path).map_err(|error| {
                 failed(match error {
-                    // The reader's text would show the lines, and tokens stand in them.
+                    // The reader's text would show the lines, and tokens are in them.
                     KubeconfigError::Parse(_) => format!("kubeconfig is malformed: {}", path.display()),
                     other => other.to_string(),
                 })
@@ -242,7 +249,12 @@ pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result
         None => Config::incluster().map_err(|error| failed(error.to_string()))?,
     };
     check_trust(&config).map_err(|text| failed(text.to_owned()))?;
-    Client::try_from(config).map_err(|error| failed(error.to_string()))
+    // Whoever asks tries again, and says meanwhile what is wrong; the client alone would do so for minutes and say nothing.
+    config.default_retry = false;
+    config.read_timeout = Some(limits::SILENCE);
+    config.reset_reader_on_write = true;
+    let builder = ClientBuilder::try_from(config).map_err(|error| failed(error.to_string()))?;
+    Ok(builder.with_layer(&layer_fn(Limited)).build())
 }
 
 /// An API server is verified against the cluster's own authority, never by whom the web trusts, and never not at all:

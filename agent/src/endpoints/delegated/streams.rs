@@ -29,13 +29,13 @@ pub(super) trait Content: Send + 'static {
         std::future::ready(Ok(true))
     }
 
-    /// Counts what was published so far as heard of; called before a snapshot is looked at.
+    /// Marks everything published so far as seen; called before a snapshot is read.
     fn mark_seen(&mut self);
 
     /// Completes when a snapshot was published in which there may be something else to send.
     ///
     /// # Errors
-    /// When there is nobody any more for whom the delegate asked.
+    /// When the workload for which the delegate asked has ended.
     fn news(&mut self) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
@@ -43,7 +43,7 @@ pub(super) trait Content: Send + 'static {
 #[derive(Debug)]
 pub(super) enum Look<M> {
     Ready(M),
-    /// The server has not told it yet.
+    /// The server has not sent it yet.
     NotSynced,
     /// Look again when something changes, or at this time.
     Wait(Option<Instant>),
@@ -101,7 +101,7 @@ impl<C: Content> Updates<C> {
                     return Ok(message);
                 }
                 Look::Ready(_not_confirmed) => {
-                    // Looked at anew afterwards: much may change while somebody is attested.
+                    // Looked at again afterwards: much may change while somebody is attested.
                     confirmed = self.confirm().await?;
                     continue;
                 }
@@ -129,6 +129,8 @@ pub(super) struct X509Svids {
     subscription: Subscription,
     /// Since when an identity has been waiting for its SVID.
     incomplete_since: Option<Instant>,
+    /// Whether it waits in vain.
+    signing_trouble: watch::Receiver<bool>,
 }
 
 impl X509Svids {
@@ -138,6 +140,7 @@ impl X509Svids {
             shared: Arc::clone(shared),
             target,
             incomplete_since: None,
+            signing_trouble: shared.svids.signing_trouble(),
         }
     }
 }
@@ -156,7 +159,11 @@ impl Content for X509Svids {
             self.incomplete_since = None;
             return Look::Ready(identities.x509_svids(clock));
         }
-        // One that is being signed is waited for rather than left out, for a while.
+        // One that is being signed for the first time is waited for rather than left out, for a while.
+        let in_trouble = *self.signing_trouble.borrow_and_update();
+        if issued > 0 && (in_trouble || !identities.awaits_svid(clock)) {
+            return Look::Ready(identities.x509_svids(clock));
+        }
         let now = Instant::now();
         let until = *self.incomplete_since.get_or_insert(now) + ISSUE_WAIT;
         if now < until {
@@ -166,7 +173,7 @@ impl Content for X509Svids {
         } else if is_first {
             Look::End(Status::unavailable("no X509-SVID has been issued yet"))
         } else {
-            // They ran out while the server is away; the next ones will come on this stream.
+            // They ran out while the server cannot be reached; the next ones will come on this stream.
             Look::Wait(None)
         }
     }
@@ -190,6 +197,7 @@ impl Content for X509Svids {
             biased;
             status = self.target.gone() => Err(status),
             () = self.subscription.changed() => Ok(()),
+            Ok(()) = self.signing_trouble.changed(), if self.incomplete_since.is_some() => Ok(()),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Whom connections and calls are counted for.
+//! The user, container or pod that a connection or call is counted for.
 
 use tokio::net::unix::UCred;
 
@@ -15,7 +15,7 @@ pub enum Who {
         /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
         container: Option<u64>,
     },
-    /// A pod: whoever calls on its socket, and its processes where they are known by their cgroup.
+    /// A pod: the callers on its socket, and its processes that are identified by their cgroup.
     Pod(PodNumber),
     /// A broker, by its place in the configuration.
     Broker(usize),
@@ -27,7 +27,7 @@ pub struct PodNumber(u128);
 
 /// One of those to whose share a caller's connections and calls count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Holder {
+pub(in crate::endpoints) enum Holder {
     User(u32),
     Container(u64),
     Pod(PodNumber),
@@ -83,6 +83,11 @@ impl Who {
         shares.into_iter().flatten()
     }
 
+    /// On whose account it goes what becomes of the call: whoever could have made any number of the others.
+    pub(super) fn accountable(self) -> Holder {
+        self.holders().next().unwrap_or(self.narrowest())
+    }
+
     /// The user whose container it is, unless that is root, whom many containers have.
     pub(super) fn user_of_container(self) -> Option<u32> {
         match self {
@@ -126,7 +131,7 @@ fn pod_of(cgroups: &str) -> Option<PodNumber> {
 #[allow(clippy::disallowed_methods)] // A /proc laid out by hand.
 mod tests {
     use super::*;
-    use crate::config::PodRecord;
+    use crate::socket_tree::PodRecord;
 
     const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
     const OTHER: &str = "00000000-25a7-4c0b-9ab1-4e2f1bd4a9b1";

@@ -44,7 +44,7 @@ impl View {
         }
     }
 
-    /// The view without the identities of administrators and of downstream servers, which are for nobody but
+    /// The view without the identities of administrators and of downstream servers, which are given only to
     /// themselves.
     pub(super) fn handed_out(self: Arc<Self>) -> Arc<Self> {
         struct HandedOut(Arc<View>);
@@ -83,6 +83,12 @@ impl View {
     /// How many identities have an SVID, and how many have none yet.
     pub fn issued_and_missing(&self) -> (usize, usize) {
         (self.issued, self.entries.len() - self.issued)
+    }
+
+    /// Whether there is an identity whose first SVID may come at any moment.
+    pub(super) fn awaits_svid(&self) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| svid_of(entry).is_none() && !entry.signing_failed)
     }
 
     /// Whether an SVID is among them that must not be handed out any more.

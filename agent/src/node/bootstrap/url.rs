@@ -1,4 +1,4 @@
-//! A trust bundle over HTTP: with TLS that the web's authorities vouch for, or over a Unix socket of this machine.
+//! A trust bundle over HTTP: with TLS verified by the system's root certificates, or over a Unix socket of this machine.
 //!
 //! One GET, answered with 200 and a body of bounded size in bounded time. Redirects are not followed: they would lead
 //! away from the host that the operator chose.
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finial_identity::process::http_get::{Get, GetError};
-use http::{StatusCode, Uri};
+use http::{HeaderValue, StatusCode, Uri};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use time::format_description::well_known::Rfc3339;
@@ -47,8 +47,12 @@ pub(super) fn system_roots() -> Result<RootCertStore, FetchError> {
     Ok(roots)
 }
 
-/// What `https` URL `url` answers. The host must be one that `roots` vouch for.
-pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, FetchError> {
+/// The answer of `https` URL `url`. The certificate of its host is verified with `roots`, then `authorization` is sent.
+pub(super) async fn fetch(
+    url: &Uri,
+    roots: RootCertStore,
+    authorization: Option<&HeaderValue>,
+) -> Result<Vec<u8>, FetchError> {
     let host = url.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(host.to_owned()).map_err(|error| FetchError::Url(error.to_string()))?;
@@ -69,12 +73,12 @@ pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, Fe
             .connect(name, stream)
             .await
             .map_err(FetchError::Connect)?;
-        get(stream, url, path_and_query(url)).await
+        get(stream, url, path_and_query(url), authorization).await
     };
     within_time(exchange).await
 }
 
-/// What the server at `socket` answers to `http` URL `url`, which is told who asks and why.
+/// The answer of the server at `socket` to `http` URL `url`; the query says who asks and why.
 pub(super) async fn fetch_over_socket(
     url: &Uri,
     socket: &Path,
@@ -83,7 +87,7 @@ pub(super) async fn fetch_over_socket(
     let target = with_query(path_and_query(url), request);
     let exchange = async {
         let stream = UnixStream::connect(socket).await.map_err(FetchError::Connect)?;
-        get(stream, url, &target).await
+        get(stream, url, &target, None).await
     };
     within_time(exchange).await
 }
@@ -99,6 +103,7 @@ async fn get(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     url: &Uri,
     target: &str,
+    authorization: Option<&HeaderValue>,
 ) -> Result<Vec<u8>, FetchError> {
     let get = Get {
         authority: url
@@ -107,6 +112,7 @@ async fn get(
             .unwrap_or_default(),
         target,
         user_agent: concat!("finial-agent/", env!("CARGO_PKG_VERSION")),
+        authorization,
         max_body: MAX_BUNDLE,
     };
     let answer = get.send(stream).await?;
@@ -120,7 +126,7 @@ fn path_and_query(url: &Uri) -> &str {
     url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
 }
 
-/// Adds what SPIRE's agents tell such a server.
+/// Adds the query parameters of SPIRE's agents.
 fn with_query(target: &str, request: &BundleRequest<'_>) -> String {
     let since = request.since.format(&Rfc3339).unwrap_or_default();
     let mode = if request.is_again {

@@ -2,10 +2,10 @@
 #![allow(clippy::disallowed_methods, reason = "tests own their tasks and files")]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use finial_identity::spiffe_id::TrustDomain;
 use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
@@ -15,7 +15,7 @@ use super::tests::{first, td};
 use super::url::{self, FetchError};
 use super::{BootstrapSource, BundleFormat, BundleRequest, MAX_BUNDLE, workload_api};
 use crate::endpoints::testing::World;
-use crate::test_pki::Authority;
+use crate::test_pki::{Authority, NamedServer};
 
 /// Reads the head of a request, passes it on, and answers.
 async fn answer(
@@ -36,7 +36,7 @@ async fn answer(
     let _closed = stream.shutdown().await;
 }
 
-fn ok(body: &str) -> Vec<u8> {
+pub(super) fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
@@ -139,28 +139,11 @@ async fn a_server_that_does_not_answer_is_given_up() {
 }
 
 /// A web server for `localhost` and the authority that vouches for it.
-async fn serve_web(with: Vec<u8>) -> (u16, RootCertStore, mpsc::UnboundedReceiver<String>) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::default();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_certificate = ca.self_signed(&ca_key).unwrap();
-    let certificate = params.signed_by(&key, &rcgen::Issuer::new(ca, ca_key)).unwrap();
-    let mut roots = RootCertStore::empty();
-    roots.add(ca_certificate.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let tls = TlsAcceptor::from(Arc::new(tls));
+pub(super) async fn serve_web(
+    with: Vec<u8>,
+) -> (u16, CertificateDer<'static>, mpsc::UnboundedReceiver<String>) {
+    let server = NamedServer::new(&["localhost"]);
+    let tls = TlsAcceptor::from(server.tls);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (sender, heads) = mpsc::unbounded_channel();
@@ -171,14 +154,21 @@ async fn serve_web(with: Vec<u8>) -> (u16, RootCertStore, mpsc::UnboundedReceive
             }
         }
     });
-    (port, roots, heads)
+    (port, server.authority, heads)
+}
+
+fn roots(ca: CertificateDer<'static>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca).unwrap();
+    roots
 }
 
 #[tokio::test]
 async fn a_web_server_is_asked_when_a_root_vouches_for_its_name() {
-    let (port, roots, mut heads) = serve_web(ok("the bundle")).await;
+    let (port, ca, mut heads) = serve_web(ok("the bundle")).await;
+    let roots = roots(ca);
     let uri = |host: &str| format!("https://{host}:{port}/b?x=1").parse().unwrap();
-    let found = url::fetch(&uri("localhost"), roots.clone()).await.unwrap();
+    let found = url::fetch(&uri("localhost"), roots.clone(), None).await.unwrap();
     assert_eq!(found, b"the bundle");
     let head = heads.recv().await.unwrap();
     assert!(
@@ -186,10 +176,12 @@ async fn a_web_server_is_asked_when_a_root_vouches_for_its_name() {
         "{head}"
     );
     // Another name, and another root.
-    let error = url::fetch(&uri("127.0.0.1"), roots).await.unwrap_err();
+    let error = url::fetch(&uri("127.0.0.1"), roots, None).await.unwrap_err();
     assert!(matches!(error, FetchError::Connect(_)), "{error}");
     let (_port, other, _heads) = serve_web(Vec::new()).await;
-    let error = url::fetch(&uri("localhost"), other).await.unwrap_err();
+    let error = url::fetch(&uri("localhost"), super::url_tests::roots(other), None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, FetchError::Connect(_)), "{error}");
     assert!(
         heads.try_recv().is_err(),

@@ -13,3 +13,4 @@ mod stopping;
 mod svids;
 mod watching;
 mod wit;
+mod writes;

@@ -1,7 +1,7 @@
-//! `k8s_psat`: an agent in a Kubernetes cluster shows the service account token that the kubelet projected into its
+//! `k8s_psat`: an agent in a Kubernetes cluster sends the service account token that the kubelet projected into its
 //! pod for this server. The cluster's API server says whose token it is and of which pod; the pod says which node.
 //!
-//! The payload is `{"cluster": …, "token": …}`; there is no challenge. No text that leaves here shows the token.
+//! The payload is `{"cluster": …, "token": …}`; there is no challenge. No error or log message contains the token.
 
 mod addresses;
 mod cluster;
@@ -20,7 +20,7 @@ use zeroize::Zeroizing;
 
 use self::cluster::{Agent, Cluster};
 use super::{AttestError, Attested, Challenge, NodeAttestor};
-use crate::config::K8sPsatCluster;
+use crate::config::{K8sPsatCluster, psat_agent_path};
 
 /// The attestor's name.
 pub const NAME: &str = "k8s_psat";
@@ -128,11 +128,8 @@ fn agent_id(
     } else {
         agent.node_uid.clone()
     };
-    SpiffeId::new(
-        trust_domain,
-        &format!("/spire/agent/{NAME}/{}/{own}", cluster.name),
-    )
-    .map_err(|error| AttestError::Failed {
+    let path = psat_agent_path(&cluster.name, &own);
+    SpiffeId::new(trust_domain, &path).map_err(|error| AttestError::Failed {
         what: "k8s_psat: make agent ID",
         source: Box::new(error),
     })

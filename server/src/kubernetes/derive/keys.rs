@@ -1,5 +1,5 @@
-//! Who wins where several objects declare the same entry: same SPIFFE ID, parent and set of selectors. A
-//! stored entry wins over all of them, and an entry of another cluster may.
+//! Which object is used when several declare the same entry: same SPIFFE ID, parent and set of selectors. A
+//! stored entry takes precedence over all of them, and an entry of another cluster may.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -124,8 +124,8 @@ pub(super) enum Counts<'k> {
     This,
     /// That of another object.
     Other(&'k str),
-    /// A stored entry.
-    Stored,
+    /// A stored one, or one that another cluster declares.
+    Elsewhere,
 }
 
 /// All declared entries by key.
@@ -193,7 +193,7 @@ impl Keys {
             self.unsettled.extend(self.turned(is_taken));
         }
         let unsettled = std::mem::take(&mut self.unsettled);
-        // All that was counted goes before anything counts anew: an owner may have moved from one key to another.
+        // All that was counted goes before anything counts again: an owner may have moved from one key to another.
         for uuid in &unsettled {
             let counted = self
                 .keys
@@ -235,7 +235,7 @@ impl Keys {
         removals.sort_unstable();
     }
 
-    /// What an owner declares under a key, and whose entry with it counts: that of the first object, or a stored one.
+    /// What an owner declares under a key, and whose entry with it counts: that of the first object, or one of elsewhere.
     pub(super) fn standing(&self, key: &Uuid, owner: &Owner) -> Option<Standing<'_>> {
         let key = self.keys.get(key)?;
         let at = key
@@ -246,7 +246,7 @@ impl Keys {
         Some(Standing {
             entry: &key.candidates[at].derived.entry,
             counts: match (&key.published, at) {
-                (None, _) => Counts::Stored,
+                (None, _) => Counts::Elsewhere,
                 (Some(_), 0) => Counts::This,
                 (Some(_), _) => Counts::Other(&first.derived.origin),
             },

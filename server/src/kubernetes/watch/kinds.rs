@@ -1,4 +1,4 @@
-//! What is watched, with as little of each object as rules need.
+//! The kinds that are watched, with only the fields that rules need.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::follow::{Told, Watched, follow};
+use super::follow::{Reading, Told, Watched, follow};
 use super::{Kind, News};
 use crate::kubernetes::derive::{Fact, NamespacedName, SCHEDULED, ServiceEndpoints};
 use crate::kubernetes::objects::{Endpoint, EndpointSlice, Endpoints, Node, Pod};
 use crate::kubernetes::resources::{ClusterFederatedTrustDomain, ClusterSPIFFEID, ClusterStaticEntry};
 
-/// How many news may wait.
+/// How many events may wait.
 const CHANNEL: usize = 1024;
 /// How long after a failure the API server's version is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);
@@ -101,11 +101,7 @@ async fn endpoints(client: Client, news: mpsc::Sender<News>, stop: Stop) -> Resu
 
 /// The watch of a kind. Objects are taken as they come, so all kinds share the code that follows them, and one
 /// object that cannot be understood is no reason to miss the others.
-fn watched<K>(
-    client: &Client,
-    kind: Kind,
-    news: fn(&NamespacedName, Told) -> serde_json::Result<News>,
-) -> Watched
+fn watched<K>(client: &Client, kind: Kind, reading: Reading) -> Watched
 where
     K: Resource<DynamicType = ()>,
 {
@@ -115,7 +111,7 @@ where
     Watched {
         kind,
         api,
-        news,
+        reading,
         ask: Box::new(move |name| {
             let (client, resource) = asked.clone();
             let api: Api<DynamicObject> = if name.namespace.is_empty() {
