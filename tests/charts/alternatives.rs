@@ -183,7 +183,7 @@ pub fn context(path: &str) -> Value {
             }
             values
         }
-        _ if path.contains("external") && path != "spire-server.externalServer" => {
+        _ if path.contains("externalK8s") || path.contains("externalControllerManagers") => {
             let mut values = way;
             let on = !path.ends_with("externalControllerManagers.enabled");
             merge(
