@@ -197,16 +197,19 @@ fn serial(installation: &Installation<'_>) -> Value {
 
 /// Ends the node's kubelet; `inside/node` starts it anew.
 fn restart_kubelet(cluster: &Cluster) {
+    // The file is empty while it is written.
     let pid = || {
         let read = run(cluster.enter_node(NODE, "cat").args(["/run/kubelet.pid"]));
-        read.stdout.trim().to_owned()
+        read.stdout.trim().parse::<u32>().ok()
     };
-    let before = pid();
+    let before = pid().expect("the pid of the kubelet");
     let told = run(cluster
         .enter_node(NODE, "sh")
         .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]));
     assert!(told.status.success(), "{}", told.stderr);
-    wait_until("another kubelet", READY, || pid() != before);
+    wait_until("another kubelet", READY, || {
+        pid().is_some_and(|now| now != before)
+    });
     wait_until("the kubelet to answer", READY, || {
         let ready = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{NODE}/proxy/healthz")]);
         ready.stdout == "ok"
