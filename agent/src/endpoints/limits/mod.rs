@@ -31,7 +31,7 @@ pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::signing::Signing;
 use self::who::Holder;
-pub use self::who::{PodNumber, Who};
+pub use self::who::Who;
 use crate::config::RateLimits;
 use crate::telemetry::metrics;
 use crate::workload::permits::Permits;
@@ -424,6 +424,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::workload::PodNumber;
 
     const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 
