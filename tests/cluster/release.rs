@@ -1,11 +1,11 @@
-//! The life of the release: tested, changed, rolled back, taken away and installed again.
+//! The lifecycle of the release: tested, upgraded, rolled back, uninstalled and installed again.
 
 use std::time::Instant;
 
 use finial_tests::{Output, wait_for, wait_until};
 use serde_json::Value;
 
-use crate::cluster::{READY, run};
+use crate::cluster::READY;
 use crate::installation::{
     Installation, RELEASE_NAMESPACE, SERVER_NAMESPACE, SYSTEM_NAMESPACE, TRUST_DOMAIN,
 };
@@ -96,7 +96,7 @@ fn uninstalled_and_installed_again_no_pod_stays_stuck_and_the_authority_is_the_s
         .to_owned();
     let pod = uid(cluster, &["-n", &space, "pod", "web"]);
     let is_mounted = || {
-        let mounts = run(cluster.enter_node(&node, "cat").args(["/proc/self/mountinfo"]));
+        let mounts = Output::of(cluster.enter_node(&node, "cat").args(["/proc/self/mountinfo"]));
         assert!(mounts.status.success(), "{}", mounts.stderr);
         mounts
             .stdout

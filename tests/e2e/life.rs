@@ -1,10 +1,11 @@
 //! What ends an agent, and what does not: bans, evictions, and data directories from a snapshot.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use finial_tests::{Entry, Program, Stack, StackOptions, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, wait_until};
+
+use crate::watcher::{MANY, watcher};
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -13,7 +14,7 @@ fn a_ban_ends_streams_with_a_denial_and_the_process_with_a_failure() {
     let mut stack = Stack::start(StackOptions::default());
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    let mut client = watcher(&stack);
+    let mut client = watcher(&stack, MANY);
     client.wait_for_line("update 1 ", LIMIT);
     let id = stack.agent_id();
     stack.server_cli_ok(&["agent", "ban", "-spiffeID", &id]);
@@ -56,9 +57,9 @@ fn an_agent_from_a_snapshot_says_that_its_svid_is_not_the_last_one() {
     let data = stack.dir().join("agent");
     let snapshot = stack.dir().join("snapshot");
     copy(&data, &snapshot);
-    let first = agent_serial(&stack);
+    let first = stack.agent_serial();
     wait_until("the agent's SVID to be renewed and used", LIMIT, || {
-        agent_serial(&stack) != first
+        stack.agent_serial() != first
     });
     stack.agent().kill_hard();
     copy(&snapshot, &data);
@@ -75,21 +76,4 @@ fn copy(from: &Path, to: &Path) {
     for name in ["agent-data.json", "keys.json"] {
         std::fs::copy(from.join(name), to.join(name)).expect("a file of the agent");
     }
-}
-
-fn watcher(stack: &Stack) -> Program {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rust-spiffe-client"));
-    command
-        .args(["watch", "100000"])
-        .env("SPIFFE_ENDPOINT_SOCKET", stack.endpoint());
-    Program::start("workload", &mut command)
-}
-
-/// In decimal; what the server has seen last.
-fn agent_serial(stack: &Stack) -> String {
-    let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
-    agents["agents"][0]["x509svid_serial_number"]
-        .as_str()
-        .expect("a serial number")
-        .to_owned()
 }

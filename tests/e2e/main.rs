@@ -28,6 +28,7 @@ mod scale;
 mod scrape;
 mod telemetry;
 mod traces;
+mod watcher;
 mod why;
 mod why_pod;
 mod wire;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use finial_identity::settings::Section;
+use finial_identity::settings::plugins::{enabled, exactly_one, finish_plugin, not_served};
 
 use super::attestors::{self, WorkloadAttestors};
 use super::node_attestor::{read_k8s_psat, read_x509pop};
@@ -27,7 +28,7 @@ pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<P
         exactly_one(&plugins, "KeyManager").and_then(|(name, section)| read_key_manager(&name, section));
     let (mut x509pop, mut k8s_psat) = (None, None);
     if let Some((name, section)) = exactly_one(&plugins, "NodeAttestor") {
-        // Its token stands in the `agent` block.
+        // Its token is in the `agent` block.
         match name.as_str() {
             "join_token" => finish_plugin(section, |data| data.map(Section::finish)).unwrap_or_default(),
             "x509pop" => {
@@ -69,51 +70,6 @@ pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<P
         k8s_psat,
         workload_attestors,
     })
-}
-
-/// The blocks of a kind that are not switched off.
-pub(super) fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
-    let mut found = plugins.labelled(kind);
-    found.retain(|(_name, section)| section.bool("enabled").unwrap_or(true));
-    found
-}
-
-fn exactly_one<'a>(plugins: &Section<'a>, kind: &str) -> Option<(String, Section<'a>)> {
-    let mut found = enabled(plugins, kind);
-    if found.len() != 1 {
-        plugins.problem(
-            kind,
-            format!("exactly one {kind} is required, found {}", found.len()),
-        );
-        return None;
-    }
-    found.pop()
-}
-
-pub(super) fn not_served(section: &Section<'_>, kind: &str, name: &str) {
-    section.problem(
-        "plugin_data",
-        format!("{kind} {name:?} is not served by this version"),
-    );
-}
-
-/// Reads a built-in plugin's own data, if there is any, and refuses what makes it an external one.
-pub(super) fn finish_plugin<'a, T>(section: Section<'a>, read: impl FnOnce(Option<Section<'a>>) -> T) -> T {
-    for key in ["plugin_cmd", "plugin_args", "plugin_checksum"] {
-        if section.ignore(key) {
-            section.problem(key, "external plugins are not served");
-        }
-    }
-    if section.ignore("plugin_data_file") {
-        section.problem(
-            "plugin_data_file",
-            "is not served by this version: write plugin_data here",
-        );
-    }
-    section.bool("enabled");
-    let value = read(section.section("plugin_data"));
-    section.finish();
-    value
 }
 
 fn read_key_manager(name: &str, section: Section<'_>) -> Option<Keys> {

@@ -1,8 +1,8 @@
 //! `agent-data.json`: the agent's SVID and bundle on disk, in SPIRE's format.
 //!
 //! Certificates are listed as base64 of their PEM text; all keys are always written, absent lists as `null`.
-//! The file is replaced whole and is readable by its owner only. A file that cannot be read as such is an error
-//! that names it; it is never overwritten by one that holds less.
+//! The file is replaced atomically and is readable by its owner only. A file that cannot be read as such is an error
+//! that names it; it is never overwritten by a file with less content.
 
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;

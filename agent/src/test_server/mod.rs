@@ -181,7 +181,7 @@ impl TestServer {
         former
     }
 
-    /// Becomes a server that was installed anew.
+    /// Becomes a server that was installed again.
     pub(crate) fn reinstall(&self) -> Authority {
         self.replace_authority(Authority::new_at("example.org", self.clock.clone()))
     }

@@ -1,4 +1,4 @@
-//! What the system tells a program that runs until it is told to end.
+//! Signals to a long-running program.
 
 use std::future::Future;
 use std::io;
@@ -7,7 +7,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::log::LogControl;
 
-/// Completes with the first SIGINT or SIGTERM. Until then SIGUSR2 opens the log file anew, and SIGUSR1, which has plugins
+/// Completes with the first SIGINT or SIGTERM. Until then SIGUSR2 opens the log file again, and SIGUSR1, which has plugins
 /// read their files again in SPIRE, is taken without effect.
 ///
 /// # Errors

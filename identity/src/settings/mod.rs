@@ -1,5 +1,5 @@
 //! Reads configuration files: SPIRE's keys, in HCL 1, JSON or YAML, into one tree, and from there
-//! into checked settings with all mistakes told at once.
+//! into checked settings with all mistakes reported at once.
 //!
 //! Flow: text -> [`expand_env`] (on request) -> [`Document::parse`] -> [`Section`]s, each key read
 //! once with its type -> [`Problems::into_result`].
@@ -29,6 +29,7 @@ mod hcl1;
 mod health_checks;
 mod json;
 mod log;
+pub mod plugins;
 mod position;
 mod problems;
 mod reader;

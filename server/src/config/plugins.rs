@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use finial_identity::settings::Section;
+use finial_identity::settings::plugins::{enabled, exactly_one, finish_plugin, not_served};
 
 use super::Keys;
 use super::bundle_publisher::{self, ConfigMapPublisher};
@@ -25,9 +26,7 @@ pub struct Plugins {
 
 /// Reads the block; `None` when something was reported.
 pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins> {
-    let stores = enabled(&plugins, "DataStore");
-    let managers = enabled(&plugins, "KeyManager");
-    let database = exactly_one(&plugins, "DataStore", stores).and_then(|(name, section)| {
+    let database = exactly_one(&plugins, "DataStore").and_then(|(name, section)| {
         if name == "sql" {
             read_sql(section, warnings)
         } else {
@@ -38,17 +37,17 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
             None
         }
     });
-    let keys = exactly_one(&plugins, "KeyManager", managers)
-        .and_then(|(name, section)| read_key_manager(&name, section));
+    let keys =
+        exactly_one(&plugins, "KeyManager").and_then(|(name, section)| read_key_manager(&name, section));
     let mut psat = Vec::new();
     for (name, section) in enabled(&plugins, "NodeAttestor") {
         match name.as_str() {
-            "join_token" => finish_plugin(section, Section::finish).unwrap_or_default(),
+            "join_token" => finish_plugin(section, |data| data.map(Section::finish)).unwrap_or_default(),
             "k8s_psat" => {
                 if !section.has("plugin_data") {
                     section.problem("plugin_data", "is required: clusters");
                 }
-                psat = finish_plugin(section, k8s_psat::read).unwrap_or_default();
+                psat = finish_plugin(section, |data| data.map(k8s_psat::read)).unwrap_or_default();
             }
             other => not_served(&section, "NodeAttestor", other),
         }
@@ -57,7 +56,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     for (name, section) in enabled(&plugins, "CredentialComposer") {
         if name == "uniqueid" {
             unique_id = true;
-            finish_plugin(section, Section::finish);
+            finish_plugin(section, |data| data.map(Section::finish));
         } else {
             not_served(&section, "CredentialComposer", &name);
         }
@@ -65,7 +64,8 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     let mut configmap_publishers = Vec::new();
     for (name, section) in enabled(&plugins, "BundlePublisher") {
         if name == "k8s_configmap" {
-            configmap_publishers = finish_plugin(section, bundle_publisher::read).unwrap_or_default();
+            configmap_publishers =
+                finish_plugin(section, |data| data.map(bundle_publisher::read)).unwrap_or_default();
         } else {
             not_served(&section, "BundlePublisher", &name);
         }
@@ -85,61 +85,12 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     })
 }
 
-/// The blocks of a kind that are not switched off.
-fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
-    plugins
-        .labelled(kind)
-        .into_iter()
-        .filter(|(_, section)| section.bool("enabled").unwrap_or(true))
-        .collect()
-}
-
-fn exactly_one<'a>(
-    plugins: &Section<'a>,
-    kind: &str,
-    mut found: Vec<(String, Section<'a>)>,
-) -> Option<(String, Section<'a>)> {
-    if found.len() != 1 {
-        plugins.problem(
-            kind,
-            format!("exactly one {kind} is required, found {}", found.len()),
-        );
-        return None;
-    }
-    found.pop()
-}
-
-fn not_served(section: &Section<'_>, kind: &str, name: &str) {
-    section.problem(
-        "plugin_data",
-        format!("{kind} {name:?} is not served by this version"),
-    );
-}
-
-/// Reads a built-in plugin's own data, and refuses what makes it an external one.
-fn finish_plugin<'a, T>(section: Section<'a>, read: impl FnOnce(Section<'a>) -> T) -> Option<T> {
-    for key in ["plugin_cmd", "plugin_args", "plugin_checksum"] {
-        if section.ignore(key) {
-            section.problem(key, "external plugins are not served");
-        }
-    }
-    if section.ignore("plugin_data_file") {
-        section.problem(
-            "plugin_data_file",
-            "is not served by this version: write plugin_data here",
-        );
-    }
-    section.bool("enabled");
-    let value = section.section("plugin_data").map(read);
-    section.finish();
-    value
-}
-
 fn read_sql(section: Section<'_>, warnings: &mut Vec<String>) -> Option<PathBuf> {
     if !section.has("plugin_data") {
         section.problem("plugin_data", "is required: database_type and connection_string");
     }
     finish_plugin(section, |data| {
+        let data = data?;
         let kind = data.required_string("database_type");
         let connection = data.required_string("connection_string");
         // Pools, migrations and SQL logs are the store's own business here.
@@ -193,10 +144,10 @@ fn read_sql(section: Section<'_>, warnings: &mut Vec<String>) -> Option<PathBuf>
         };
         data.finish();
         path
-    })?
+    })
 }
 
-/// SPIRE takes a path or a `file:` URI with options; the options are the store's own business.
+/// SPIRE takes a path or a `file:` URI with options; the options are ignored.
 fn sqlite_path(connection: &str) -> Result<PathBuf, String> {
     let path = connection
         .strip_prefix("file://")
@@ -214,7 +165,7 @@ fn sqlite_path(connection: &str) -> Result<PathBuf, String> {
 fn read_key_manager(name: &str, section: Section<'_>) -> Option<Keys> {
     match name {
         "memory" => {
-            finish_plugin(section, Section::finish);
+            finish_plugin(section, |data| data.map(Section::finish));
             Some(Keys::Memory)
         }
         "disk" => {
@@ -222,10 +173,11 @@ fn read_key_manager(name: &str, section: Section<'_>) -> Option<Keys> {
                 section.problem("plugin_data", "is required: keys_path");
             }
             finish_plugin(section, |data| {
+                let data = data?;
                 let path = data.required_string("keys_path");
                 data.finish();
                 path.map(|path| Keys::Disk(PathBuf::from(path)))
-            })?
+            })
         }
         other => {
             not_served(&section, "KeyManager", other);

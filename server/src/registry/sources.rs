@@ -266,7 +266,7 @@ mod tests {
         }
         drop(noting);
         assert!(asking.join().unwrap());
-        registry.apply_derived(&[], &[a.entry.id.clone()]);
+        registry.apply_derived(&[], std::slice::from_ref(&a.entry.id));
         assert!(contests.has_changed().unwrap(), "it may come back");
     }
 
