@@ -413,11 +413,8 @@ fn attestation(config: &Config, clock: &Clock) -> WorkloadAttestation {
     let mut pod_facts = None;
     let mut attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
     if let Some(settings) = configured.unix {
-        attestors.push(Arc::new(UnixAttestor::new(
-            settings,
-            Path::new("/"),
-            clock.clone(),
-        )));
+        let unix = UnixAttestor::new(settings, Path::new("/"), clock.clone());
+        attestors.push(Arc::new(unix.telling_pods(configured.k8s.is_some())));
     }
     if let Some(settings) = &configured.docker {
         attestors.push(Arc::new(DockerAttestor::new(settings.clone())));
