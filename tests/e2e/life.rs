@@ -1,22 +1,31 @@
 //! What ends an agent, and what does not: bans, evictions, and data directories from a snapshot.
 
 use std::path::Path;
-use std::process::Command;
 use std::time::Duration;
 
-use finial_tests::{Entry, Program, Stack, StackOptions, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, wait_until};
+use tonic::Code;
+
+use crate::wire::x509_stream;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-#[test]
-fn a_ban_ends_streams_with_a_denial_and_the_process_with_a_failure() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ban_ends_streams_with_a_denial_and_the_process_with_a_failure() {
     let mut stack = Stack::start(StackOptions::default());
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    let mut client = watcher(&stack);
-    client.wait_for_line("update 1 ", LIMIT);
+    let mut open = x509_stream(stack.agent_socket()).await;
+    let first = open.next().await.expect("an identity");
+    assert_eq!(first.svids[0].spiffe_id, stack.id("/me"));
     let id = stack.agent_id();
     stack.server_cli_ok(&["agent", "ban", "-spiffeID", &id]);
+    let ended = loop {
+        if let Err(status) = open.next().await {
+            break status;
+        }
+    };
+    assert_eq!(ended.code(), Code::PermissionDenied, "{ended:?}");
     let status = stack.agent().wait_exit(LIMIT);
     assert!(!status.success(), "{status}");
     let said = stack.agent_lines();
@@ -75,14 +84,6 @@ fn copy(from: &Path, to: &Path) {
     for name in ["agent-data.json", "keys.json"] {
         std::fs::copy(from.join(name), to.join(name)).expect("a file of the agent");
     }
-}
-
-fn watcher(stack: &Stack) -> Program {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rust-spiffe-client"));
-    command
-        .args(["watch", "100000"])
-        .env("SPIFFE_ENDPOINT_SOCKET", stack.endpoint());
-    Program::start("workload", &mut command)
 }
 
 /// In decimal; what the server has seen last.
