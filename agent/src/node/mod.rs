@@ -51,7 +51,7 @@ pub use self::lifecycle::Node;
 pub use self::renew::remaining_at_renewal;
 pub use self::rotation::RotationStrategy;
 pub use self::state::NodeState;
-pub use self::storage::{AgentData, AgentStorage, StorageError};
+pub use self::storage::{AgentData, AgentStorage, SetAside, StorageError};
 pub use self::x509pop::X509PopAttestor;
 
 /// Proves to the server which node this is.

@@ -13,7 +13,7 @@ use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
 use super::rebootstrap::Trusted;
 use super::renew::RenewalTime;
 use super::saving::Use;
-use super::storage::{AgentData, StorageError};
+use super::storage::AgentData;
 use super::{Backoff, Node, NodeError, NodeSettings, renew};
 use crate::telemetry::metrics;
 use crate::upstream::{ServerTrust, UpstreamError};
@@ -243,10 +243,10 @@ pub(super) fn saved_svid(
     let Some(leaf) = data.svid.first() else {
         return Ok(Err(NotTakenUp::None));
     };
-    let saved = leaf.spiffe_id().map_err(|error| StorageError::Corrupted {
-        path: path.clone(),
-        why: format!("svid[0]: {error}"),
-    })?;
+    let saved = match leaf.spiffe_id() {
+        Ok(saved) => saved,
+        Err(error) => return Ok(Err(NotTakenUp::Unusable(error))),
+    };
     if !saved.is_member_of(&settings.trust_domain) {
         return Err(NodeError::OtherTrustDomain {
             path,
