@@ -437,7 +437,8 @@ fn probes_follow_the_files() {
     assert!(ask("/ready").contains(r#""x509_write_status":"written""#));
 }
 
-fn get(port: u16, path: &str) -> std::io::Result<String> {
+/// The answer of a listener on loopback, headers first.
+pub fn get(port: u16, path: &str) -> std::io::Result<String> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
     write!(

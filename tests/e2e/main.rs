@@ -27,6 +27,7 @@ mod raw_http2;
 mod rotation;
 mod scale;
 mod scrape;
+mod signals;
 mod telemetry;
 mod traces;
 mod why;

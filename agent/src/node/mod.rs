@@ -4,6 +4,7 @@
 //! the same name here, at the server and in the configuration.
 
 mod attest;
+mod attestors;
 mod backoff;
 mod bootstrap;
 mod facts;
@@ -43,6 +44,7 @@ use crate::config::Rebootstrap;
 use crate::upstream::{DenialReason, Upstream, UpstreamError};
 
 pub use self::attest::AttestError;
+pub use self::attestors::NodeAttestors;
 pub use self::backoff::{Backoff, Jitter};
 pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleRequest, bundle_of};
 pub use self::join_token::JoinTokenAttestor;

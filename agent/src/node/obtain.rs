@@ -114,10 +114,7 @@ impl Node {
 
     /// One attestation; the new SVID is in use afterwards, and saved if the disk takes it.
     pub(super) async fn attest(&mut self) -> Result<(), AttestError> {
-        let attestor = self.attestor.clone().ok_or(AttestError::NoAttestor)?;
-        if self.spent {
-            return Err(AttestError::Spent(attestor.name()));
-        }
+        let attestor = self.attestors.next()?;
         let trusted = self.trust().await?;
         if matches!(trusted.how, ServerTrust::Insecure) && !std::mem::replace(&mut self.warned_insecure, true)
         {
@@ -133,8 +130,9 @@ impl Node {
             })?;
         }
         let attested = attest::attest(self.upstream(), trusted.how.clone(), &*attestor, key).await;
-        let settled = attested.as_ref().map_or_else(AttestError::is_permanent, |_| true);
-        self.spent = attestor.works_once() && settled;
+        if attested.as_ref().map_or_else(AttestError::is_permanent, |_| true) {
+            self.attestors.shown();
+        }
         let attested = match attested {
             Ok(attested) => attested,
             Err(AttestError::Upstream { cause, .. }) => {

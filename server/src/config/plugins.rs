@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use finial_identity::settings::Section;
+use finial_identity::settings::{Plugin, Section};
 
 use super::Keys;
 use super::bundle_publisher::{self, ConfigMapPublisher};
@@ -43,12 +43,12 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     let mut psat = Vec::new();
     for (name, section) in enabled(&plugins, "NodeAttestor") {
         match name.as_str() {
-            "join_token" => finish_plugin(section, Section::finish).unwrap_or_default(),
+            "join_token" => read_plugin(section, |data| data.finish()).unwrap_or_default(),
             "k8s_psat" => {
-                if !section.has("plugin_data") {
+                if !section.has_plugin_data() {
                     section.problem("plugin_data", "is required: clusters");
                 }
-                psat = finish_plugin(section, k8s_psat::read).unwrap_or_default();
+                psat = read_plugin(section, k8s_psat::read).unwrap_or_default();
             }
             other => not_served(&section, "NodeAttestor", other),
         }
@@ -57,7 +57,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     for (name, section) in enabled(&plugins, "CredentialComposer") {
         if name == "uniqueid" {
             unique_id = true;
-            finish_plugin(section, Section::finish);
+            read_plugin(section, |data| data.finish());
         } else {
             not_served(&section, "CredentialComposer", &name);
         }
@@ -65,7 +65,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     let mut configmap_publishers = Vec::new();
     for (name, section) in enabled(&plugins, "BundlePublisher") {
         if name == "k8s_configmap" {
-            configmap_publishers = finish_plugin(section, bundle_publisher::read).unwrap_or_default();
+            configmap_publishers = read_plugin(section, bundle_publisher::read).unwrap_or_default();
         } else {
             not_served(&section, "BundlePublisher", &name);
         }
@@ -116,30 +116,16 @@ fn not_served(section: &Section<'_>, kind: &str, name: &str) {
     );
 }
 
-/// Reads a built-in plugin's own data, and refuses what makes it an external one.
-fn finish_plugin<'a, T>(section: Section<'a>, read: impl FnOnce(Section<'a>) -> T) -> Option<T> {
-    for key in ["plugin_cmd", "plugin_args", "plugin_checksum"] {
-        if section.ignore(key) {
-            section.problem(key, "external plugins are not served");
-        }
-    }
-    if section.ignore("plugin_data_file") {
-        section.problem(
-            "plugin_data_file",
-            "is not served by this version: write plugin_data here",
-        );
-    }
-    section.bool("enabled");
-    let value = section.section("plugin_data").map(read);
-    section.finish();
-    value
+/// Reads a built-in plugin's own data, if it has any.
+fn read_plugin<T>(section: Section<'_>, read: impl FnOnce(Section<'_>) -> T) -> Option<T> {
+    Plugin::read(section, |data| data.map(read)).data
 }
 
 fn read_sql(section: Section<'_>, warnings: &mut Vec<String>) -> Option<PathBuf> {
-    if !section.has("plugin_data") {
+    if !section.has_plugin_data() {
         section.problem("plugin_data", "is required: database_type and connection_string");
     }
-    finish_plugin(section, |data| {
+    read_plugin(section, |data| {
         let kind = data.required_string("database_type");
         let connection = data.required_string("connection_string");
         // Pools, migrations and SQL logs are the store's own business here.
@@ -214,14 +200,14 @@ fn sqlite_path(connection: &str) -> Result<PathBuf, String> {
 fn read_key_manager(name: &str, section: Section<'_>) -> Option<Keys> {
     match name {
         "memory" => {
-            finish_plugin(section, Section::finish);
+            read_plugin(section, |data| data.finish());
             Some(Keys::Memory)
         }
         "disk" => {
-            if !section.has("plugin_data") {
+            if !section.has_plugin_data() {
                 section.problem("plugin_data", "is required: keys_path");
             }
-            finish_plugin(section, |data| {
+            read_plugin(section, |data| {
                 let path = data.required_string("keys_path");
                 data.finish();
                 path.map(|path| Keys::Disk(PathBuf::from(path)))
