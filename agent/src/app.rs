@@ -1,4 +1,4 @@
-//! Puts the parts of the agent together: the one place that knows concrete types.
+//! Builds the agent from its parts: the only module that knows all concrete types.
 //!
 //! `build` reads what an earlier run saved and binds the sockets; `run` attests, syncs and serves until stopped.
 //! When it stops, open streams end with `Unavailable` first, then the tasks that fed them.
@@ -350,7 +350,7 @@ impl PluginFiles {
     }
 }
 
-/// The services of the admin socket, beside health and reflection.
+/// The services of the admin socket, in addition to health and reflection.
 fn admin_routes(
     settings: &AdminSettings,
     share: SocketShare,

@@ -1,9 +1,9 @@
 //! The agent as a library.
 //!
-//! Flow: `cli` reads flags, `config` the file, and `app` puts the parts together. A workload's call reaches
-//! `endpoints`, which finds out the calling process, asks `workload` for facts about it, and hands out what
-//! `svids` holds for them. `svids` learns entries and bundles and has keys signed; `node` keeps the agent's own
-//! identity; both reach the server through `upstream` alone. `csi` and `helper` are processes of their own.
+//! Flow: `cli` reads flags, `config` the file, and `app` builds the agent. A workload's call reaches
+//! `endpoints`, which finds the calling process, gets facts about it from `workload`, and sends what
+//! `svids` has for them. `svids` learns entries and bundles and has keys signed; `node` keeps the agent's own
+//! identity; both use the server only through `upstream`. `csi` and `helper` are separate processes.
 
 pub mod app;
 pub mod cli;

@@ -9,8 +9,9 @@ use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use finial_identity::x509::{Certificate, Csr, X509Svid};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyUsagePurpose, SanType, SerialNumber,
+    KeyPair, KeyUsagePurpose, SanType, SerialNumber,
 };
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use time::{Duration, OffsetDateTime};
 
 use crate::node::bundle_of;
@@ -138,11 +139,47 @@ fn params(uri: &str, not_before: OffsetDateTime, not_after: OffsetDateTime) -> C
     params
 }
 
-/// Named by its key, so that two authorities of one trust domain are told apart.
+/// Named by its key, so that two authorities of one trust domain are distinguished.
 fn authority_name(key: &PrivateKey) -> DistinguishedName {
     let mut name = DistinguishedName::new();
     name.push(DnType::OrganizationName, "SPIFFE");
     let id = data_encoding::HEXLOWER.encode(&key.public_key().subject_key_id());
     name.push(DnType::CommonName, id);
     name
+}
+
+/// A TLS server that is known by its names, and the authority that vouches for them.
+#[derive(Debug)]
+pub(crate) struct NamedServer {
+    pub(crate) authority: CertificateDer<'static>,
+    pub(crate) certificate: CertificateDer<'static>,
+    pub(crate) tls: Arc<rustls::ServerConfig>,
+}
+
+impl NamedServer {
+    pub(crate) fn new(names: &[&str]) -> Self {
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_key = KeyPair::generate().unwrap();
+        let authority = ca.self_signed(&ca_key).unwrap().der().clone();
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        let key = KeyPair::generate().unwrap();
+        let signed = params.signed_by(&key, &Issuer::new(ca, ca_key)).unwrap();
+        let certificate = signed.der().clone();
+        let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.clone()], key)
+            .unwrap();
+        Self {
+            authority,
+            certificate,
+            tls: Arc::new(tls),
+        }
+    }
 }

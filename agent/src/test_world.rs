@@ -1,4 +1,4 @@
-//! Days in the life of an agent in the moments that a test takes: a machine, a server elsewhere, and a clock for each.
+//! Days of an agent within a short test: a machine, a server on another one, and a clock for each.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests own their tasks and measure their own patience"
@@ -107,7 +107,7 @@ impl World {
         }
     }
 
-    /// The machine is suspended: clocks go on, timers do not.
+    /// The machine is suspended: clocks continue, timers do not.
     pub(crate) fn sleep(&self, time: Duration) {
         let time = time::Duration::try_from(time).unwrap();
         assert!(self.clock.shift(time) && self.server_clock.shift(time));

@@ -1,7 +1,7 @@
 //! The one binary: `finial server …`, `finial agent …`, `finial dev`, `finial why`, `finial bench …`.
 //!
-//! Arguments are normalised (`args`), parsed by the command trees of the two libraries, and handed to
-//! them with the surroundings they may see: standard streams and environment variables.
+//! Arguments are normalised (`args`), parsed by the command trees of the two libraries, and passed to
+//! them with the standard streams and environment variables that they may use.
 
 mod args;
 mod bench;

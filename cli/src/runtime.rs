@@ -1,4 +1,4 @@
-//! The runtimes that the programs run on, and the surroundings that their commands see.
+//! The runtimes that the programs run on, and the standard streams and variables of their commands.
 
 use std::io::{stderr, stdin, stdout};
 

@@ -1,6 +1,6 @@
 //! Registration entries: which selectors give which SPIFFE ID, under which parent.
 //!
-//! [`EntryParts`] is what was asked for; [`Entry`] is what passed the rules and can only be read.
+//! [`EntryParts`] is unchecked input; [`Entry`] has been checked and can only be read.
 
 use std::ops::Deref;
 
@@ -44,7 +44,7 @@ pub struct EntryParts {
     pub revision_number: i64,
     /// Whether the SVID goes to an SVID store instead of the Workload API.
     pub store_svid: bool,
-    /// What the workload is told to tell its identities apart (SPIFFE Workload API §8).
+    /// By which the workload distinguishes its identities (SPIFFE Workload API §8).
     pub hint: String,
     /// Unix seconds.
     pub created_at: i64,
@@ -52,6 +52,31 @@ pub struct EntryParts {
     pub disable_x509_svid_prefetch: bool,
     /// Whether JWT-SVIDs carry a `jti` claim.
     pub jwt_svid_include_jti: bool,
+}
+
+impl EntryParts {
+    /// An entry that says nothing but who gets which identity from whom; it has no id yet.
+    pub fn new(spiffe_id: SpiffeId, parent_id: SpiffeId, selectors: Vec<Selector>) -> Self {
+        Self {
+            id: String::new(),
+            spiffe_id,
+            parent_id,
+            selectors,
+            x509_svid_ttl: 0,
+            jwt_svid_ttl: 0,
+            federates_with: Vec::new(),
+            admin: false,
+            downstream: false,
+            expires_at: 0,
+            dns_names: Vec::new(),
+            revision_number: 0,
+            store_svid: false,
+            hint: String::new(),
+            created_at: 0,
+            disable_x509_svid_prefetch: false,
+            jwt_svid_include_jti: false,
+        }
+    }
 }
 
 /// A registration entry that obeys the rules; its fields are read through [`EntryParts`].
@@ -309,22 +334,11 @@ mod tests {
     fn parts() -> EntryParts {
         EntryParts {
             id: "web-1".into(),
-            spiffe_id: id("spiffe://example.org/web"),
-            parent_id: id("spiffe://example.org/spire/agent/join_token/x"),
-            selectors: vec![Selector::parse("unix:uid:1").unwrap()],
-            x509_svid_ttl: 0,
-            jwt_svid_ttl: 0,
-            federates_with: vec![],
-            admin: false,
-            downstream: false,
-            expires_at: 0,
-            dns_names: vec![],
-            revision_number: 0,
-            store_svid: false,
-            hint: String::new(),
-            created_at: 0,
-            disable_x509_svid_prefetch: false,
-            jwt_svid_include_jti: false,
+            ..EntryParts::new(
+                id("spiffe://example.org/web"),
+                id("spiffe://example.org/spire/agent/join_token/x"),
+                vec![Selector::parse("unix:uid:1").unwrap()],
+            )
         }
     }
 

@@ -1,4 +1,4 @@
-//! Another value than the default, for each that is documented.
+//! A value other than the default, for each documented value.
 
 use serde_json::{Value, json};
 

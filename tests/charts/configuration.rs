@@ -26,7 +26,7 @@ fn the_program_accepts_every_rendered_configuration() {
     }
 }
 
-/// Names of sockets and folders that stand in the pod and in its configuration.
+/// Names of sockets and folders that are in the pod and in its configuration.
 #[test]
 fn pods_mount_what_their_configuration_names() {
     let Some(engine) = engine() else { return };

@@ -1,4 +1,4 @@
-//! What is rendered is what Kubernetes knows: each object is read by its type and loses nothing on the way.
+//! Every rendered object is valid for Kubernetes: it is read by its type, and no field is unknown.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount};

@@ -1,6 +1,6 @@
 //! values.yaml, its schema and what users read name the same keys.
 //!
-//! After a change of values.yaml: `cargo test -p finial-tests --test charts -- --ignored` writes the tables anew.
+//! After a change of values.yaml: `cargo test -p finial-tests --test charts -- --ignored` writes the tables again.
 
 use std::collections::BTreeSet;
 use std::fs;

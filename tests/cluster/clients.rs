@@ -1,4 +1,4 @@
-//! Client libraries that other people wrote, unchanged, in pods of Pod Security level `restricted`: what they need of
+//! Client libraries of other projects, unchanged, in pods of Pod Security level `restricted`: what they need of
 //! the cluster is the CSI volume and nothing else.
 
 use std::path::PathBuf;

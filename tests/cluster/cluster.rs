@@ -1,9 +1,8 @@
 //! One running cluster and what tests do with it.
 
 use std::ffi::OsStr;
-use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -35,7 +34,7 @@ impl Cluster {
         let dir = TempDir::with_prefix("finial-cluster-").expect("a temporary directory");
         let cluster = Cluster { dir, programs };
         let owner = std::process::id().to_string();
-        let up = run(cluster.script("up").arg(cluster.dir()).args([
+        let up = Output::of(cluster.script("up").arg(cluster.dir()).args([
             "--nodes",
             &nodes.to_string(),
             "--owner",
@@ -81,20 +80,12 @@ impl Cluster {
 
     /// `kubectl` with the rights of `system:masters`.
     pub fn kubectl(&self, args: &[&str]) -> Output {
-        run(self.enter("kubectl").args(args))
+        Output::of(self.enter("kubectl").args(args))
     }
 
     /// [`Cluster::kubectl`], which must exit 0; its standard output.
     pub fn kubectl_ok(&self, args: &[&str]) -> String {
-        let output = self.kubectl(args);
-        assert!(
-            output.status.success(),
-            "kubectl {args:?} failed ({})\n{}{}",
-            output.status,
-            output.stdout,
-            output.stderr
-        );
-        output.stdout
+        self.kubectl(args).ok(format!("kubectl {args:?}")).stdout
     }
 
     /// One object, or a list of them, by `kubectl get`.
@@ -122,10 +113,11 @@ impl Cluster {
             "python3",
             &["-c", "import helm_python"],
         )?;
-        Some(run(self
-            .enter(peer.program())
-            .arg(folder().join("helm.py"))
-            .args(args)))
+        Some(Output::of(
+            self.enter(peer.program())
+                .arg(folder().join("helm.py"))
+                .args(args),
+        ))
     }
 
     /// Waits until the pod's containers are all ready.
@@ -168,14 +160,14 @@ impl Cluster {
     /// it with `imagePullPolicy: Never`. Gives the digest that pods' statuses show.
     pub fn import_image(&self, name: &str, content: &[&str]) -> String {
         let archive = self.dir().join(format!("{}.tar", name.replace(['/', ':'], "_")));
-        let made = run(self.script("image.py").arg(&archive).arg(name).args(content));
+        let made = Output::of(self.script("image.py").arg(&archive).arg(name).args(content));
         assert!(made.status.success(), "no image {name}: {}", made.stderr);
         std::thread::scope(|scope| {
             for node in self.nodes() {
                 let mut import = self.enter_node(&node, "ctr");
                 import.args(["image", "import"]).arg(&archive);
                 scope.spawn(move || {
-                    let import = run(&mut import);
+                    let import = Output::of(&mut import);
                     assert!(
                         import.status.success(),
                         "{node} takes no image {name}: {}",
@@ -210,27 +202,8 @@ impl Cluster {
     }
 
     fn kubectl_with_input(&self, args: &[&str], input: &str) -> String {
-        let mut child = self
-            .enter("kubectl")
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("kubectl starts");
-        child
-            .stdin
-            .take()
-            .expect("stdin is piped")
-            .write_all(input.as_bytes())
-            .expect("kubectl reads");
-        let output = child.wait_with_output().expect("kubectl ends");
-        let (stdout, stderr) = (
-            String::from_utf8_lossy(&output.stdout),
-            String::from_utf8_lossy(&output.stderr),
-        );
-        assert!(output.status.success(), "kubectl {args:?}: {stderr}\n{input}");
-        stdout.into_owned()
+        let output = Output::with_input(self.enter("kubectl").args(args), input);
+        output.ok(format!("kubectl {args:?} with {input}\n")).stdout
     }
 
     fn script(&self, name: &str) -> Command {
@@ -242,7 +215,7 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        let down = run(self.script("down").arg(self.dir()));
+        let down = Output::of(self.script("down").arg(self.dir()));
         if !down.status.success() {
             eprintln!("{}", down.stderr);
         }
@@ -277,17 +250,4 @@ fn programs() -> Option<PathBuf> {
         return None;
     }
     Some(programs)
-}
-
-/// Runs a command to its end with nothing to read.
-pub fn run(command: &mut Command) -> Output {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .unwrap_or_else(|error| panic!("{}: {error}", command.get_program().display()));
-    Output {
-        status: output.status,
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
 }

@@ -1,4 +1,5 @@
-//! Releases of a chart that is as small as a chart can be, by Helm's own engine: what the tests of a real one rest on.
+//! Releases of a chart that is as small as a chart can be, by Helm's own engine: a precondition of the tests of a real
+//! chart.
 
 use std::path::PathBuf;
 

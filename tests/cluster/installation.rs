@@ -7,7 +7,7 @@ use std::time::Instant;
 use finial_tests::{Output, Program, finial, wait_for};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::workload::SOCKET;
 
 /// The trust domain of `values.yaml`.
@@ -317,7 +317,7 @@ fn volume(cluster: &Cluster) {
     const PLACE: &str = "/var/lib/finial-volume";
     let node = cluster.nodes().remove(0);
     let on_node = |program: &str, args: &[&str]| {
-        let done = run(cluster.enter_node(&node, program).args(args));
+        let done = Output::of(cluster.enter_node(&node, program).args(args));
         assert!(done.status.success(), "{}", done.stderr);
     };
     let phase = [

@@ -1,5 +1,5 @@
-//! A whole Kubernetes (etcd, apiserver, kubelet, containerd, CNI) in namespaces of its own, started for these tests by
-//! the scripts beside this file, and Finial in it as its chart installs it.
+//! A complete Kubernetes (etcd, apiserver, kubelet, containerd, CNI) in separate Linux namespaces, started for these
+//! tests by the scripts in this folder, and Finial in it as its chart installs it.
 //!
 //! `FINIAL_TEST_CLUSTER` names the folder that `tests/cluster/build` made. All tests share one cluster, because each
 //! start costs about ten seconds of CPU; each works in a namespace (of Kubernetes) that it alone uses. What disturbs

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use finial_tests::{Output, Peer, wait_for};
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::installation::{SYSTEM_NAMESPACE, WORKLOAD_IMAGE};
 use crate::turns::{Turn, end, uid};
 
@@ -215,7 +215,7 @@ impl<'a> Shell<'a> {
             repository().display()
         );
         std::fs::write(&helm, script).expect("the script is written");
-        let made = run(std::process::Command::new("chmod").arg("0755").arg(&helm));
+        let made = Output::of(std::process::Command::new("chmod").arg("0755").arg(&helm));
         assert!(made.status.success());
         Some(Self { cluster, programs })
     }
@@ -226,7 +226,7 @@ impl<'a> Shell<'a> {
             repository().display(),
             self.programs.display()
         );
-        run(self.cluster.enter("bash").args(["-o", "pipefail", "-c", &script]))
+        Output::of(self.cluster.enter("bash").args(["-o", "pipefail", "-c", &script]))
     }
 }
 

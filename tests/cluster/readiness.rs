@@ -1,16 +1,16 @@
-//! How long after a pod is bound to a node its identity is at the node's agent, measured. By hand, on a machine that
-//! nobody else uses:
+//! How long after a pod is bound to a node its identity is at the node's agent, measured. To be run manually, on a
+//! machine without other load:
 //!
 //!     cargo test --release -p finial-tests --test cluster readiness -- --ignored --nocapture
 
 use std::collections::BTreeMap;
 
-use finial_tests::wait_until;
+use finial_tests::{Output, wait_until};
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::installation::{Installation, SYSTEM_NAMESPACE, TRUST_DOMAIN};
 use crate::workload::Workload;
 
@@ -110,7 +110,7 @@ fn observe(cluster: &Cluster, space: &str, times: &mut BTreeMap<String, Times>) 
     }
     let mut starts = BTreeMap::new();
     for node in cluster.nodes() {
-        let found = run(cluster.enter_node(&node, "python3").args(["-c", STARTS])).stdout;
+        let found = Output::of(cluster.enter_node(&node, "python3").args(["-c", STARTS])).stdout;
         for line in found.lines() {
             let (id, at) = line.split_once(' ').expect("two words");
             let at: f64 = at.parse().expect("a number");

@@ -1,9 +1,9 @@
-//! Parts that end and come back: what must recover does, what must die does.
+//! Parts that end and come back: what must recover recovers, and what must end ends.
 
-use finial_tests::{wait_for, wait_until};
+use finial_tests::{Output, wait_for, wait_until};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::installation::{Installation, SERVER_NAMESPACE, SYSTEM_NAMESPACE, TRUST_DOMAIN};
 use crate::turns::{Turn, bundle, end, server_uid, uid};
 use crate::workload::Workload;
@@ -86,12 +86,12 @@ fn a_pod_ends_whose_volume_was_mounted_by_an_earlier_driver() {
     let pod = uid(cluster, &["-n", &space, "pod", "web"]);
     let sockets = format!("/run/finial/csi/pods/{pod}/sockets");
     let exists = |path: &str| {
-        run(cluster.enter_node(NODE, "test").args(["-e", path]))
+        Output::of(cluster.enter_node(NODE, "test").args(["-e", path]))
             .status
             .success()
     };
     assert!(exists(&sockets), "{sockets} is not on {NODE}");
-    // Only the driver's container ends; the kubelet starts it anew.
+    // Only the driver's container ends; the kubelet starts it again.
     let agent = installation.agent_pod(NODE);
     let restarts = || {
         let pod = cluster.get(&["-n", SYSTEM_NAMESPACE, "pod", &agent]);
@@ -111,9 +111,11 @@ fn a_pod_ends_whose_volume_was_mounted_by_an_earlier_driver() {
     };
     let (count, _, container) = restarts();
     let container = container.as_str().expect("it runs").replace("containerd://", "");
-    let killed = run(cluster
-        .enter_node(NODE, "ctr")
-        .args(["task", "kill", "--signal", "SIGKILL", &container]));
+    let killed = Output::of(
+        cluster
+            .enter_node(NODE, "ctr")
+            .args(["task", "kill", "--signal", "SIGKILL", &container]),
+    );
     assert!(killed.status.success(), "{}", killed.stderr);
     wait_until("the driver to run again", READY, || {
         let (now, ready, _) = restarts();
@@ -123,7 +125,7 @@ fn a_pod_ends_whose_volume_was_mounted_by_an_earlier_driver() {
 
     cluster.kubectl_ok(&["-n", &space, "delete", "pod", "web", "--timeout=60s"]);
     wait_until("the pod's sockets to be gone", READY, || !exists(&sockets));
-    let mounts = run(cluster.enter_node(NODE, "cat").args(["/proc/self/mountinfo"])).stdout;
+    let mounts = Output::of(cluster.enter_node(NODE, "cat").args(["/proc/self/mountinfo"])).stdout;
     assert!(!mounts.contains(&pod), "{mounts}");
     end(cluster, &space);
 }
@@ -195,16 +197,18 @@ fn serial(installation: &Installation<'_>) -> Value {
     installation.server_json(&["agent", "show", "-spiffeID", &id])["x509svid_serial_number"].clone()
 }
 
-/// Ends the node's kubelet; `inside/node` starts it anew.
+/// Ends the node's kubelet; `inside/node` starts it again.
 fn restart_kubelet(cluster: &Cluster) {
     let pid = || {
-        let read = run(cluster.enter_node(NODE, "cat").args(["/run/kubelet.pid"]));
+        let read = Output::of(cluster.enter_node(NODE, "cat").args(["/run/kubelet.pid"]));
         read.stdout.trim().to_owned()
     };
     let before = pid();
-    let told = run(cluster
-        .enter_node(NODE, "sh")
-        .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]));
+    let told = Output::of(
+        cluster
+            .enter_node(NODE, "sh")
+            .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]),
+    );
     assert!(told.status.success(), "{}", told.stderr);
     wait_until("another kubelet", READY, || pid() != before);
     wait_until("the kubelet to answer", READY, || {

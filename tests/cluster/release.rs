@@ -1,4 +1,4 @@
-//! The life of the release: tested, changed, rolled back, taken away and installed again.
+//! The lifecycle of the release: tested, upgraded, rolled back, uninstalled and installed again.
 
 use std::time::Instant;
 

@@ -1,11 +1,11 @@
-//! What the other suites of this folder rest on: that the cluster is a real one.
+//! A precondition of the other suites of this folder: the cluster is a real one.
 
 use std::process::{Command, Stdio};
 
-use finial_tests::wait_for;
+use finial_tests::{Output, wait_for};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 
 #[test]
 fn every_node_is_ready_and_runs_pods_that_reach_each_other_by_name() {
@@ -61,7 +61,7 @@ fn a_process_of_a_pod_is_known_by_its_cgroup() {
         text(&object["status"]["containerStatuses"][0]["containerID"]).replace("containerd://", "");
     // As a process of the node sees it, which is in no pod.
     let script = format!("grep -l {container} /proc/[0-9]*/cgroup | head -n 1 | xargs cat");
-    let lines = run(cluster.enter_node("node-a", "sh").args(["-c", &script])).stdout;
+    let lines = Output::of(cluster.enter_node("node-a", "sh").args(["-c", &script])).stdout;
     let memory = lines
         .lines()
         .find(|line| line.contains(":memory:"))
@@ -163,7 +163,7 @@ spec:
     ));
     cluster.wait_pod(&space, "mounter");
     let file = format!("/var/lib/shared/{space}/file");
-    let on_node = run(cluster.enter_node("node-a", "test").args(["-e", &file]));
+    let on_node = Output::of(cluster.enter_node("node-a", "test").args(["-e", &file]));
     assert!(on_node.status.success(), "the node does not see the pod's mount");
     // And the machine does not.
     assert!(!std::path::Path::new(&file).exists());
@@ -202,9 +202,9 @@ fn an_image_made_of_a_program_here_runs_in_a_pod() {
 fn nothing_of_a_cluster_reaches_the_machines_network() {
     let Some(cluster) = Cluster::shared() else { return };
     for node in cluster.nodes() {
-        let routes = run(cluster.enter_node(&node, "ip").args(["-o", "route", "show"])).stdout;
+        let routes = Output::of(cluster.enter_node(&node, "ip").args(["-o", "route", "show"])).stdout;
         assert!(!routes.is_empty() && !routes.contains("default"), "{routes}");
-        let links = run(cluster.enter_node(&node, "ip").args(["-o", "link", "show"])).stdout;
+        let links = Output::of(cluster.enter_node(&node, "ip").args(["-o", "link", "show"])).stdout;
         for link in links.lines() {
             let name = link.split(": ").nth(1).expect("a link has a name");
             let name = name.split('@').next().expect("a name has a beginning");
@@ -253,7 +253,7 @@ fn kubelet_pods(cluster: &Cluster, node: &str, token: &str) -> (u16, String) {
         .arg(cluster.dir().join("pki/ca.crt"))
         .arg(token);
     command.stderr(Stdio::inherit());
-    let output = run(&mut command);
+    let output = Output::of(&mut command);
     let (status, body) = output
         .stdout
         .split_once('\n')

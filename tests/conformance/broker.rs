@@ -1,7 +1,6 @@
 //! SPIFFE_Broker_Endpoint.md and SPIFFE_Broker_API.md: the agent with a broker that is this very process, which asks for
 //! itself and for processes that it starts.
 
-use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -10,7 +9,7 @@ use finial_identity::x509::Certificate;
 use finial_proto::google::rpc;
 use finial_proto::spiffe::broker as pb;
 use finial_proto::spiffe::broker::api_client::ApiClient;
-use finial_tests::{Entry, Stack, StackOptions};
+use finial_tests::{Entry, Stack, StackOptions, free_port};
 use prost::Message;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tempfile::TempDir;
@@ -51,10 +50,7 @@ fn shared() -> Arc<Setup> {
 impl Setup {
     fn start() -> Self {
         let dir = TempDir::with_prefix("finial-broker-").expect("a temporary directory");
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port on loopback")
-            .port();
+        let port = free_port();
         let agent = format!(
             r#"experimental {{ broker {{
               socket_path = "{dir}/broker.sock"

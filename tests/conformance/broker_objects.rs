@@ -1,6 +1,5 @@
 //! SPIFFE_Broker_API.md, references to objects of Kubernetes: the agent with a kubelet that lists what the test says.
 
-use std::net::TcpListener;
 use std::time::Duration;
 
 use finial_identity::x509::Certificate;
@@ -8,7 +7,7 @@ use finial_proto::spiffe::broker as pb;
 use finial_proto::spiffe::broker::api_client::ApiClient;
 use finial_proto::workload::X509svidRequest;
 use finial_tests::kubernetes::FakeKubelet;
-use finial_tests::{Entry, Stack, StackOptions};
+use finial_tests::{Entry, Stack, StackOptions, free_port};
 use prost::Message;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde_json::{Value, json};
@@ -77,10 +76,7 @@ async fn brk_22_a_pod_of_the_node_is_named_by_name_uid_or_both_for_as_long_as_it
     let kubelet = FakeKubelet::start();
     let pods = |uid: &str| vec![pod("web", uid, "Running"), pod("job", OTHER, "Succeeded")];
     kubelet.set(pods(UID));
-    let port = TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port on loopback")
-        .port();
+    let port = free_port();
     let stack = Stack::start(StackOptions {
         agent: format!(
             r#"experimental {{ broker {{

@@ -8,7 +8,7 @@ use finial_identity::bundle::Bundle;
 use finial_identity::peer::{self, PeerPolicy, SharedBundles, X509Bundles};
 use finial_identity::process::Clock;
 use finial_identity::spiffe_id::TrustDomain;
-use finial_tests::{Entry, Stack, StackOptions, WebAuthority, https_get};
+use finial_tests::{Entry, Stack, StackOptions, WebAuthority, free_port, https_get};
 use rustls::client::ResolvesClientCert;
 use rustls::{CipherSuite, ClientConfig, RootCertStore, SignatureScheme};
 use rustls_pki_types::CertificateDer;
@@ -54,11 +54,6 @@ fn server(port: u16, profile: &str) -> Stack {
         server: block,
         ..StackOptions::default()
     })
-}
-
-fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a port on loopback");
-    listener.local_addr().expect("an address").port()
 }
 
 fn own_bundle(stack: &Stack) -> Bundle {

@@ -1,4 +1,4 @@
-//! The rules of the SPIFFE standards, one file a document. `coverage` proves that none is forgotten.
+//! The rules of the SPIFFE standards, one file for each document. `coverage` checks that no rule is missing.
 
 mod broker;
 mod broker_objects;

@@ -65,7 +65,7 @@ async fn x509_svids_come_complete_for_every_identity() {
     );
 }
 
-/// §5.2.1, §6.2.1, §8: of two identities with one hint only one is handed out, the same in every profile and call.
+/// §5.2.1, §6.2.1, §8: of two identities with one hint only one is served, the same in every profile and call.
 /// Covers WL-20, WL-38, WL-67.
 #[tokio::test]
 async fn hints_are_unique_in_an_answer_and_the_order_does_not_drift() {

@@ -84,7 +84,7 @@ fn the_agent_listens_on_no_tcp_port() {
     assert_eq!(tcp_ports(fixture.agent_pid), BTreeSet::new());
 }
 
-/// §7, and §2 of SPIFFE_Workload_API.md: the service has the methods of the standard, others stand in services of their own.
+/// §7, and §2 of SPIFFE_Workload_API.md: the service has the methods of the standard, others are in services of their own.
 /// Covers WEP-27, WEP-29, WL-03.
 #[tokio::test]
 async fn the_service_has_exactly_the_methods_of_the_standard() {

@@ -1,4 +1,4 @@
-//! Replays the fuzzer's corpus with an ordinary compiler: every file of `tests/fuzz/corpus`, cut short and with
+//! Replays the fuzzer's corpus with an ordinary compiler: every file of `tests/fuzz/corpus`, also truncated and with
 //! bits flipped, goes through the functions that the fuzzer calls. Each must return.
 
 use std::collections::BTreeSet;

@@ -1,16 +1,15 @@
-//! The agent's admin socket: what stands on it and nowhere else, and the commands that use it.
+//! The agent's admin socket: what is served only there, and the commands that use it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use finial_tests::rpcs::{AGENT_SOCKETS, rows};
 use finial_tests::{Entry, Output, Stack, StackOptions, run, run_ok, wait_for};
 use tempfile::TempDir;
 use tonic::Code;
 
 use crate::wire::{call, call_with, unix};
-
-const TABLE: &str = include_str!("../structure/agent_sockets.txt");
 
 /// A stack whose agent has an admin socket, and the directory of that: it may not be the public one's.
 pub struct WithAdmin {
@@ -59,7 +58,7 @@ async fn every_rpc_stands_on_the_socket_that_the_table_names() {
     let admin = unix(with.socket()).await.expect("the admin socket");
     let mut wrong = Vec::new();
     let mut checked = 0;
-    for (method, words) in rows() {
+    for (method, words) in rows(AGENT_SOCKETS) {
         for (name, channel) in [("public", &public), ("admin", &admin)] {
             let is_here = words[0] == name || words[0] == "both";
             let header = [("workload.spiffe.io", "true")];
@@ -176,17 +175,4 @@ fn an_admin_socket_beside_the_public_one_is_refused() {
 
 fn text(value: &serde_json::Value) -> &str {
     value.as_str().expect("a text")
-}
-
-pub fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
-    TABLE
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            (
-                words.next().expect("a line that is not empty has a word"),
-                words.collect(),
-            )
-        })
 }

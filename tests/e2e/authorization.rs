@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use finial_tests::rpcs::{WHO_MAY_CALL, rows};
 use finial_tests::{Entry, Stack, StackOptions};
 use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::wire::{Identity, call, tls, unix};
-
-const TABLE: &str = include_str!("../structure/who_may_call.txt");
 
 #[tokio::test]
 async fn every_rpc_refuses_whom_the_table_does_not_name() {
@@ -43,7 +42,7 @@ async fn every_rpc_refuses_whom_the_table_does_not_name() {
 
     let mut checked = 0;
     let mut wrong = Vec::new();
-    for (method, classes) in rows() {
+    for (method, classes) in rows(WHO_MAY_CALL) {
         for (class, channel) in &callers {
             // Ban, delete and state changes with an empty message fail on their arguments; none takes effect.
             let allowed = classes.contains(&"any") || classes.contains(class);
@@ -96,19 +95,6 @@ async fn an_rpc_that_no_table_knows_is_refused() {
             "{method}: {status:?}"
         );
     }
-}
-
-fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
-    TABLE
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            (
-                words.next().expect("a line that is not empty has a word"),
-                words.collect(),
-            )
-        })
 }
 
 /// An SVID for `path`, minted by the operator, with an entry that carries `flags`.

@@ -1,4 +1,4 @@
-//! What goes wrong is said with what and where; nothing is lost and the process lives.
+//! Errors say what is wrong and where; nothing is lost and the process continues.
 
 use std::process::Command;
 use std::time::Duration;

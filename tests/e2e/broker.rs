@@ -1,6 +1,5 @@
 //! The SPIFFE Broker API as a broker uses it: this process is the broker, with an X509-SVID from the Workload API.
 
-use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -9,14 +8,14 @@ use finial_proto::spiffe::broker as pb;
 use finial_proto::spiffe::broker::api_client::ApiClient;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{X509svidRequest, X509svidResponse};
-use finial_tests::{Entry, Stack, StackOptions};
+use finial_tests::rpcs::{AGENT_SOCKETS, rows};
+use finial_tests::{Entry, Stack, StackOptions, free_port};
 use prost::Message;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use tempfile::TempDir;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status, Streaming};
 
-use crate::admin::rows;
 use crate::delegated::{SLEEP, Sleeper, this_program};
 use crate::wire::{Identity, call_with, tls, tls_unix, unix};
 
@@ -35,10 +34,7 @@ impl WithBroker {
     /// The broker is `/broker`. Programs are told apart by their paths.
     fn start() -> Self {
         let dir = TempDir::with_prefix("finial-broker-").expect("a temporary directory");
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port on loopback")
-            .port();
+        let port = free_port();
         let agent = format!(
             r#"experimental {{ broker {{
               socket_path = "{socket}"
@@ -186,7 +182,7 @@ async fn brokers_are_served_their_rpcs_and_nothing_else() {
     let mut checked = 0;
     for channel in with.channels(Some(broker)).await {
         let channel = channel.expect("a broker may connect");
-        for (method, words) in rows() {
+        for (method, words) in rows(AGENT_SOCKETS) {
             let header = [HEADER, ("workload.spiffe.io", "true")];
             let code =
                 |outcome: Result<Vec<u8>, Status>| outcome.map_or_else(|status| status.code(), |_| Code::Ok);

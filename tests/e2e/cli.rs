@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use finial_tests::{Entry, Stack, StackOptions, finial, run};
+use finial_tests::{Entry, Output, Stack, StackOptions, finial, run};
 
 #[test]
 fn entries_are_created_shown_counted_updated_and_deleted() {
@@ -155,19 +155,19 @@ fn called_by_the_name_of_a_spire_program_it_is_that_program() {
     let stack = Stack::server_only(StackOptions::default());
     let link = stack.dir().join("spire-server");
     std::os::unix::fs::symlink(finial(), &link).expect("a link");
-    let output = Command::new(&link)
-        .args(["healthcheck", "-socketPath"])
-        .arg(stack.server_socket())
-        .output()
-        .expect("the program starts");
+    let output = Output::of(
+        Command::new(&link)
+            .args(["healthcheck", "-socketPath"])
+            .arg(stack.server_socket()),
+    );
     assert!(output.status.success());
-    assert!(String::from_utf8_lossy(&output.stdout).contains("Server is healthy."));
-    let by_variable = Command::new(&link)
-        .arg("healthcheck")
-        .env("SPIRE_SERVER_PRIVATE_SOCKET", stack.server_socket())
-        .status()
-        .expect("the program starts");
-    assert!(by_variable.success());
+    assert!(output.stdout.contains("Server is healthy."));
+    let by_variable = Output::of(
+        Command::new(&link)
+            .arg("healthcheck")
+            .env("SPIRE_SERVER_PRIVATE_SOCKET", stack.server_socket()),
+    );
+    assert!(by_variable.status.success());
 }
 
 #[test]
@@ -260,15 +260,11 @@ fn agents_are_shown_with_their_expiry_in_local_time_and_an_empty_line_after_each
     let id = stack.agent_id();
     let socket = stack.server_socket().display().to_string();
     for args in [&["list"][..], &["show", "-spiffeID", &id]] {
-        let output = Command::new(finial())
-            .args(["server", "agent"])
-            .args(args)
-            .args(["-socketPath", &socket])
-            // Two hours ahead of UTC, without any file of time zones.
-            .env("TZ", "XYZ-2")
-            .output()
-            .expect("the command starts");
-        let printed = String::from_utf8_lossy(&output.stdout);
+        let mut command = Command::new(finial());
+        command.args(["server", "agent"]).args(args);
+        // Two hours ahead of UTC, without any file of time zones.
+        command.args(["-socketPath", &socket]).env("TZ", "XYZ-2");
+        let printed = Output::of(&mut command).stdout;
         let expiry = printed
             .lines()
             .find(|line| line.starts_with("Expiration time   : "));

@@ -56,7 +56,7 @@ impl Node {
             .join(format!("k/pods/{UID}/volumes/kubernetes.io~csi/v/mount"))
     }
 
-    /// What stands there for whoever shares the driver's mounts.
+    /// What is there for whoever shares the driver's mounts.
     fn seen(&self, path: &Path) -> PathBuf {
         let path = path.strip_prefix("/").expect("an absolute path");
         PathBuf::from(format!("/proc/{}/root", self.driver.pid())).join(path)
@@ -220,7 +220,7 @@ async fn a_pod_has_its_identity_by_the_volume_until_it_is_taken_away() {
     node.stack.wait_agent();
     node.wait_identity_in_pod();
 
-    // A driver that is started anew finds what is mounted in the namespace of the kubelet; here it is gone with its own.
+    // A driver that is started again finds what is mounted in the namespace of the kubelet; here it is gone with its own.
     for _again in 0..2 {
         node.unpublish().await.expect("unpublished");
         assert!(!node.seen(&node.target()).exists());

@@ -1,4 +1,4 @@
-//! `finial dev`, the first thing a newcomer types.
+//! `finial dev`.
 
 use std::process::Command;
 use std::time::Duration;

@@ -1,13 +1,13 @@
-//! Trust domains that federate: real servers on both sides, endpoints that do wrong, objects of Kubernetes.
+//! Trust domains that federate: real servers on both sides, endpoints that misbehave, objects of Kubernetes.
 
 use std::time::Duration;
 
 use finial_tests::kubernetes::FakeCluster;
-use finial_tests::{BundleEndpoint, Entry, Stack, StackOptions, TlsIdentity, WebAuthority, wait_until};
+use finial_tests::{
+    BundleEndpoint, Entry, Stack, StackOptions, TlsIdentity, WebAuthority, free_port, wait_until,
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-
-use crate::scrape::free_port;
 
 const SOON: Duration = Duration::from_secs(60);
 const ENDPOINT_ID: &str = "spiffe://a.test/spire/server";
@@ -87,16 +87,6 @@ fn foreign_of_workload(stack: &Stack) -> String {
     std::fs::read_to_string(file).unwrap_or_default()
 }
 
-fn authority(stack: &Stack, state: &str) -> String {
-    let shown = stack
-        .server_cli_ok(&["localauthority", "x509", "show", "-output", "json"])
-        .json();
-    shown[state]["authority_id"]
-        .as_str()
-        .expect("an authority")
-        .to_owned()
-}
-
 fn step(stack: &Stack, step: &str, id: &str) {
     stack.server_cli_ok(&["localauthority", "x509", step, "-authorityID", id]);
 }
@@ -119,11 +109,11 @@ fn two_servers_federate_by_svid_through_restarts_and_new_authorities() {
         foreign_of_workload(&b).trim() == own.trim()
     });
 
-    // The next authority is fetched before it signs, and the endpoint is believed with it afterwards.
-    let old = authority(&a, "active");
+    // The next authority is fetched before it signs, and the endpoint is trusted with it afterwards.
+    let old = a.authority_id("active");
     a.server_cli_ok(&["localauthority", "x509", "prepare"]);
     assert_eq!(refresh(&b), "");
-    step(&a, "activate", &authority(&a, "prepared"));
+    step(&a, "activate", &a.authority_id("prepared"));
     step(&a, "taint", &old);
     assert_eq!(refresh(&b), "", "the endpoint shows an SVID of the new authority");
     step(&a, "revoke", &old);
@@ -134,7 +124,7 @@ fn two_servers_federate_by_svid_through_restarts_and_new_authorities() {
         foreign_of_workload(&b).trim() == own.trim()
     });
 
-    // The partner is away: what is known stays.
+    // The partner cannot be reached: what is known stays.
     let before = held(&b);
     a.server().terminate();
     let refused = refresh(&b);
@@ -200,7 +190,7 @@ fn two_servers_federate_by_the_web_as_configured() {
         "as with SPIRE"
     );
 
-    // Who is not the host, or whom nobody vouches for, is not believed; after a redirect neither.
+    // Who is not the host, or whom nobody vouches for, is not trusted; after a redirect neither.
     other.present(web.server(&["other.test"]));
     let refused = refresh(&b);
     assert!(refused.contains("authenticate 127.0.0.1"), "{refused}");
@@ -285,7 +275,7 @@ fn an_endpoint_that_does_wrong_is_told_and_the_good_bundle_stays() {
     assert_eq!(created.stdout, expected);
     let again = create(&endpoint.url("/"), &spiffe);
     assert!(again.stderr.contains("AlreadyExists"), "{}", again.stderr);
-    // Nothing is believed without a bundle that authenticates it.
+    // Nothing is trusted without a bundle that authenticates it.
     let refused = refresh(&b);
     assert!(refused.contains("no X.509 authority of a.test"), "{refused}");
     b.server_cli_ok(&[

@@ -1,14 +1,14 @@
-//! A machine, or a server, that stands still for longer than certificates live, as one that was suspended.
+//! A machine, or a server, that is stopped for longer than the lifetime of certificates, like one that was suspended.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use finial_identity::x509::Certificate;
 use finial_proto::workload::X509svidResponse;
-use finial_tests::{Entry, Program, Stack, StackOptions, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, wait_until};
 use rustix::process::Signal;
 
 use crate::agent_pod::AgentPod;
+use crate::watcher::{MANY, watcher};
 use crate::wire::x509_stream;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -22,11 +22,7 @@ fn a_machine_that_stood_still_serves_again_without_a_hand_on_it() {
     });
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rust-spiffe-client"));
-    command
-        .args(["watch", "100000"])
-        .env("SPIFFE_ENDPOINT_SOCKET", stack.endpoint());
-    let mut client = Program::start("workload", &mut command);
+    let mut client = watcher(&stack, MANY);
     client.wait_for_line("update 1 ", LIMIT);
     let agent_id = stack.agent_id();
 
@@ -92,12 +88,14 @@ fn a_server_that_outlived_its_authority_makes_another_and_its_agents_say_what_th
         x509_svid_ttl: "20s".into(),
         ..StackOptions::default()
     });
-    let before = authority(&stack);
+    let before = stack.authority_id("active");
     stack.server().signal(Signal::STOP);
     pass(Duration::from_secs(35));
     stack.server().signal(Signal::CONT);
     stack.wait_server();
-    wait_until("another authority", LIMIT, || authority(&stack) != before);
+    wait_until("another authority", LIMIT, || {
+        stack.authority_id("active") != before
+    });
 
     // No SVID outlives its authority, the agent's own neither, and what it joined with worked once.
     stack
@@ -187,13 +185,6 @@ fn authorities(update: &X509svidResponse) -> Vec<Certificate> {
 fn pass(time: Duration) {
     let start = Instant::now();
     wait_until("time to pass", LIMIT, || start.elapsed() >= time);
-}
-
-fn authority(stack: &Stack) -> String {
-    let shown = stack.server_cli_ok(&["localauthority", "x509", "show", "-output", "json"]);
-    let shown = shown.json();
-    let id = shown["active"]["authority_id"].as_str();
-    id.unwrap_or_default().to_owned()
 }
 
 fn assert_is_valid(stack: &Stack) {

@@ -29,13 +29,13 @@ fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
     wait_healthy(&stack, &mut agent);
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    let (id, first) = (stack.agent_id(), agent_serial(&stack));
+    let (id, first) = (stack.agent_id(), stack.agent_serial());
     assert!(disk.holds(&first));
 
     disk.fill();
     agent.wait_for_line("held back", LIMIT);
     assert_eq!(
-        agent_serial(&stack),
+        stack.agent_serial(),
         first,
         "the server has not seen another SVID"
     );
@@ -48,7 +48,7 @@ fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
 
     // The saved SVID nears its end: the new one is used from memory.
     wait_until("the renewed SVID to be used", LIMIT, || {
-        agent_serial(&stack) != first
+        stack.agent_serial() != first
     });
     agent.wait_for_line("used before it could be saved", LIMIT);
     assert!(disk.holds(&first), "nothing could be written");
@@ -69,7 +69,7 @@ fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
     agent = disk.start_agent(&stack, &[]);
     wait_healthy(&stack, &mut agent);
     reaches_its_server(&stack, "/saved");
-    assert!(disk.holds(&agent_serial(&stack)));
+    assert!(disk.holds(&stack.agent_serial()));
     assert_eq!(stack.agent_id(), id, "the agent is the same");
     let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
     assert_eq!(agents["agents"].as_array().map(Vec::len), Some(1));
@@ -95,7 +95,7 @@ fn a_join_token_is_not_spent_on_a_disk_that_is_read_only() {
     wait_healthy(&stack, &mut agent);
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    assert!(disk.holds(&agent_serial(&stack)));
+    assert!(disk.holds(&stack.agent_serial()));
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn an_agent_that_starts_on_a_read_only_disk_serves_by_what_it_saved_and_changes_
     let token = stack.join_token();
     let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
     wait_healthy(&stack, &mut agent);
-    let serial = agent_serial(&stack);
+    let serial = stack.agent_serial();
     assert!(agent.terminate().success());
     let files = ["agent-data.json", "keys.json"].map(|name| disk.path().join(name));
     let saved = files
@@ -118,7 +118,7 @@ fn an_agent_that_starts_on_a_read_only_disk_serves_by_what_it_saved_and_changes_
     let mut agent = disk.start_agent(&stack, &[]);
     wait_healthy(&stack, &mut agent);
     reaches_its_server(&stack, "/read-only");
-    assert_eq!(agent_serial(&stack), serial);
+    assert_eq!(stack.agent_serial(), serial);
     assert!(agent.terminate().success());
     assert_eq!(
         files
@@ -245,13 +245,4 @@ fn wait_healthy(stack: &Stack, agent: &mut Program) {
 fn reaches_its_server(stack: &Stack, path: &str) {
     stack.create_entry(&Entry::for_me(path));
     stack.wait_identity(path);
-}
-
-/// In decimal.
-fn agent_serial(stack: &Stack) -> String {
-    let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
-    agents["agents"][0]["x509svid_serial_number"]
-        .as_str()
-        .expect("a serial number")
-        .to_owned()
 }

@@ -1,4 +1,4 @@
-//! `finial agent helper` beside a real agent.
+//! `finial agent helper` with a real agent.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use finial_identity::key::PrivateKey;
 use finial_identity::x509::Certificate;
-use finial_tests::{Entry, Peer, Program, Stack, StackOptions, finial, wait_until};
+use finial_tests::{Entry, Output, Peer, Program, Stack, StackOptions, finial, free_port, wait_until};
 use rustix::process::Signal;
 
 const LIMIT: Duration = Duration::from_secs(90);
@@ -144,19 +144,8 @@ fn files_are_what_openssl_verifies_and_the_agent_validates() {
 
     if let Some(openssl) = Peer::find("FINIAL_TEST_OPENSSL", "openssl", &["version"]) {
         let run = |args: &[&str]| {
-            let output = openssl
-                .command()
-                .args(args)
-                .current_dir(&beside.certs)
-                .output()
-                .expect("openssl runs");
-            let text = String::from_utf8_lossy(&output.stdout).into_owned();
-            assert!(
-                output.status.success(),
-                "{args:?}: {text} {}",
-                String::from_utf8_lossy(&output.stderr)
-            );
-            text
+            let output = Output::of(openssl.command().args(args).current_dir(&beside.certs));
+            output.ok(format!("openssl {args:?}")).stdout
         };
         let verdict = run(&["verify", "-x509_strict", "-CAfile", "svid_bundle.pem", "svid.pem"]);
         assert!(verdict.contains("OK"), "{verdict}");
@@ -311,12 +300,11 @@ fn once_writes_and_ends_and_says_why_when_it_cannot() {
     let config = beside.configure("daemon_mode = true\n cmd = \"/bin/false\"");
     let once = |flags: &[&str]| {
         let mut command = Command::new(&helper);
-        command.arg("-config").arg(&config).args(flags);
-        command.output().expect("the program starts")
+        Output::of(command.arg("-config").arg(&config).args(flags))
     };
     let flags = ["-daemon-mode=false", "-timeout", "1s"];
     let denied = once(&flags);
-    let text = String::from_utf8_lossy(&denied.stderr).into_owned();
+    let text = denied.stderr;
     assert_eq!(denied.status.code(), Some(1), "{text}");
     assert!(
         text.contains("Error: no X.509-SVID within 1s: agent answers PermissionDenied: no identity issued"),
@@ -326,7 +314,7 @@ fn once_writes_and_ends_and_says_why_when_it_cannot() {
 
     beside.stack.create_entry(&Entry::for_me("/web"));
     let written = once(&["-daemon-mode=false"]);
-    let text = String::from_utf8_lossy(&written.stderr).into_owned();
+    let text = written.stderr;
     assert_eq!(written.status.code(), Some(0), "{text}");
     assert!(
         text.contains("cmd: has no effect with daemon_mode = false"),
@@ -339,7 +327,7 @@ fn once_writes_and_ends_and_says_why_when_it_cannot() {
     assert_eq!(once(&["-version"]).status.code(), Some(0));
     fs::write(&config, "svid_file_name = \"a\" x = 1").expect("helper.conf is written");
     let wrong = once(&[]);
-    let text = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    let text = wrong.stderr;
     assert_eq!(wrong.status.code(), Some(1));
     for part in [
         "unknown configuration detected",
@@ -418,10 +406,7 @@ echo collected >> "$T""#,
 #[test]
 fn probes_follow_the_files() {
     let beside = Beside::start(StackOptions::default());
-    let port = std::net::TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port")
-        .port();
+    let port = free_port();
     let _helper = beside.start_helper(&format!(
         "health_checks {{ listener_enabled = true bind_port = {port} }}"
     ));

@@ -1,12 +1,13 @@
 //! kill -9 at any moment: nothing acknowledged is lost, everything recovers by itself.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use finial_tests::{Entry, Program, Stack, StackOptions, run, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, run, wait_until};
+
+use crate::watcher::{MANY, watcher};
 
 const KILLS: usize = 50;
 const LIMIT: Duration = Duration::from_secs(60);
@@ -17,9 +18,9 @@ fn fifty_kills_lose_nothing_that_was_acknowledged() {
     let watched = stack.create_entry(&Entry::for_me("/watched"));
     stack.wait_identity("/watched");
     let agent_id = stack.agent_id();
-    let authority = authority(&stack);
-    let serial = agent_serial(&stack);
-    let mut client = watcher(&stack);
+    let authority = stack.authority_id("active");
+    let serial = stack.agent_serial();
+    let mut client = watcher(&stack, MANY);
     client.wait_for_line("update 1 ", LIMIT);
 
     let acknowledged = Arc::new(Mutex::new(BTreeSet::new()));
@@ -94,8 +95,12 @@ fn fifty_kills_lose_nothing_that_was_acknowledged() {
     assert!(lost.is_empty(), "acknowledged and lost: {lost:?}");
 
     assert_eq!(stack.agent_id(), agent_id, "the agent is the same");
-    assert_eq!(agent_serial(&stack), serial, "the agent did not attest again");
-    assert_eq!(self::authority(&stack), authority, "the authority is the same");
+    assert_eq!(stack.agent_serial(), serial, "the agent did not attest again");
+    assert_eq!(
+        stack.authority_id("active"),
+        authority,
+        "the authority is the same"
+    );
 
     // The workload's program was never restarted: a change must still reach it. Its last update says which
     // certificate it holds, and only a certificate with the new name counts.
@@ -142,30 +147,4 @@ fn the_agent_serves_again_after_a_restart_while_the_server_is_away() {
     stack.wait_server();
     stack.wait_identity("/me");
     assert_eq!(stack.agent_id(), agent_id);
-}
-
-fn watcher(stack: &Stack) -> Program {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rust-spiffe-client"));
-    command
-        .args(["watch", "100000"])
-        .env("SPIFFE_ENDPOINT_SOCKET", stack.endpoint());
-    Program::start("workload", &mut command)
-}
-
-fn authority(stack: &Stack) -> String {
-    let state = stack
-        .server_cli_ok(&["localauthority", "x509", "show", "-output", "json"])
-        .json();
-    state["active"]["authority_id"]
-        .as_str()
-        .expect("an active authority")
-        .to_owned()
-}
-
-fn agent_serial(stack: &Stack) -> String {
-    let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
-    agents["agents"][0]["x509svid_serial_number"]
-        .as_str()
-        .expect("a serial number")
-        .to_owned()
 }

@@ -65,9 +65,9 @@ fn an_agent_from_a_snapshot_says_that_its_svid_is_not_the_last_one() {
     let data = stack.dir().join("agent");
     let snapshot = stack.dir().join("snapshot");
     copy(&data, &snapshot);
-    let first = agent_serial(&stack);
+    let first = stack.agent_serial();
     wait_until("the agent's SVID to be renewed and used", LIMIT, || {
-        agent_serial(&stack) != first
+        stack.agent_serial() != first
     });
     stack.agent().kill_hard();
     copy(&snapshot, &data);
@@ -84,13 +84,4 @@ fn copy(from: &Path, to: &Path) {
     for name in ["agent-data.json", "keys.json"] {
         std::fs::copy(from.join(name), to.join(name)).expect("a file of the agent");
     }
-}
-
-/// In decimal; what the server has seen last.
-fn agent_serial(stack: &Stack) -> String {
-    let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
-    agents["agents"][0]["x509svid_serial_number"]
-        .as_str()
-        .expect("a serial number")
-        .to_owned()
 }

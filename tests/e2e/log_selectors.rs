@@ -1,4 +1,4 @@
-//! Facts about callers stand in the agent's log as far as the operator allows, and no further.
+//! Only the facts about callers that the operator allows are in the agent's log.
 
 use std::time::Duration;
 

@@ -30,6 +30,7 @@ mod scrape;
 mod signals;
 mod telemetry;
 mod traces;
+mod watcher;
 mod why;
 mod why_pod;
 mod wire;

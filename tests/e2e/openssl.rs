@@ -1,6 +1,6 @@
 //! What OpenSSL thinks of what we issue.
 
-use finial_tests::{Entry, Peer, Stack, StackOptions};
+use finial_tests::{Entry, Output, Peer, Stack, StackOptions};
 
 /// Covers X509-01, X509-05, X509-10, X509-11, X509-13, X509-14, X509-15, X509-16, X509-17, X509-20.
 #[test]
@@ -25,11 +25,9 @@ fn openssl_verifies_and_reads_what_the_server_signs() {
         stack.agent_cli_ok(&["api", "fetch", "x509", "-write", &dir]);
         let file = |name: &str| stack.dir().join(name).display().to_string();
         let run = |args: &[&str]| {
-            let output = openssl.command().args(args).output().expect("openssl runs");
-            let text = String::from_utf8_lossy(&output.stdout).into_owned()
-                + &String::from_utf8_lossy(&output.stderr);
-            assert!(output.status.success(), "{key_type}: openssl {args:?}: {text}");
-            text
+            let output = Output::of(openssl.command().args(args));
+            let output = output.ok(format!("{key_type}: openssl {args:?}"));
+            output.stdout + &output.stderr
         };
 
         for purpose in ["sslclient", "sslserver"] {

@@ -5,11 +5,11 @@ use std::fs::{create_dir, rename, write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use finial_tests::rpcs::{AGENT_SOCKETS, rows};
 use finial_tests::{Stack, StackOptions, wait_until};
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
-use crate::admin::rows;
 use crate::wire::{call, call_with, unix};
 
 const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
@@ -68,7 +68,7 @@ async fn a_pods_socket_serves_what_the_table_calls_public_under_each_of_its_name
                 |outcome: Result<Vec<u8>, Status>| outcome.map_or_else(|status| status.code(), |_| Code::Ok);
             let mut wrong = Vec::new();
             let mut served = 0;
-            for (method, words) in rows() {
+            for (method, words) in rows(AGENT_SOCKETS) {
                 let header = [("workload.spiffe.io", "true"), ("broker.spiffe.io", "true")];
                 let with = code(call_with(&channel, method, Vec::new(), &header).await);
                 let is_here = matches!(words[0], "public" | "both");

@@ -1,10 +1,11 @@
 //! Rotation under short lifetimes, of SVIDs and of authorities.
 
 use std::collections::BTreeSet;
-use std::process::Command;
 use std::time::Duration;
 
-use finial_tests::{Entry, Program, Stack, StackOptions, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, wait_until};
+
+use crate::watcher::watcher;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -16,11 +17,7 @@ fn svids_are_renewed_before_they_expire() {
     });
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    let mut command = Command::new(env!("CARGO_BIN_EXE_rust-spiffe-client"));
-    command
-        .args(["watch", "4"])
-        .env("SPIFFE_ENDPOINT_SOCKET", stack.endpoint());
-    let mut client = Program::start("workload", &mut command);
+    let mut client = watcher(&stack, 4);
     assert!(client.wait_exit(LIMIT).success());
     let serials: BTreeSet<_> = client
         .lines()
@@ -41,22 +38,9 @@ fn an_authority_that_is_rotated_by_hand_moves_every_svid() {
     let stack = Stack::start(StackOptions::default());
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    let field = |json: serde_json::Value, slot: &str| {
-        json[slot]["authority_id"]
-            .as_str()
-            .expect("an authority")
-            .to_owned()
-    };
-    let old = field(
-        stack
-            .server_cli_ok(&["localauthority", "x509", "show", "-output", "json"])
-            .json(),
-        "active",
-    );
-    let prepared = stack
-        .server_cli_ok(&["localauthority", "x509", "prepare", "-output", "json"])
-        .json();
-    let new = field(prepared, "prepared_authority");
+    let old = stack.authority_id("active");
+    stack.server_cli_ok(&["localauthority", "x509", "prepare"]);
+    let new = stack.authority_id("prepared");
     assert_ne!(old, new);
     assert_eq!(
         authorities_at_the_agent(&stack, 2),

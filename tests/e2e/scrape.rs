@@ -2,21 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 
 /// The series of a scrape by their full name and labels, as `name{a="b"}` with sorted labels.
 #[derive(Debug)]
 pub struct Scraped {
     series: BTreeMap<String, f64>,
     kinds: BTreeMap<String, String>,
-}
-
-/// A port on loopback that nobody listens on now.
-pub fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port on loopback")
-        .port()
 }
 
 /// Scrapes over plain HTTP.

@@ -19,7 +19,7 @@ use finial_proto::spire::api::server::entry::v1::GetAuthorizedEntriesRequest;
 use finial_proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use finial_proto::workload::spiffe_workload_api_client::SpiffeWorkloadApiClient;
 use finial_proto::workload::{JwtBundlesRequest, X509BundlesRequest};
-use finial_tests::{Entry, Stack, StackOptions, wait_for, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, free_port, wait_for, wait_until};
 use hyper_util::rt::TokioIo;
 use rustls_pki_types::ServerName;
 use rustls_pki_types::pem::PemObject;
@@ -27,7 +27,7 @@ use tokio::net::UnixStream;
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::scrape::{Scraped, free_port, get, scrape};
+use crate::scrape::{Scraped, get, scrape};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -197,7 +197,7 @@ fn every_name_of_the_dashboards_is_there_after_real_calls() {
     assert!(agent.total(health).expect("the health check of the harness") >= 1.0);
 }
 
-/// Every metric that a scrape shows stands in the documentation.
+/// Every metric that a scrape shows is in the documentation.
 #[test]
 fn what_is_shown_is_documented() {
     let (stack, ports) = watched("", "");

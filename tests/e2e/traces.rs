@@ -1,11 +1,11 @@
-//! Traces: a collector stands in for the operator's and gets one trace that goes from a workload's call through the
-//! agent to the server's signature; a collector that is away harms nothing.
+//! Traces: a fake collector gets one trace that goes from a workload's call through the
+//! agent to the server's signature; a collector that cannot be reached does no harm.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use finial_tests::{Entry, Stack, StackOptions, wait_for, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, free_port, wait_for, wait_until};
 use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
     TraceService, TraceServiceServer,
 };
@@ -17,7 +17,7 @@ use opentelemetry_proto::tonic::trace::v1::Span;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use crate::scrape::{free_port, scrape};
+use crate::scrape::scrape;
 
 const LIMIT: Duration = Duration::from_secs(60);
 

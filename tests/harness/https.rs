@@ -1,4 +1,4 @@
-//! Bundle endpoints that answer as they are told, and a client that asks one.
+//! Bundle endpoints whose answers the test decides, and a client for them.
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};

@@ -1,19 +1,20 @@
-//! Starts the real program for the suites beside it and watches it.
+//! Starts the real program for the test suites and observes it.
 //!
-//! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary
-//! directory; `https` has bundle endpoints that
-//! answer as they are told; `peer` finds programs that nobody here wrote and decides between skip and failure;
-//! `wait_until` is the only place of the Rust suites that sleeps.
+//! `Program` is one running `finial` process; `Stack` is a server and an agent in one temporary directory; `https` has
+//! bundle endpoints that answer as the test decides; `rpcs` has the RPCs of the schema and of its tables; `peer` finds
+//! programs of other projects and decides between skip and failure; `wait` is the only file of the Rust suites that
+//! sleeps, between checks of a condition.
 
 mod https;
 pub mod kubernetes;
 mod peer;
 mod program;
+pub mod rpcs;
 mod stack;
 mod wait;
 
 pub use https::{BundleEndpoint, TlsIdentity, WebAuthority, https_get};
 pub use peer::{Peer, absent, require_all, skipped};
-pub use program::{Output, Program, finial, run, run_ok};
+pub use program::{Output, Program, finial, free_port, run, run_ok};
 pub use stack::{Entry, Stack, StackOptions};
-pub use wait::{wait_for, wait_until};
+pub use wait::{wait_for, wait_for_async, wait_until};

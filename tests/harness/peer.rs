@@ -1,4 +1,4 @@
-//! Programs that nobody here wrote: found, or skipped with a printed reason.
+//! Programs of other projects: found, or skipped with a printed reason.
 
 use std::io::Write as _;
 use std::path::PathBuf;

@@ -1,9 +1,11 @@
 //! One process of the program under test.
 
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader, Read};
+use std::fmt::Display;
+use std::io::{self, BufRead, BufReader, Read, Write as _};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{self, Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -49,6 +51,39 @@ pub struct Output {
 }
 
 impl Output {
+    /// Runs a command to its end, with nothing to read.
+    pub fn of(command: &mut Command) -> Self {
+        let output = command.stdin(Stdio::null()).output();
+        Self::decoded(command, output)
+    }
+
+    /// Runs a command to its end, with `input` to read.
+    pub fn with_input(command: &mut Command, input: &str) -> Self {
+        let output = fed(command, input);
+        Self::decoded(command, output)
+    }
+
+    /// Panics with what was printed unless the command exited 0.
+    pub fn ok(self, what: impl Display) -> Self {
+        assert!(
+            self.status.success(),
+            "{what} failed ({})\n{}{}",
+            self.status,
+            self.stdout,
+            self.stderr
+        );
+        self
+    }
+
+    fn decoded(command: &Command, output: io::Result<process::Output>) -> Self {
+        let output = output.unwrap_or_else(|error| panic!("{}: {error}", command.get_program().display()));
+        Self {
+            status: output.status,
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// The standard output as one JSON document.
     pub fn json(&self) -> serde_json::Value {
         serde_json::from_str(&self.stdout)
@@ -58,30 +93,22 @@ impl Output {
 
 /// Runs `finial` with `args` to its end.
 pub fn run<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
-    let output = Command::new(finial())
-        .args(args)
-        .output()
-        .expect("the program starts");
-    Output {
-        status: output.status,
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
+    Output::of(Command::new(finial()).args(args))
 }
 
 /// Runs `finial` and panics with what it printed unless it exits 0.
 pub fn run_ok<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Output {
     let args: Vec<S> = args.into_iter().collect();
-    let output = run(&args);
-    assert!(
-        output.status.success(),
-        "finial {:?} failed ({})\n{}{}",
-        args.iter().map(AsRef::as_ref).collect::<Vec<_>>(),
-        output.status,
-        output.stdout,
-        output.stderr
-    );
-    output
+    let shown: Vec<_> = args.iter().map(AsRef::as_ref).collect();
+    run(&args).ok(format!("finial {shown:?}"))
+}
+
+/// A port on loopback that nobody listens on now.
+pub fn free_port() -> u16 {
+    TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port on loopback")
+        .port()
 }
 
 /// A child process whose output is collected line by line and shown when a test fails.
@@ -178,6 +205,18 @@ impl Drop for Program {
             eprintln!("---- {} printed:\n{}", self.name, self.lines().join("\n"));
         }
     }
+}
+
+fn fed(command: &mut Command, input: &str) -> io::Result<process::Output> {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()?;
+    let mut stdin = child.stdin.take().expect("stdin is piped");
+    stdin.write_all(input.as_bytes())?;
+    drop(stdin);
+    child.wait_with_output()
 }
 
 fn collect(pipe: impl Read + Send + 'static, prefix: &'static str, lines: &Arc<Mutex<Vec<String>>>) {

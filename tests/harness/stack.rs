@@ -1,13 +1,12 @@
 //! A server and an agent in one temporary directory, run as an operator would run them.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use crate::program::{Output, Program, finial, run, run_ok};
+use crate::program::{Output, Program, finial, free_port, run, run_ok};
 use crate::wait::wait_until;
 
 const READY: Duration = Duration::from_secs(60);
@@ -111,10 +110,7 @@ impl Stack {
     /// Only the server, answering.
     pub fn server_only(options: StackOptions) -> Self {
         let dir = TempDir::with_prefix("finial-").expect("a temporary directory");
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port on loopback")
-            .port();
+        let port = free_port();
         let mut stack = Stack {
             dir,
             port,
@@ -201,10 +197,28 @@ impl Stack {
         )
     }
 
+    /// The serial number of the one attested agent's SVID, in decimal: of the last one that the server has seen.
+    pub fn agent_serial(&self) -> String {
+        let agents = self.server_cli_ok(&["agent", "list", "-output", "json"]).json();
+        let serial = &agents["agents"][0]["x509svid_serial_number"];
+        serial.as_str().expect("a serial number").to_owned()
+    }
+
+    /// The id of the X.509 authority that is `active`, `prepared` or `old`; empty where there is none.
+    pub fn authority_id(&self, state: &str) -> String {
+        let shown = self.server_cli_ok(&["localauthority", "x509", "show", "-output", "json"]);
+        let id = shown.json()[state]["authority_id"].as_str().map(str::to_owned);
+        id.unwrap_or_default()
+    }
+
     /// Creates an entry below the agent and gives its id.
     pub fn create_entry(&self, entry: &Entry<'_>) -> String {
+        self.create_entry_below(&self.agent_id(), entry)
+    }
+
+    /// The same below the parent with this ID.
+    pub fn create_entry_below(&self, parent: &str, entry: &Entry<'_>) -> String {
         let spiffe_id = self.id(entry.path);
-        let parent = self.agent_id();
         let mut args = vec![
             "entry",
             "create",
@@ -213,7 +227,7 @@ impl Stack {
             "-spiffeID",
             &spiffe_id,
             "-parentID",
-            &parent,
+            parent,
         ];
         for selector in &entry.selectors {
             args.extend(["-selector", selector]);

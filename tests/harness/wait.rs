@@ -18,8 +18,27 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut probe: impl FnMut() -> anyho
             start.elapsed() < limit,
             "gave up waiting for {what} after {limit:?}: {error:#}"
         );
-        // A probe that is itself work, such as a program, must not keep from working what it waits for.
-        std::thread::sleep(asked.elapsed().clamp(SHORTEST_PAUSE, LONGEST_PAUSE));
+        std::thread::sleep(pause_after(asked));
+    }
+}
+
+/// [`wait_for`] for a probe that is a future.
+pub async fn wait_for_async<T, F>(what: &str, limit: Duration, mut probe: impl FnMut() -> F) -> T
+where
+    F: Future<Output = anyhow::Result<T>>,
+{
+    let start = Instant::now();
+    loop {
+        let asked = Instant::now();
+        let error = match probe().await {
+            Ok(value) => return value,
+            Err(error) => error,
+        };
+        assert!(
+            start.elapsed() < limit,
+            "gave up waiting for {what} after {limit:?}: {error:#}"
+        );
+        tokio::time::sleep(pause_after(asked)).await;
     }
 }
 
@@ -32,4 +51,9 @@ pub fn wait_until(what: &str, limit: Duration, mut holds: impl FnMut() -> bool) 
             anyhow::bail!("does not hold yet")
         }
     });
+}
+
+/// A probe that is itself work, such as a program, must not keep from working what it waits for.
+fn pause_after(asked: Instant) -> Duration {
+    asked.elapsed().clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }

@@ -1,9 +1,9 @@
-//! Four libraries that other people wrote, each in a small program; see `session` for what these are told.
+//! Four libraries of other projects, each in a small program; see `session` for their commands.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use finial_tests::{Peer, Stack, absent};
+use finial_tests::{Output, Peer, Stack, absent};
 
 /// A client program that is here.
 #[derive(Debug)]
@@ -81,19 +81,14 @@ impl Client {
 
     /// Runs to the end; gives the lines of standard output, or everything that was printed.
     pub fn run(&self, stack: &Stack, arguments: &[&str]) -> Result<Vec<String>, String> {
-        let output = self
-            .command(stack, arguments)
-            .output()
-            .expect("the client starts");
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let output = Output::of(&mut self.command(stack, arguments));
+        let text = output.stdout;
         if output.status.success() && text.lines().any(|line| line == "done") {
             return Ok(text.lines().map(str::to_owned).collect());
         }
         Err(format!(
             "{} {arguments:?} ({})\n{text}{}",
-            self.name,
-            output.status,
-            String::from_utf8_lossy(&output.stderr)
+            self.name, output.status, output.stderr
         ))
     }
 

@@ -1,9 +1,8 @@
-//! Two JWT libraries that know nothing of SPIFFE judge our tokens and their mutants.
+//! Two general JWT libraries validate our tokens and changed copies of them.
 
-use std::io::Write;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use finial_tests::{Entry, Stack, StackOptions};
+use finial_tests::{Entry, Output, Stack, StackOptions};
 
 use crate::clients::{Client, source};
 
@@ -12,22 +11,10 @@ fn pyjwt_accepts_our_tokens_and_refuses_the_mutants() {
     let Some(_) = Client::python() else { return };
     let python = std::env::var_os("FINIAL_TEST_PYTHON").unwrap_or_else(|| "python3".into());
     judged_by("PyJWT", |jwks, audience, tokens| {
-        let mut child = Command::new(&python)
-            .args([&source("python/jwt_check.py"), jwks, audience])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("python starts");
-        let mut input = child.stdin.take().expect("stdin is piped");
-        input
-            .write_all((tokens.join("\n") + "\n").as_bytes())
-            .expect("tokens are written");
-        drop(input);
-        let output = child.wait_with_output().expect("python ends");
-        String::from_utf8_lossy(&output.stdout)
-            .lines()
-            .map(str::to_owned)
-            .collect()
+        let mut command = Command::new(&python);
+        command.args([&source("python/jwt_check.py"), jwks, audience]);
+        let output = Output::with_input(&mut command, &(tokens.join("\n") + "\n"));
+        output.stdout.lines().map(str::to_owned).collect()
     });
 }
 

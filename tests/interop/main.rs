@@ -1,4 +1,4 @@
-//! Programs that nobody here wrote, unchanged, against the real server and agent.
+//! Programs of other projects, unchanged, against the real server and agent.
 
 mod clients;
 mod envoy;

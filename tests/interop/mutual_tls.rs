@@ -1,9 +1,8 @@
 //! Mutual TLS between programs of different libraries, through six rotations of 20-second SVIDs.
 
-use std::net::TcpListener;
 use std::time::Duration;
 
-use finial_tests::{Entry, Program, Stack, StackOptions};
+use finial_tests::{Entry, Program, Stack, StackOptions, free_port};
 
 use crate::clients::{Client, after};
 
@@ -24,10 +23,7 @@ fn python_and_rust_talk_in_both_directions_through_six_rotations() {
         for (server, dialler) in [(&python, &rust), (&rust, &python)] {
             let stack = &stack;
             scope.spawn(move || {
-                let port = TcpListener::bind(("127.0.0.1", 0))
-                    .and_then(|l| l.local_addr())
-                    .expect("a free port")
-                    .port();
+                let port = free_port();
                 let port = port.to_string();
                 let mut listening =
                     Program::start(server.name, &mut server.command(stack, &["serve", &port]));
@@ -76,10 +72,7 @@ fn a_peer_of_another_trust_domain_is_refused() {
     there.create_entry(&Entry::for_me("/service"));
     there.wait_identity("/service");
     for (server, dialler) in [(&python, &rust), (&rust, &python)] {
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|l| l.local_addr())
-            .expect("a free port")
-            .port();
+        let port = free_port();
         let port = port.to_string();
         let mut listening = Program::start(server.name, &mut server.command(&here, &["serve", &port]));
         listening.wait_for_line("listening", Duration::from_secs(60));

@@ -128,14 +128,14 @@ fn a_users_own_podman_is_believed_only_where_the_operator_trusts_that_user() {
 /// A process of the host in a cgroup that is named like the container's, elsewhere.
 fn a_name_is_not_enough(stack: &Stack, container: &str) {
     let impostor = Cgroup::make(&format!("finial-test-{}-impostor", std::process::id()), container);
-    let output = impostor
-        .enter()
-        .arg(finial())
-        .args(["agent", "api", "fetch", "x509", "-socketPath"])
-        .arg(stack.agent_socket())
-        .output()
-        .expect("the program starts");
-    let printed = String::from_utf8_lossy(&output.stderr);
+    let output = Output::of(
+        impostor
+            .enter()
+            .arg(finial())
+            .args(["agent", "api", "fetch", "x509", "-socketPath"])
+            .arg(stack.agent_socket()),
+    );
+    let printed = output.stderr;
     assert!(!output.status.success(), "an impostor got an identity");
     assert!(printed.contains("workload attestation failed"), "{printed}");
 }
@@ -210,24 +210,15 @@ impl Podman {
     }
 
     fn output(&self, args: &[&str]) -> Output {
-        let output = self.command(args).output().expect("podman starts");
+        let output = Output::of(&mut self.command(args));
         Output {
-            status: output.status,
-            stdout: String::from_utf8_lossy(&output.stdout).trim().to_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            stdout: output.stdout.trim().to_owned(),
+            ..output
         }
     }
 
     fn ok(&self, args: &[&str]) -> String {
-        let output = self.output(args);
-        assert!(
-            output.status.success(),
-            "podman {args:?} ({})\n{}{}",
-            output.status,
-            output.stdout,
-            output.stderr
-        );
-        output.stdout
+        self.output(args).ok(format!("podman {args:?}")).stdout
     }
 
     /// An image without programs: those of this machine are mounted into it. Gives the digits of its id.

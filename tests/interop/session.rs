@@ -13,7 +13,7 @@
 //! An answer has the command in `reply`, and in place of the rest an `error` with `code` and `message` when it
 //! failed: of the gRPC status if the server refused, else with an empty code. Events have their kind in `event`:
 //! `update` with the fields of `x509`; `ended` with the status with which the stream ended, which the library opens
-//! anew; `reconnect` when the library only says that it does so; `given up` when it does not.
+//! again; `reconnect` when the library only says that it does so; `given up` when it does not.
 
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};

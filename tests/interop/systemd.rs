@@ -1,5 +1,5 @@
 //! The workload attestor `systemd` over a real message bus. `FINIAL_TEST_DBUS_DAEMON` names the daemon. systemd
-//! itself is a stand-in on a private bus; where this machine was started by systemd, the real one is asked too.
+//! itself is a fake on a private bus; if this machine was started by systemd, the real one is used too.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -8,7 +8,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use finial_tests::{Entry, Peer, Program, Stack, StackOptions, finial, wait_until};
+use finial_tests::{Entry, Output, Peer, Program, Stack, StackOptions, finial, wait_until};
 use tokio::sync::oneshot;
 use zbus::OwnedObjectPath;
 
@@ -101,14 +101,13 @@ fn the_systemd_that_started_this_machine_is_asked() {
         extra: Vec::new(),
     });
     wait_until("the identity of the unit", READY, || {
-        let output = Command::new("systemd-run")
+        let mut command = Command::new("systemd-run");
+        command
             .args(["--wait", "--pipe", "--collect", "--quiet", "--unit", &unit])
             .arg(finial())
             .args(["agent", "api", "fetch", "x509", "-socketPath"])
-            .arg(stack.agent_socket())
-            .output()
-            .expect("systemd-run starts");
-        String::from_utf8_lossy(&output.stdout).contains(&stack.id("/unit"))
+            .arg(stack.agent_socket());
+        Output::of(&mut command).stdout.contains(&stack.id("/unit"))
     });
 }
 

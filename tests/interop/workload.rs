@@ -1,5 +1,5 @@
-//! One life of a workload, the same for four libraries that other people wrote: it fetches, watches, sees a
-//! rotation, loses its identity and regains it, and outlives its server and its agent, in one process.
+//! One scenario of a workload, the same for four libraries of other projects: it fetches, watches, sees a rotation,
+//! loses its identity and regains it, and continues through restarts of its server and its agent, in one process.
 
 use finial_tests::{Entry, Stack, StackOptions};
 use serde_json::Value;
@@ -9,14 +9,14 @@ use crate::session::{Mark, Refusal, Session};
 
 /// What the libraries do by themselves, and how their programs learn of it where the library does not say.
 ///
-/// - py-spiffe opens the stream anew after 0.1 s, doubling to 5 s, and tells its caller of an end only when it gives
+/// - py-spiffe opens the stream again after 0.1 s, doubling to 5 s, and tells its caller of an end only when it gives
 ///   up; the program asks the gRPC call itself, which the library's handle of the watch shows.
-/// - The `spiffe` crate's source opens it anew after a second or more, at most 10 s, and withdraws what it had while
+/// - The `spiffe` crate's source opens it again after a second or more, at most 10 s, and withdraws what it had while
 ///   the identity is denied. It gives a denial its own words: that they are right means that it found SPIRE's words
 ///   in ours, not that there were no others.
-/// - go-spiffe opens it anew after 1 s, 2 s, … 30 s and hands over the status each time.
-/// - java-spiffe opens it anew after 1 s, doubling to a minute, and writes the status to its log alone, where the
-///   program reads it. After 0.8.17 its watch ends for good with PermissionDenied: its user then has to watch anew.
+/// - go-spiffe opens it again after 1 s, 2 s, … 30 s and hands over the status each time.
+/// - java-spiffe opens it again after 1 s, doubling to a minute, and writes the status to its log alone, where the
+///   program reads it. After 0.8.17 its watch ends for good with PermissionDenied: its user then has to watch again.
 type Library = (&'static str, fn() -> Option<Client>);
 const PYTHON: Library = ("py-spiffe", Client::python);
 const RUST: Library = ("the spiffe crate", || Some(Client::rust()));

@@ -1,23 +1,23 @@
-//! Every RPC that an agent can have stands in `agent_sockets.txt`, with the socket that serves it and what a call
+//! Every RPC that an agent can have is in `agent_sockets.txt`, with the socket that serves it and what a call
 //! needs; no row names an RPC that is gone.
 //!
 //! That the running agent does as the table says is proved in `e2e/admin.rs`, `e2e/broker.rs` and `e2e/pod_sockets.rs`.
 
 use std::collections::BTreeSet;
 
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
+use finial_tests::rpcs::{self, AGENT_SOCKETS};
 
-const TABLE: &str = include_str!("agent_sockets.txt");
 const SOCKETS: &[&str] = &["public", "admin", "both", "broker", "none"];
 const NEEDS: &[&str] = &["header", "delegate", "wit-svid"];
 
 #[test]
 fn every_rpc_of_the_agent_has_a_row() {
-    let rows: BTreeSet<String> = rows().map(|(method, _)| method.to_owned()).collect();
-    let rpcs = agent_rpcs();
-    let missing: Vec<_> = rpcs.difference(&rows).collect();
-    let stale: Vec<_> = rows.difference(&rpcs).collect();
+    let rows: BTreeSet<String> = rpcs::rows(AGENT_SOCKETS)
+        .map(|(method, _)| method.to_owned())
+        .collect();
+    let found = agent_rpcs();
+    let missing: Vec<_> = found.difference(&rows).collect();
+    let stale: Vec<_> = rows.difference(&found).collect();
     assert!(missing.is_empty(), "no row in agent_sockets.txt for {missing:?}");
     assert!(
         stale.is_empty(),
@@ -28,7 +28,7 @@ fn every_rpc_of_the_agent_has_a_row() {
 #[test]
 fn rows_of_the_agent_name_one_socket_and_known_needs() {
     let mut seen = BTreeSet::new();
-    for (method, words) in rows() {
+    for (method, words) in rpcs::rows(AGENT_SOCKETS) {
         assert!(seen.insert(method), "two rows for {method}");
         let (socket, needs) = words.split_first().expect("a row names its socket");
         assert!(SOCKETS.contains(socket), "{method}: unknown socket {socket}");
@@ -57,46 +57,17 @@ fn rows_of_the_agent_name_one_socket_and_known_needs() {
     }
 }
 
-fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
-    TABLE
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            (
-                words.next().expect("a line that is not empty has a word"),
-                words.collect(),
-            )
-        })
-}
-
 fn agent_rpcs() -> BTreeSet<String> {
-    let set =
-        FileDescriptorSet::decode(finial_proto::FILE_DESCRIPTOR_SET).expect("the exported descriptor set");
-    let mut rpcs = BTreeSet::new();
-    for file in set.file {
-        let package = file.package().to_owned();
-        let is_agents = ["spire.api.agent.", "spire.agent.", "finial.agent."]
+    let found = rpcs::rpcs(|package| {
+        ["spire.api.agent.", "spire.agent.", "finial.agent."]
             .iter()
             .any(|prefix| package.starts_with(prefix))
-            || ["", "envoy.service.secret.v3", "spiffe.broker", "grpc.health.v1"].contains(&package.as_str());
-        if !is_agents {
-            continue;
-        }
-        for service in &file.service {
-            let service_name = match package.as_str() {
-                "" => service.name().to_owned(),
-                package => format!("{package}.{}", service.name()),
-            };
-            for method in &service.method {
-                rpcs.insert(format!("/{service_name}/{}", method.name()));
-            }
-        }
-    }
+            || ["", "envoy.service.secret.v3", "spiffe.broker", "grpc.health.v1"].contains(&package)
+    });
     assert!(
-        rpcs.len() > 15,
+        found.len() > 15,
         "only {} RPCs found: the descriptor set lost its services",
-        rpcs.len()
+        found.len()
     );
-    rpcs
+    found
 }

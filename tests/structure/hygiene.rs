@@ -1,7 +1,9 @@
-//! Size, names, `unsafe`, and words that do not belong into the tree.
+//! Size and names of files, `unsafe`, and words that must not be in the tree.
 
 use std::collections::BTreeSet;
 use std::process::Command;
+
+use finial_tests::Output;
 
 use crate::sources::{is_for_tests, root, rust_files, without_tests};
 
@@ -162,16 +164,10 @@ fn the_systems_roots_vouch_for_a_bundles_web_server_alone() {
 
 /// What is linked, one package a line.
 fn cargo_tree(args: &[&str]) -> String {
-    let output = Command::new(env!("CARGO"))
+    let mut command = Command::new(env!("CARGO"));
+    command
         .args(["tree", "--edges", "normal", "--prefix", "none", "--offline"])
         .args(args)
-        .current_dir(root())
-        .output()
-        .expect("cargo runs");
-    assert!(
-        output.status.success(),
-        "cargo tree: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+        .current_dir(root());
+    Output::of(&mut command).ok(format!("cargo tree {args:?}")).stdout
 }

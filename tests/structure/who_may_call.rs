@@ -5,18 +5,18 @@
 
 use std::collections::BTreeSet;
 
-use prost::Message as _;
-use prost_types::FileDescriptorSet;
+use finial_tests::rpcs::{self, WHO_MAY_CALL};
 
-const TABLE: &str = include_str!("who_may_call.txt");
 const CLASSES: &[&str] = &["any", "local", "admin", "downstream", "agent"];
 
 #[test]
 fn every_rpc_of_the_server_has_a_row() {
-    let rows: BTreeSet<String> = rows().map(|(method, _)| method.to_owned()).collect();
-    let rpcs = server_rpcs();
-    let missing: Vec<_> = rpcs.difference(&rows).collect();
-    let stale: Vec<_> = rows.difference(&rpcs).collect();
+    let rows: BTreeSet<String> = rpcs::rows(WHO_MAY_CALL)
+        .map(|(method, _)| method.to_owned())
+        .collect();
+    let found = server_rpcs();
+    let missing: Vec<_> = found.difference(&rows).collect();
+    let stale: Vec<_> = rows.difference(&found).collect();
     assert!(missing.is_empty(), "no row in who_may_call.txt for {missing:?}");
     assert!(
         stale.is_empty(),
@@ -27,7 +27,7 @@ fn every_rpc_of_the_server_has_a_row() {
 #[test]
 fn rows_use_known_classes_once() {
     let mut seen = BTreeSet::new();
-    for (method, classes) in rows() {
+    for (method, classes) in rpcs::rows(WHO_MAY_CALL) {
         assert!(seen.insert(method), "two rows for {method}");
         assert!(!classes.is_empty(), "{method} has no class");
         for class in classes {
@@ -36,41 +36,16 @@ fn rows_use_known_classes_once() {
     }
 }
 
-fn rows() -> impl Iterator<Item = (&'static str, Vec<&'static str>)> {
-    TABLE
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-        .map(|line| {
-            let mut words = line.split_whitespace();
-            (
-                words.next().expect("a line that is not empty has a word"),
-                words.collect(),
-            )
-        })
-}
-
 fn server_rpcs() -> BTreeSet<String> {
-    let set =
-        FileDescriptorSet::decode(finial_proto::FILE_DESCRIPTOR_SET).expect("the exported descriptor set");
-    let mut rpcs = BTreeSet::new();
-    for file in set.file {
-        let package = file.package().to_owned();
-        if !(package.starts_with("spire.api.server.")
+    let found = rpcs::rpcs(|package| {
+        package.starts_with("spire.api.server.")
             || package.starts_with("finial.server.")
-            || package == "grpc.health.v1")
-        {
-            continue;
-        }
-        for service in &file.service {
-            for method in &service.method {
-                rpcs.insert(format!("/{package}.{}/{}", service.name(), method.name()));
-            }
-        }
-    }
+            || package == "grpc.health.v1"
+    });
     assert!(
-        rpcs.len() > 60,
+        found.len() > 60,
         "only {} RPCs found: the descriptor set lost its services",
-        rpcs.len()
+        found.len()
     );
-    rpcs
+    found
 }

@@ -1,4 +1,4 @@
-//! `csi`: the CSI driver, beside the agent and with its configuration file.
+//! `csi`: the CSI driver, a separate process with the agent's configuration file.
 
 use std::path::PathBuf;
 

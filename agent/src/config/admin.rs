@@ -66,7 +66,7 @@ fn read_delegates(agent: &Section<'_>, trust_domain: Option<&TrustDomain>) -> Ve
     delegates
 }
 
-/// Whether `admin` stands in the directory of `public` or below it. As names tell: links are followed when the
+/// Whether `admin` is in the directory of `public` or below it. By their names: links are followed when the
 /// sockets are opened.
 pub(super) fn is_beside(admin: &Path, public: &Path) -> io::Result<bool> {
     let public = resolved(public)?;

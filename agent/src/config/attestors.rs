@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use finial_identity::settings::plugins::{enabled, not_served};
 use finial_identity::settings::{ConfigError, DataFile, Plugin, Section, Variables};
 
 use super::cgroup_patterns::CgroupPatterns;
 use super::k8s::{self, K8sSettings};
-use super::plugins::{enabled, not_served};
 use super::rootless::{self, TrustedUsers};
 
 const UNIX: &str = "unix";
@@ -52,13 +52,13 @@ pub struct UnixSettings {
 pub struct DockerSettings {
     /// `docker_socket_path`, without `unix://`
     pub docker_socket: PathBuf,
-    /// `docker_version`: the version of the API to speak, as in `1.41`; the daemon's newest when not set.
+    /// `docker_version`: the version of the API to use, such as `1.41`; the daemon's newest when not set.
     pub api_version: Option<String>,
     /// `podman_socket_path`, without `unix://`
     pub podman_socket: PathBuf,
     /// `podman_socket_path_template`
     pub podman_user_socket: UserSocket,
-    /// `rootless_podman.trusted_uids`: whose own Podman is believed.
+    /// `rootless_podman.trusted_uids`: whose own Podman is trusted.
     pub trusted_users: TrustedUsers,
     /// `container_id_cgroup_matchers`; none when containers are recognised without.
     pub patterns: CgroupPatterns,
@@ -105,7 +105,7 @@ impl UserSocket {
 }
 
 impl WorkloadAttestors {
-    /// The same, with what the environment says where the file is silent.
+    /// The same, with values from the environment for what the file does not set.
     pub(super) fn with_variables(self, env: Variables<'_>) -> Self {
         Self {
             k8s: self.k8s.map(|settings| settings.with_variables(env)),
@@ -252,7 +252,7 @@ fn socket_path(address: &str) -> Result<PathBuf, String> {
     }
 }
 
-/// `unix:///a/%d/b`; `%%` stands for `%`.
+/// `unix:///a/%d/b`; `%%` means `%`.
 fn user_socket(template: &str) -> Result<UserSocket, String> {
     let path = socket_path(template)?;
     let mut rest = path.to_str().unwrap_or_default();

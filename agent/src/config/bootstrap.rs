@@ -1,4 +1,4 @@
-//! Whom to trust at first contact: exactly one source; and whether the agent may ask it again.
+//! The source of the first trust bundle, exactly one; and whether the agent may use it again later.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -12,7 +12,7 @@ pub const PID_REFERENCE: &str = "type.googleapis.com/spiffe.broker.WorkloadPIDRe
 /// The `type_url` of an object of Kubernetes.
 pub const OBJECT_REFERENCE: &str = "type.googleapis.com/spiffe.broker.KubernetesObjectReference";
 
-/// Stands for every type of reference.
+/// Means every type of reference.
 const EVERY_TYPE: &str = "*";
 
 /// The Broker API, when it is on. At least one of the two addresses is set, and there is a broker.
@@ -22,7 +22,7 @@ pub struct BrokerSettings {
     pub socket_path: Option<PathBuf>,
     /// `bind_address`: a TCP address.
     pub bind_address: Option<BindAddress>,
-    /// `brokers`: everybody who may call; nobody else may.
+    /// `brokers`: the only programs that may call.
     pub brokers: Vec<AllowedBroker>,
 }
 
@@ -147,7 +147,7 @@ fn read_references(broker: &Section<'_>, warnings: &mut Vec<String>) -> Vec<Allo
 }
 
 impl BindAddress {
-    /// Reads `host:port`; an IPv6 address stands in brackets.
+    /// Reads `host:port`; an IPv6 address is in brackets.
     fn parse(text: &str) -> Result<Self, String> {
         let wrong = || format!("must be an address and a port, like 127.0.0.1:8443: {text:?}");
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;

@@ -1,5 +1,5 @@
-//! `container_id_cgroup_matchers` of `WorkloadAttestor "docker"`: where the id of a container stands in the path
-//! of its control group, for places that are not recognised without.
+//! `container_id_cgroup_matchers` of `WorkloadAttestor "docker"`: where the id of a container is in the path
+//! of its control group, for paths that are not recognised otherwise.
 
 use std::ops::Range;
 
@@ -8,7 +8,7 @@ const ANY: &str = "*";
 /// Stands for the part that is the id.
 const ID: &str = "<id>";
 
-/// Patterns of which at most one fits a path. A pattern is a path in which `*` stands for any one part and
+/// Patterns of which at most one fits a path. A pattern is a path in which `*` matches any one part and
 /// `<id>`, exactly once, for the container's id.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CgroupPatterns {
@@ -52,7 +52,7 @@ impl CgroupPatterns {
         self.patterns.is_empty()
     }
 
-    /// Where the id stands in this path, if a pattern fits it.
+    /// Where the id is in this path, if a pattern fits it.
     pub fn id_in(&self, path: &str) -> Option<Range<usize>> {
         self.patterns.iter().find_map(|pattern| fit(pattern, path))
     }

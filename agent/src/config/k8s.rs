@@ -36,7 +36,7 @@ pub struct K8sSettings {
     pub max_poll_attempts: u32,
     /// `poll_retry_interval`: the kubelet is asked once in this time at most.
     pub poll_retry_interval: Duration,
-    /// `reload_interval`: how long files are believed that were read.
+    /// `reload_interval`: how long files that were read are used.
     pub reload_interval: Duration,
     /// `disable_container_selectors`: a pod is enough, its container may be unknown.
     pub disable_container_selectors: bool,
@@ -58,9 +58,9 @@ pub enum KubeletPort {
 /// How the kubelet proves itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KubeletVerification {
-    /// By a certificate that stands in one of these files.
+    /// By a certificate that is in one of these files.
     Certificates {
-        /// Those that a certificate in it vouches for are good too.
+        /// Certificates that an authority in it signed are accepted too.
         authorities: PathBuf,
         /// The kubelet's own, as far as they are there.
         own: Vec<PathBuf>,

@@ -1,5 +1,5 @@
-//! The agent's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags over the file,
-//! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
+//! The agent's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags override the file.
+//! The result is a checked [`Config`]. All mistakes are reported at once.
 
 mod admin;
 mod attestors;
@@ -117,7 +117,7 @@ pub enum JoinToken {
 /// Where private keys are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Keys {
-    /// `KeyManager "memory"`: the agent attests anew with each start.
+    /// `KeyManager "memory"`: the agent attests again with each start.
     Memory,
     /// `KeyManager "disk"`: in `keys.json` in this directory.
     Disk(PathBuf),
@@ -157,7 +157,7 @@ pub enum BootstrapSource {
         /// Its socket.
         socket: PathBuf,
     },
-    /// None: the server at the first contact is believed to be the right one.
+    /// None: the server is not verified at the first contact.
     Insecure,
 }
 
@@ -230,7 +230,7 @@ impl Config {
         })
     }
 
-    /// Checks a text as if it were the file at `path`, whose ending tells the format.
+    /// Checks a text as if it were the file at `path`, whose extension is the format.
     ///
     /// # Errors
     /// All mistakes at once.
@@ -284,7 +284,7 @@ impl Config {
         &self.log
     }
 
-    /// `log_selectors`: beginnings of selectors that may stand in the log.
+    /// `log_selectors`: prefixes of selectors that may be logged.
     pub fn log_selectors(&self) -> &[String] {
         &self.log_selectors
     }

@@ -2,9 +2,8 @@
 
 use std::path::PathBuf;
 
+use finial_identity::settings::plugins::not_served;
 use finial_identity::settings::{Plugin, Section};
-
-use super::plugins::not_served;
 
 /// How the agent proves to the server which node it runs on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

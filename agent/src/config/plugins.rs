@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finial_identity::settings::plugins::{enabled, exactly_one, not_served};
 use finial_identity::settings::{DataFile, Plugin, Section};
 
 use super::attestors::{self, WorkloadAttestors};
@@ -38,32 +39,6 @@ pub(super) fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<P
         node_attestor: node_attestor.data,
         workload_attestors,
     })
-}
-
-/// The blocks of a kind that are not switched off.
-pub(super) fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
-    let mut found = plugins.labelled(kind);
-    found.retain(|(_name, section)| section.bool("enabled").unwrap_or(true));
-    found
-}
-
-fn exactly_one<'a>(plugins: &Section<'a>, kind: &str) -> Option<(String, Section<'a>)> {
-    let mut found = enabled(plugins, kind);
-    if found.len() != 1 {
-        plugins.problem(
-            kind,
-            format!("exactly one {kind} is required, found {}", found.len()),
-        );
-        return None;
-    }
-    found.pop()
-}
-
-pub(super) fn not_served(section: &Section<'_>, kind: &str, name: &str) {
-    section.problem(
-        "plugin_data",
-        format!("{kind} {name:?} is not served by this version"),
-    );
 }
 
 fn read_key_manager(name: &str, section: Section<'_>) -> Option<Plugin<Keys>> {

@@ -1,13 +1,13 @@
-//! `rootless_podman` of `WorkloadAttestor "docker"`, which SPIRE does not have: whose own engines are believed.
+//! `rootless_podman` of `WorkloadAttestor "docker"`, which SPIRE does not have: which users' own engines are trusted.
 
 use std::collections::BTreeSet;
 
 use finial_identity::settings::Section;
 
-/// Stands for every user.
+/// Means every user.
 const EVERYBODY: &str = "*";
 
-/// Users whose own Podman is believed of its containers. Without any, only the engines of the system are.
+/// Users whose own Podman is trusted about its containers. Without any, only the engines of the system are.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrustedUsers {
     everybody: bool,
@@ -15,7 +15,7 @@ pub struct TrustedUsers {
 }
 
 impl TrustedUsers {
-    /// Every user, as SPIRE does: whoever may log in can then have any selector of a container.
+    /// Every user, as in SPIRE: then every user can get any selector of a container.
     pub fn everybody() -> Self {
         Self {
             everybody: true,
@@ -31,13 +31,13 @@ impl TrustedUsers {
         }
     }
 
-    /// Whether this user's engine is believed.
+    /// Whether this user's engine is trusted.
     pub fn contains(&self, uid: u32) -> bool {
         self.everybody || self.uids.contains(&uid)
     }
 }
 
-/// Reads `rootless_podman { trusted_uids = ["1000"] }`. `has_socket` tells that the configuration names the users' sockets.
+/// Reads `rootless_podman { trusted_uids = ["1000"] }`. `has_socket` says whether the configuration names the users' sockets.
 pub(super) fn read(data: &Section<'_>, has_socket: bool, warnings: &mut Vec<String>) -> TrustedUsers {
     let Some(block) = data.section("rootless_podman") else {
         if has_socket {

@@ -1,7 +1,7 @@
 //! The kubelet's own certificate, for agents that verify it by that.
 //!
-//! It stands beside its private key in files that only root reads, in a folder that has the node's credentials too. The
-//! agent shall have none of these, so the driver, which is root anyway, passes the certificates on and nothing else.
+//! It is in one file with its private key, readable by root only, in a folder with the node's credentials. The agent
+//! must not get these, so the driver, which is root anyway, copies only the certificates.
 
 use std::convert::Infallible;
 use std::path::{Path, PathBuf};
@@ -36,7 +36,7 @@ pub(super) async fn run(settings: CsiSettings, stop: Stop) -> Result<(), Infalli
     }
 }
 
-/// Writes what the files have, if that is something and another than before; gives what stands there now.
+/// Writes what the files have, if that is something and another than before; gives what is there now.
 pub(super) fn pass_on(sources: &[PathBuf], target: &Path, before: Option<String>) -> Option<String> {
     let found: String = sources.iter().filter_map(|path| certificates(path)).collect();
     if found.is_empty() || before.as_ref() == Some(&found) {

@@ -1,7 +1,7 @@
 //! The CSI driver `csi.spiffe.io`: gives pods the folder of their socket without `hostPath`.
 //!
-//! A process of its own, on each node, with root's rights: the kubelet finds it by `registration`, and calls `node` for
-//! each volume of each pod. `request` checks what it asks for, `target` finds the place and mounts, `folders` makes
+//! It is a separate process on each node, with root's rights: the kubelet finds it by `registration`, and calls `node`
+//! for each volume of each pod. `request` checks what it asks for, `target` finds the place and mounts, `folders` makes
 //! what is mounted. The sockets themselves are the agent's. Nothing here keeps keys or knows identities.
 
 mod folders;
@@ -42,7 +42,7 @@ use crate::config::{CsiSettings, NODE_NAME_VARIABLE};
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
 /// Most bytes of all headers of a request.
 const MAX_HEADER_BYTES: u32 = 16 * 1024;
-/// How long calls may go on when the driver is told to stop.
+/// How long calls may continue when the driver is told to stop.
 const LAST_CALLS: Duration = Duration::from_secs(2);
 /// Most requests at a time on one connection.
 const MAX_STREAMS: u32 = 64;
@@ -81,7 +81,7 @@ pub struct Bound {
     tasks: TaskSet,
 }
 
-/// Makes the folders and opens the sockets. Sockets of a driver that died are replaced. Must be called on the runtime
+/// Makes the folders and opens the sockets. Sockets of a driver that has ended are replaced. Must be called on the runtime
 /// that runs the driver.
 ///
 /// # Errors
@@ -203,7 +203,7 @@ async fn serve(
     outcome
 }
 
-/// Ends with an error when the kubelet refuses the driver, so that the process ends and is started anew.
+/// Ends with an error when the kubelet refuses the driver, so that the process ends and is started again.
 async fn refusal(mut registered: watch::Receiver<Registered>, stop: Stop) -> Result<(), NotRegistered> {
     tokio::select! {
         told = registered.wait_for(|told| matches!(told, Registered::No(_))) => match told.as_deref() {

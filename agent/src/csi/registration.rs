@@ -1,4 +1,5 @@
-//! The service `pluginregistration.Registration`: the kubelet asks who this is, and tells how it went.
+//! The service `pluginregistration.Registration`: the kubelet asks for the driver's name and reports whether it was
+//! registered.
 
 use finial_proto::pluginregistration as pb;
 use finial_proto::pluginregistration::registration_server::Registration;
@@ -7,7 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::config::CsiSettings;
 
-/// Versions of CSI that the driver speaks.
+/// Versions of CSI that the driver supports.
 const VERSIONS: &[&str] = &["1.0.0"];
 /// Most characters of the kubelet's reason that are shown.
 const MAX_REASON: usize = 1024;

@@ -1,7 +1,7 @@
 //! Places below the kubelet's folder of pods, where volumes are mounted.
 //!
-//! A path comes from the kubelet, and folders on the way may be written to by others. So each part is opened on its
-//! own, no link is followed, and everything is done by the descriptor of the last folder.
+//! A path comes from the kubelet, and its parent folders may be writable for others. So each part of it is opened
+//! separately, no link is followed, and everything is done with the descriptor of the last folder.
 
 use std::ffi::{OsStr, OsString};
 use std::io;

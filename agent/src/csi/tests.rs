@@ -1,4 +1,4 @@
-//! The driver with real mounts, in a mount namespace that nobody else has.
+//! The driver with real mounts, in a separate mount namespace.
 #![allow(clippy::disallowed_methods)] // Tests lay out files by hand.
 
 use std::path::Path;

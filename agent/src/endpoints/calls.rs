@@ -1,6 +1,6 @@
-//! Calls as metrics and traces show them: a layer before all services of a socket.
+//! Metrics and traces of calls: a layer before all services of a socket.
 //!
-//! The agent's own calls, by which it looks after its health, are left out.
+//! The agent's own health checks are left out.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -218,7 +218,7 @@ impl Drop for Held {
     }
 }
 
-/// An answer's body, that tells how the call ended.
+/// An answer's body, which records how the call ended.
 #[derive(Debug)]
 struct ObservedBody {
     body: Body,

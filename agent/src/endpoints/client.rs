@@ -12,7 +12,7 @@ use tonic::transport::{Channel, Error};
 /// Connects to the health service.
 ///
 /// # Errors
-/// When nobody listens there.
+/// When no program listens there.
 pub async fn health(path: &Path) -> Result<HealthClient<Channel>, Error> {
     Ok(HealthClient::new(connect(path).await?))
 }

@@ -1,10 +1,13 @@
-//! Messages that were encoded once and go to many streams.
+//! Messages that are encoded once and sent on many streams.
 
 use std::future::Future;
 use std::marker::PhantomData;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut as _, Bytes};
-use futures_util::stream::Stream;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use futures_util::stream::{self, Stream};
+use http_body::{Body as HttpBody, Frame};
 use prost::Message;
 use tonic::body::Body;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
@@ -55,19 +58,83 @@ where
 pub(super) async fn streaming<M, F, A, S>(request: http::Request<Body>, answer: F) -> http::Response<Body>
 where
     M: Message + Default + 'static,
-    F: FnOnce(Request<M>) -> A + Clone,
+    F: FnOnce(Request<M>) -> A,
     A: Future<Output = Result<S, Status>>,
     S: Stream<Item = Result<Bytes, Status>> + Send + 'static,
 {
+    let mut messages = None;
+    // tonic reads the request and writes the head of the answer; its body would keep each message in a buffer of its
+    // own until the next one.
+    let mut once = Some((answer, &mut messages));
     let service = tower::service_fn(move |request: Request<M>| {
-        let answer = answer.clone()(request);
-        async move { answer.await.map(Response::new) }
+        let once = once.take();
+        async move {
+            let (answer, messages) = once.ok_or_else(|| Status::internal("call was answered before"))?;
+            *messages = Some(answer(request).await?);
+            Ok(Response::new(stream::empty()))
+        }
     });
-    grpc::<M>().server_streaming(service, request).await
+    let response = grpc::<M>().server_streaming(service, request).await;
+    match messages {
+        Some(messages) => response.map(|_empty| Body::new(EncodedMessages::new(messages))),
+        None => response, // A refusal.
+    }
 }
 
 fn grpc<M: Message + Default + 'static>() -> Grpc<PreEncoded<M>> {
     Grpc::new(PreEncoded::new()).max_decoding_message_size(MAX_REQUEST_BYTES)
+}
+
+/// The body of an answer: messages that are encoded already, and the status in the trailers (gRPC over HTTP/2).
+struct EncodedMessages<S> {
+    /// Until its end, or until an error.
+    messages: Option<Pin<Box<S>>>,
+}
+
+impl<S> EncodedMessages<S> {
+    fn new(messages: S) -> Self {
+        Self {
+            messages: Some(Box::pin(messages)),
+        }
+    }
+}
+
+impl<S: Stream<Item = Result<Bytes, Status>>> HttpBody for EncodedMessages<S> {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let Some(messages) = &mut self.messages else {
+            return Poll::Ready(None);
+        };
+        let end = match ready!(messages.as_mut().poll_next(cx)).map(|message| message.and_then(framed)) {
+            Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
+            Some(Err(status)) => status,
+            None => Status::ok(""),
+        };
+        self.messages = None;
+        let mut trailers = http::HeaderMap::new();
+        end.add_header(&mut trailers)?;
+        Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.messages.is_none()
+    }
+}
+
+/// A message as gRPC sends it: not compressed, its length, itself.
+fn framed(message: Bytes) -> Result<Bytes, Status> {
+    let length = u32::try_from(message.len())
+        .map_err(|_| Status::resource_exhausted(format!("message is too long: {} bytes", message.len())))?;
+    let mut framed = BytesMut::with_capacity(message.len() + 5);
+    framed.put_u8(0);
+    framed.put_u32(length);
+    framed.put_slice(&message);
+    Ok(framed.freeze())
 }
 
 /// Reads requests `M`, writes answers that are encoded already.
@@ -123,7 +190,7 @@ impl<M: Message + Default> Decoder for Reader<M> {
     type Error = Status;
 
     fn decode(&mut self, src: &mut DecodeBuf<'_>) -> Result<Option<M>, Status> {
-        // Such bytes will never be a request, so the client shall not try again.
+        // Such bytes will never be a request, so the client must not try again.
         M::decode(src)
             .map(Some)
             .map_err(|error| Status::invalid_argument(format!("request is malformed: {error}")))

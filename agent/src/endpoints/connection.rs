@@ -12,6 +12,7 @@ use tokio::time::Sleep;
 use tonic::transport::server::Connected;
 use tonic::transport::{Error, Server};
 
+use super::greeting::Greeting;
 use super::limits::{self, Admitted, Pace, Quiet};
 
 /// How long requests may take to end after the stop signal.
@@ -22,7 +23,7 @@ const LONGEST_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 /// A connection, and what requests on it find among their extensions.
 #[derive(Debug)]
 pub(super) struct Connection<IO, I> {
-    io: AuthorityAdapter<IO>,
+    io: AuthorityAdapter<Greeting<IO>>,
     pace: Pace,
     quiet: Quiet,
     admitted: Arc<Admitted>,
@@ -34,7 +35,7 @@ impl<IO, I> Connection<IO, I> {
     /// A connection that begins now.
     pub(super) fn new(io: IO, admitted: Arc<Admitted>, info: I) -> Self {
         Self {
-            io: AuthorityAdapter::new(io),
+            io: AuthorityAdapter::new(Greeting::new(io)),
             pace: Pace::default(),
             quiet: Quiet::begin(),
             admitted,
@@ -93,7 +94,7 @@ impl<IO, I: Clone + Send + Sync + 'static> Connected for Connection<IO, I> {
     }
 }
 
-impl<IO: AsyncRead + Unpin, I: Unpin> AsyncRead for Connection<IO, I> {
+impl<IO: AsyncRead + AsyncWrite + Unpin, I: Unpin> AsyncRead for Connection<IO, I> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,

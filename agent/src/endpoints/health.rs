@@ -1,4 +1,4 @@
-//! Whether the agent is well: gRPC health on the socket, `/live` and `/ready` over HTTP.
+//! Whether the agent is healthy: gRPC health on the socket, `/live` and `/ready` over HTTP.
 //!
 //! Both ask the agent's own Workload API through its socket, as a workload would. An answer that has identities,
 //! or says that there are none for the agent itself, is a healthy one.

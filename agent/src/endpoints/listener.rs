@@ -1,7 +1,7 @@
 //! Serves gRPC on the Unix sockets whose callers are processes: the public one and the admin one.
 //!
-//! Every connection has its `:authority` repaired, without which clients in Python, C++ and Java are refused, carries
-//! its [`Peer`], and counts against the limits.
+//! On every connection `:authority` is repaired, because else clients in Python, C++ and Java are refused; its [`Peer`]
+//! is kept with it, and it counts against the limits.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ pub enum PrivateSocketError {
         /// The directory of the public socket.
         public: PathBuf,
     },
-    /// It cannot be told where one of the two is.
+    /// It cannot be found out where one of the two is.
     #[error("find out where socket is: {}: {source}", path.display())]
     Unknown {
         /// The socket.
@@ -115,7 +115,7 @@ impl LocalSocket {
         self.serve_whom(None, routes, admission, procfs, stop).await
     }
 
-    /// The same on the socket of a pod: whoever calls is of that pod.
+    /// The same on the socket of a pod: every caller belongs to that pod.
     ///
     /// # Errors
     /// As [`LocalSocket::serve`].

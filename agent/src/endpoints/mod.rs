@@ -1,10 +1,10 @@
 //! The sockets that workloads and operators use.
 //!
-//! A connection passes `listener` (limits, repair of `:authority`), gets its `peer` (a process held by a
+//! A connection passes `listener` (limits), has its `:authority` repaired and its `greeting` put together, gets its `peer` (a process held by a
 //! descriptor) and reaches the Workload API, Envoy's secret discovery, health checks or reflection; on the `admin`
-//! socket, which is for operators, the `delegated` identity API and what looks at the running agent. Calls that
-//! depend on who calls are a `session`. `pods` opens sockets in the folders of the CSI driver, whose callers are pods.
-//! `broker` has listeners of its own, whose callers show an X509-SVID. `client` is the other end.
+//! socket, which is for operators, the `delegated` identity API, the log level and the state of the agent. Calls that
+//! depend on the caller use a `session`. `pods` opens sockets in the folders of the CSI driver, whose callers are pods.
+//! `broker` has separate listeners, whose callers authenticate with an X509-SVID. `client` is the client side.
 
 pub mod admin;
 pub mod broker;
@@ -14,6 +14,7 @@ mod codec;
 mod connection;
 pub mod delegated;
 pub mod explain;
+mod greeting;
 pub mod health;
 pub mod http;
 mod jwt_svids;

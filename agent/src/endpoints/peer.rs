@@ -1,8 +1,8 @@
 //! Who is at the other end of a Unix socket: the process that connected, held by a descriptor.
 //!
-//! The descriptor comes from the socket itself (`SO_PEERPIDFD`, Linux 6.5). On older kernels it is opened by the
-//! pid that the socket tells, with the start time compared before and after; a process that ends, and whose pid
-//! is given to another, between `connect` and that moment is mistaken for the other.
+//! The descriptor comes from the socket itself (`SO_PEERPIDFD`, Linux 6.5). On older kernels it is opened by the pid
+//! that the socket reports, with the start time compared before and after; if a process ends between `connect` and that
+//! moment, and its pid is given to another process, the caller is taken for the other one.
 
 use std::io;
 use std::os::fd::AsFd as _;
@@ -28,7 +28,7 @@ pub enum StrangerError {
     /// The process belongs elsewhere.
     #[error("{0}")]
     Mismatch(#[from] Mismatch),
-    /// It cannot be told where it belongs.
+    /// It cannot be found out where it belongs.
     #[error("read control groups of caller: pid {pid}: {source}")]
     Unreadable {
         /// The process.
@@ -50,7 +50,7 @@ pub enum UnknownCaller {
 }
 
 impl Peer {
-    /// Finds out who connected. A process that cannot be told apart is not refused here: health checks need
+    /// Finds out who connected. A process that cannot be identified is not refused here: health checks need
     /// no caller. Must be called within a tokio runtime.
     pub fn of(stream: &UnixStream, procfs: &ProcFs) -> Self {
         Self {

@@ -1,7 +1,8 @@
-//! The program that uses the files: started with the first of them, told of every renewal, ended with us.
+//! The program that uses the files: started when they are first written, signalled at every renewal, ended with the
+//! helper.
 //!
-//! As in spiffe-helper, a program that ended is not started again before the next renewal, which makes a short command
-//! a way to tell others of it. Programs are executed directly; no shell reads the command line.
+//! As in spiffe-helper, a program that ended is not started again before the next renewal, so a short command
+//! can be used to notify others of a renewal. Programs are executed directly, without a shell.
 
 use std::io;
 use std::process::Command;
@@ -17,7 +18,7 @@ use tokio::sync::watch;
 use super::config::CommandLine;
 use super::signals;
 
-/// How long the program may take to end after it was told to.
+/// How long the program may take to end after SIGTERM.
 pub(super) const STOP_GRACE: Duration = Duration::from_secs(30);
 
 /// Which signal ends us, once one did.

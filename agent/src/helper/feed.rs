@@ -1,4 +1,4 @@
-//! Follows a stream of the Workload API for ever: whatever ends it, it is opened again after a pause.
+//! Follows a stream of the Workload API: whenever it ends, it is opened again after a pause.
 
 use std::convert::Infallible;
 use std::future::Future;

@@ -16,14 +16,14 @@ use tokio::net::TcpListener;
 
 use super::config::{HealthChecks, HelperConfig};
 
-/// What became of a file.
+/// The state of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Written {
     /// Nothing came yet.
     Not,
     /// The last attempt failed.
     Failed,
-    /// It stands there.
+    /// It is there.
     Yes,
 }
 
@@ -68,12 +68,12 @@ impl Statuses {
             .any(|written| *written == Written::Failed)
     }
 
-    /// Everything stands there.
+    /// Everything is there.
     fn is_ready(&self) -> bool {
         self.snapshot().values().all(|written| *written == Written::Yes)
     }
 
-    /// As spiffe-helper tells it.
+    /// In spiffe-helper's format.
     fn details(&self, is_good: bool) -> Value {
         let mut jwt = serde_json::Map::new();
         let mut files = json!({});

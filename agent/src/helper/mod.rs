@@ -1,9 +1,9 @@
-//! `finial agent helper`: identities as files, for programs that cannot speak the Workload API. It runs beside the
+//! `finial agent helper`: identities as files, for programs that cannot use the Workload API. It runs next to the
 //! workload, as spiffe-helper does, and takes that program's configuration.
 //!
 //! Flow: `config` is checked, then `daemon` (until stopped) or `once` (files, and done). `feed` follows the streams of
-//! the Workload API and `tokens` renews JWT-SVIDs; `content` makes of their answers what stands in the files; `writer`
-//! keeps trying until `swap` has put it there as one step; `command` and `pid_file` tell the programs that read the
+//! the Workload API and `tokens` renews JWT-SVIDs; `content` makes the files' contents from their answers; `writer`
+//! tries until `swap` has replaced all files in one step; `command` and `pid_file` notify the programs that read the
 //! files; `health` answers probes.
 
 mod backoff;

@@ -1,4 +1,4 @@
-//! A program that somebody else started, by the file with its pid.
+//! A program that the helper did not start, found by a file with its pid.
 
 use std::convert::Infallible;
 use std::io;
@@ -15,10 +15,10 @@ use super::signals;
 
 /// The largest pid file, in bytes.
 const MAX_PID_FILE: usize = 4096;
-/// How often a renewal is told of before it is given up, as in spiffe-helper.
+/// How often signalling is tried, as in spiffe-helper.
 const ATTEMPTS: usize = 10;
 
-/// Why nobody was signalled.
+/// Why no process was signalled.
 #[derive(Debug, thiserror::Error)]
 enum PidFileError {
     /// It cannot be read.
@@ -37,7 +37,7 @@ enum PidFileError {
     },
 }
 
-/// Sends `signal` with each of `renewals` to the process whose pid stands in the file then.
+/// Sends `signal` with each of `renewals` to the process whose pid is in the file then.
 pub(super) async fn signal_each_renewal(
     path: PathBuf,
     signal: Signal,

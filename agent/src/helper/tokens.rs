@@ -1,4 +1,4 @@
-//! JWT-SVIDs: fetched, written, and fetched anew after half of their life.
+//! JWT-SVIDs: fetched, written, and fetched again after half of their lifetime.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -21,7 +21,7 @@ use super::health::{Statuses, Which, Written};
 pub(super) const WHAT: &str = "JWT-SVID";
 /// How long the agent may take to get a token signed.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// The longest sleep at a time: a machine that was suspended shall notice soon that time has passed.
+/// The longest sleep at a time: a machine that was suspended must notice soon that time has passed.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
 
 /// Why there is no token in its file.
@@ -129,7 +129,7 @@ fn half_of_life(expires_at: OffsetDateTime, now: OffsetDateTime) -> Duration {
     left / 2 + Duration::from_secs(1)
 }
 
-/// Sleeps by the clock on the wall, which goes on while the machine is suspended.
+/// Sleeps by the clock on the wall, which continues while the machine is suspended.
 async fn sleep_by(clock: &Clock, pause: Duration) {
     let until = clock.now() + pause;
     loop {

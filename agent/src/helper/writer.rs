@@ -11,7 +11,7 @@ use super::backoff::Backoff;
 use super::health::{Statuses, Which, Written};
 
 /// Writes what `news` holds, with `write` on a blocking thread, whenever it is another than what was written last;
-/// tells `statuses`, and calls `written` after each success. What fails is tried again after a pause.
+/// updates `statuses`, and calls `written` after each success. What fails is tried again after a pause.
 pub(super) async fn write_newest<T, E>(
     mut news: watch::Receiver<Option<Arc<T>>>,
     write: impl Fn(&T) -> Result<(), E> + Send + Sync + 'static,

@@ -78,7 +78,7 @@ pub enum AttestError {
 }
 
 impl AttestError {
-    /// Whether trying again the same way is of no use: somebody must change something first.
+    /// Whether trying again is useless until something is changed.
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::NoAttestor | Self::Spent(_) => true,
@@ -159,7 +159,7 @@ async fn exchange(
     })
 }
 
-/// The request that a server signs an agent's SVID for; it tells nothing but the key.
+/// The request that a server signs an agent's SVID for; it contains only the key.
 pub(super) fn request(key: &PrivateKey) -> Result<Vec<u8>, AttestError> {
     Csr::build(key, CsrSubject::spire(), None, &[]).map_err(|error| AttestError::Key(error.to_string()))
 }

@@ -1,4 +1,4 @@
-//! Waiting longer after each failure, and not in step with the other agents.
+//! Longer waits after each failure, with jitter, so that agents do not retry at the same time.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,5 @@
-//! What the agent's state is computed from. Each fact is true on its own, and the state says the gravest.
+//! What the agent's state is computed from. Each fact is independent of the others, and the state shows the most
+//! serious one.
 
 use tokio::time::Instant;
 
@@ -22,7 +23,7 @@ pub(super) struct StateFacts {
     pub(super) disk_trouble: Option<DiskTrouble>,
 }
 
-/// A server that cannot be told from an impostor.
+/// A server whose certificate is not trusted.
 #[derive(Clone, Debug)]
 pub(super) struct Distrust {
     /// The first time since a server was trusted. Time during which the machine is suspended does not count.
@@ -30,7 +31,7 @@ pub(super) struct Distrust {
     /// How often since.
     pub(super) attempts: u64,
     why: String,
-    /// What becomes of it.
+    /// What happens to it.
     advice: String,
 }
 

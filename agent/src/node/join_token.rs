@@ -1,4 +1,4 @@
-//! `join_token`: the agent shows a token that an operator made at the server and that works once.
+//! `join_token`: the agent sends a token that an operator made at the server and that can be used once.
 
 use async_trait::async_trait;
 use zeroize::Zeroizing;

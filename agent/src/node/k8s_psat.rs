@@ -1,4 +1,4 @@
-//! `k8s_psat`: the agent shows the service account token that the kubelet projected into its pod for the server.
+//! `k8s_psat`: the agent sends the service account token that the kubelet projected into its pod for the server.
 //!
 //! The kubelet replaces the token long before it expires, so it is read at each use.
 

@@ -1,5 +1,5 @@
-//! What becomes of an agent in days of trouble: nothing expired is served, nothing valid is taken away, and it heals
-//! without a hand on it wherever its attestor allows.
+//! An agent during long failures: nothing expired is served, nothing valid is withdrawn, and it recovers
+//! without an operator wherever its attestor allows.
 #![allow(clippy::disallowed_methods, reason = "tests move what disks hold")]
 
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! The life of the agent's SVID: keep it valid, and cope with denials.
+//! The lifecycle of the agent's SVID: keeps it valid, and handles refusals.
 //!
-//! Trouble never ends [`Node::run`]; a ban does, and at the first start a refusal that no retry can change.
+//! Failures never end [`Node::run`]; a ban does, and at the first start a refusal that no retry can change.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub struct Node {
     pub(super) handle: NodeHandle,
     pub(super) news: mpsc::Receiver<News>,
     pub(super) bundle: watch::Receiver<Arc<Bundle>>,
-    /// A key that nobody certified yet, and where it is kept: for the next attempt.
+    /// A key without a certificate, and where it is kept: for the next attempt.
     pub(super) unused_key: Option<(&'static str, Arc<PrivateKey>)>,
     /// The newest SVID while the disk does not have it.
     pub(super) unsaved: Option<Unsaved>,

@@ -1,4 +1,4 @@
-//! The life of the agent's SVID against a server with real connections.
+//! The lifecycle of the agent's SVID against a server with real connections.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests write the files that operators and SPIRE would write"

@@ -1,6 +1,6 @@
-//! The agent's own identity: whom it trusts, how it proves itself, and how it stays trusted.
+//! The agent's own identity: which server it trusts, how it attests, and how it renews its SVID.
 //!
-//! [`Node::run`] owns the life of the agent's SVID; everybody else holds a [`NodeHandle`]. A node attestor has
+//! [`Node::run`] owns the lifecycle of the agent's SVID; all others hold a [`NodeHandle`]. A node attestor has
 //! the same name here, at the server and in the configuration.
 
 mod attest;
@@ -89,7 +89,7 @@ pub struct NodeSettings {
     pub server_address: String,
     /// Its TCP port.
     pub server_port: u16,
-    /// Whom to trust before the server has told.
+    /// The bundle to trust before the server has sent one.
     pub bootstrap: BootstrapSource,
     /// Whether to ask that again when the server is no longer trusted.
     pub rebootstrap: Rebootstrap,
@@ -101,7 +101,7 @@ pub struct NodeSettings {
     pub agent_version: String,
 }
 
-/// Why the agent cannot go on.
+/// Why the agent cannot continue.
 #[derive(Debug, thiserror::Error)]
 pub enum NodeError {
     /// What an earlier run saved cannot be read.

@@ -1,10 +1,10 @@
 //! A server whose authorities the agent does not know: a new server of the same trust domain, one whose authorities
-//! were all replaced while the agent was away, or an impostor.
+//! were all replaced while the agent could not reach it, or an attacker.
 //!
-//! SPIRE's agents throw their identity away and exit so as to start from the bootstrap source. Here the agent asks the
-//! source again while it goes on serving what is valid, and attests to a server that the bundle held or the source
-//! vouches for. Nothing else makes it trust a server, and a server that is not trusted gets nothing but the beginning
-//! of a TLS handshake.
+//! SPIRE's agents delete their identity and exit, to start from the bootstrap source. Here the agent reads the source
+//! again while it continues to serve valid SVIDs, and attests to a server that is trusted by its present bundle or by
+//! the one from the source. Nothing else makes it trust a server, and a server that is not trusted gets only the
+//! beginning of a TLS handshake.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub(super) struct Trusted {
     pub(super) how: ServerTrust,
     /// What it rests on, in a few words.
     pub(super) name: String,
-    /// Taken up if the server proves itself and then does not tell its bundle.
+    /// Used if the server authenticates and then does not send its bundle.
     pub(super) bundle: Option<Bundle>,
     /// It is the bundle held, perhaps with another.
     pub(super) is_held: bool,

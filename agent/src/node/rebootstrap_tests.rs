@@ -1,4 +1,4 @@
-//! Servers of unknown authority: those that the bootstrap source vouches for, and those that nothing vouches for.
+//! Servers of unknown authority: those that the bundle of the bootstrap source trusts, and others.
 #![allow(
     clippy::disallowed_methods,
     reason = "tests write the files that operators write"
@@ -42,7 +42,7 @@ fn write_bundle(world: &World) {
     std::fs::write(world.dir.path().join("bundle.pem"), bundle).unwrap();
 }
 
-/// The server is installed anew, and has not been called since.
+/// The server is installed again, and has not been called since.
 fn reinstall(world: &mut World) {
     world.server.stop();
     world.server.reinstall();

@@ -17,7 +17,7 @@ pub(super) const SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
 /// How often the agent looks whether its SVID is due.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The share of its life that an SVID has left when it is to be renewed: half, with `drawn` in `[0, 1)`
+/// The share of its lifetime that an SVID has left when it is to be renewed: half, with `drawn` in `[0, 1)`
 /// moving it within `[0.45, 0.55]` so that agents started together do not renew together.
 pub fn remaining_at_renewal(from: OffsetDateTime, until: OffsetDateTime, drawn: f64) -> time::Duration {
     (until - from) * (0.45 + 0.1 * drawn)
@@ -40,7 +40,7 @@ const BACKDATE: time::Duration = time::Duration::seconds(10);
 /// Looking more often would find nothing new.
 pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
-/// When the agent's SVID is to be renewed. Settled once, when the SVID is taken up: drawn anew at each look, it would
+/// When the agent's SVID is to be renewed. Settled once, when the SVID is taken up: drawn again at each look, it would
 /// nearly always come early.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RenewalTime {

@@ -1,4 +1,4 @@
-//! When X509-SVIDs are renewed: at about half of their life, or so early that they outlive an outage.
+//! When X509-SVIDs are renewed: at about half of their lifetime, or early enough that they stay valid during an outage.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 /// The rule for X509-SVIDs, of the agent and of workloads alike. It is SPIRE's (`availability_target`): with a target
 /// an SVID is renewed when no more than that, plus up to ten minutes so that not all are renewed together, is left
-/// of its life, and in any case at about half of it. An SVID that would live less than twelve hours longer than the
+/// of its lifetime, and in any case at about half of it. An SVID that would live less than twelve hours longer than the
 /// target is renewed as if there were no target.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RotationStrategy {
@@ -26,7 +26,7 @@ impl RotationStrategy {
         }
     }
 
-    /// How much of its life an SVID has left when it is to be renewed; `drawn` in `[0, 1)` spreads it.
+    /// How much of its lifetime an SVID has left when it is to be renewed; `drawn` in `[0, 1)` spreads it.
     pub fn remaining_at_renewal(self, leaf: &Certificate, drawn: f64) -> time::Duration {
         let half = x509_remaining_at_renewal(leaf, drawn);
         match self.availability_target {

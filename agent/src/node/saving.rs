@@ -1,9 +1,10 @@
-//! A new SVID reaches the disk before the server learns that it is in use, as far as that can be had.
+//! A new SVID is saved before the agent uses it at the server, as far as possible.
 //!
-//! A server keeps accepting the former SVID after `RenewAgent` until the new one is first shown. So while the data
-//! directory cannot be written, a renewed SVID is held back: a restart then presents what is on disk and is
-//! accepted. In the last eighth of the former one's life it is used from memory. What came by `AttestAgent` is used
-//! at once, for the server has forgotten the former one already. Either way saving is tried again until it works.
+//! A server accepts the former SVID after `RenewAgent` until the new one is first used. So while the data directory
+//! cannot be written, a renewed SVID is not used yet: after a restart the agent presents the SVID on disk and is
+//! accepted. In the last eighth of the former one's lifetime the new one is used from memory. An SVID from
+//! `AttestAgent` is used at once, because the server has deleted the former one already. Either way saving is tried
+//! again until it works.
 
 use std::sync::Arc;
 
@@ -165,7 +166,7 @@ impl Node {
     }
 
     /// Whether an SVID that is held back may stay so: the server accepts the one in use, which has more than an
-    /// eighth of its life before it and an authority that stays.
+    /// eighth of its lifetime before it and an authority that stays.
     fn can_wait(&self) -> bool {
         let now = self.clock.now();
         let dropped = |unsaved: &Unsaved| unsaved.when == Use::AtOnce;

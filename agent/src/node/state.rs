@@ -1,4 +1,4 @@
-//! How the agent is doing, as one value that health checks and sockets watch.
+//! The agent's state, as one value that health checks and sockets watch.
 
 use std::fmt;
 
@@ -23,7 +23,7 @@ impl NodeState {
         matches!(self, Self::Serving)
     }
 
-    /// Whether an agent in this state may hand out what it holds.
+    /// Whether an agent in this state may serve what it holds.
     pub fn may_serve(&self) -> bool {
         !matches!(self, Self::Banned)
     }

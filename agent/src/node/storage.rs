@@ -1,7 +1,7 @@
 //! `agent-data.json`: the agent's SVID and bundle on disk, in SPIRE's format.
 //!
 //! Certificates are listed as base64 of their PEM text; all keys are always written, absent lists as `null`.
-//! The file is replaced whole and is readable by its owner only. A file that cannot be read as such is never
+//! The file is replaced atomically and is readable by its owner only. A file that cannot be read as such is never
 //! overwritten: it is an error that names it, or is set aside when the agent can do without.
 
 use std::io::ErrorKind;

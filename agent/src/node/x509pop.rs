@@ -1,4 +1,5 @@
-//! `x509pop`: the agent shows a certificate that was put on the node by other means, and proves that it holds the key.
+//! `x509pop`: the agent sends a certificate that was installed on the node in another way, and proves that it has the
+//! key.
 //!
 //! Messages as SPIRE's plugin of that name has them: JSON with byte strings in base64. The signature is over the
 //! SHA-256 of the server's nonce and one of the agent's own, so neither side alone decides what is signed.
@@ -21,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::{AttestorError, NodeAttestor};
 use crate::config::X509PopSettings;
 
-/// Bytes of a nonce, the server's and ours.
+/// Bytes of a nonce, the server's and the agent's.
 const NONCE: usize = 32;
 /// Most bytes of a file: a chain of RSA certificates stays far below.
 const MAX_FILE: usize = 256 * 1024;

@@ -1,8 +1,8 @@
-//! What the agent holds for its workloads: one immutable snapshot on a `watch`, one writer.
+//! The agent's entries and SVIDs for its workloads: one immutable snapshot on a `watch`, one writer.
 //!
 //! Streams of workloads hold a [`Subscription`], which marks the entries that it matches as wanted once it is told to
-//! ([`Subscription::want`]), read [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and SVIDs that did not change
-//! are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
+//! ([`Subscription::want`]), read [`Snapshot::matching`] and wait for the next snapshot that concerns them. Entries and
+//! SVIDs that did not change are shared between snapshots, so comparing them by `Arc::ptr_eq` tells what is new.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -23,7 +23,7 @@ use super::subscriptions::{News, Subscribers, Subscription};
 use super::tokens::{JwtCache, JwtError, SignedJwt};
 use super::wit::WitCache;
 
-/// All that the agent can hand out, at one moment.
+/// All that the agent can serve, at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
     /// Entries the agent is authorized for, sorted by entry id.
@@ -59,7 +59,7 @@ pub struct CachedEntry {
     pub downstream: bool,
     /// The SVID goes to an SVID store, never to a workload's socket.
     pub store_svid: bool,
-    /// Each JWT-SVID of this entry has its own `jti`, so none is handed out twice.
+    /// Each JWT-SVID of this entry has its own `jti`, so none is served twice.
     pub jwt_svid_include_jti: bool,
     /// The SVID, once issued and until it expires. An entry without one has been seen but not been signed.
     pub svid: Option<Arc<IssuedSvid>>,
@@ -143,14 +143,14 @@ impl IssuedSvid {
         self.svid.leaf().not_after()
     }
 
-    /// Until when it is handed out: until shortly before it expires, for the way to the workload takes time too.
+    /// Until when it is served: until shortly before it expires, for the way to the workload takes time too.
     /// Snapshots drop it then; whoever holds an older snapshot compares.
     pub fn usable_until(&self) -> OffsetDateTime {
         usable_until(self.svid.leaf())
     }
 }
 
-/// Until when an SVID with this leaf is handed out.
+/// Until when an SVID with this leaf is served.
 pub(super) fn usable_until(leaf: &Certificate) -> OffsetDateTime {
     let life = leaf.not_after() - leaf.not_before();
     leaf.not_after() - LAST_MOMENT.min(life / 20)
@@ -221,7 +221,7 @@ impl SvidCache {
         self.shared.jwt.counters()
     }
 
-    /// A JWT-SVID for an entry: a cached one while more than about half of its life remains, else a new
+    /// A JWT-SVID for an entry: a cached one while more than about half of its lifetime remains, else a new
     /// one from the server; concurrent calls for the same share one request.
     ///
     /// # Errors
@@ -302,5 +302,5 @@ struct Shared {
     wit: Option<WitCache>,
 }
 
-/// An SVID is handed out until so long before it expires, at most.
+/// An SVID is served until so long before it expires, at most.
 const LAST_MOMENT: Duration = Duration::SECOND;

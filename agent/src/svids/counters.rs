@@ -1,4 +1,4 @@
-//! What the caches hold and did, for metrics.
+//! Counts of what the caches have and have done, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,9 +38,9 @@ pub struct CacheCounters {
 pub struct TokenCounters {
     /// Now: tokens held.
     pub held: Count,
-    /// Tokens handed out from the cache.
+    /// Tokens served from the cache.
     pub hits: Count,
-    /// Tokens handed out from the cache past half of their life, because no new one came in time.
+    /// Tokens served from the cache past half of their lifetime, because no new one came in time.
     pub stale_hits: Count,
     /// Calls for a token that were answered, or failed, by asking the server.
     pub misses: Count,

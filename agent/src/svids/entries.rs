@@ -1,8 +1,8 @@
 //! The agent's entries as a set that snapshots share: in the order of their ids, and found by selectors.
 //!
-//! A copy costs nothing and shares all that is not changed afterwards, so publishing one changed entry among
-//! ten thousand makes a few nodes anew. Every entry is filed under the rarest of its selectors; whoever asks what
-//! a workload gets looks at the entries filed under the workload's selectors alone.
+//! A copy is cheap and shares everything that is not changed afterwards, so publishing one changed entry among ten
+//! thousand replaces only a few nodes of the tree. Every entry is indexed by the rarest of its selectors; a search for
+//! a workload reads only the entries indexed by the workload's selectors.
 
 use std::collections::HashSet;
 use std::fmt;

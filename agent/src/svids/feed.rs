@@ -1,7 +1,7 @@
-//! Learns from the server what the agent may issue: by push, or by polling a server that cannot push.
+//! Gets the agent's entries and bundles from the server: by push, or by polling a server that cannot push.
 //!
-//! The feed keeps an index of what it has passed on, so that a snapshot costs the rest of the agent only what
-//! differs, and so that its digest can be compared with the server's. A difference is never papered over: the
+//! The feed keeps an index of what it has passed on, so that the rest of the agent gets only the differences of a
+//! snapshot, and so that its digest can be compared with the server's. A difference is never ignored: the
 //! next stream starts without a cursor.
 
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::upstream::{
     WatchStream,
 };
 
-/// Something the server told.
+/// An update from the server.
 #[derive(Debug)]
 pub(super) enum Update {
     Entries {
@@ -129,7 +129,7 @@ impl Feed {
         }
     }
 
-    /// Reads until nobody listens.
+    /// Reads until the receiver is dropped.
     pub(super) async fn run(mut self) {
         let mut svid = self.node.svid();
         let mut given_up = self.node.upstream().given_up();
@@ -381,7 +381,7 @@ impl Feed {
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 /// After the first failure in a row.
 const QUICK_RETRY: Duration = Duration::from_millis(50);
-/// How long a stream may be silent before its first heartbeat has told the interval.
+/// How long a stream may send nothing before its first heartbeat, which has the interval.
 const FIRST_SILENCE: Duration = Duration::from_secs(100);
 /// How many heartbeats may be missed.
 const SILENT_BEATS: u32 = 3;

@@ -1,4 +1,4 @@
-//! What the feed has passed on, by digest: tells what is new about what the server sends. Pure.
+//! What the feed has passed on, by digest: finds what is new in the server's messages. Pure.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 

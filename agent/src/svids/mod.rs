@@ -1,8 +1,8 @@
 //! The workloads' identities: what the agent may issue, the SVIDs it holds, and their renewal.
 //!
-//! `feed` learns the authorized entries and bundles from the server, `sync` is the single writer that has SVIDs
-//! signed and publishes snapshots of its `model`, `renewal` decides purely what is due and `trust` what no longer
-//! counts, `cache` is what sockets read, and `subscriptions` tells them when to read it again.
+//! `feed` gets the authorized entries and bundles from the server, `sync` is the single writer that has SVIDs
+//! signed and publishes snapshots of its `model`, `renewal` (pure) decides what is due and `trust` what is no longer
+//! trusted, `cache` is what sockets read, and `subscriptions` notifies them when to read it again.
 
 pub mod cache;
 mod counters;

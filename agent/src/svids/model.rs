@@ -1,4 +1,4 @@
-//! What the sync task knows, from which each snapshot is made. One owner, no locks, no network.
+//! The state of the sync task, from which each snapshot is made. One owner, no locks, no network.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -46,7 +46,7 @@ pub(super) struct Model {
     counters: Arc<CacheCounters>,
 }
 
-/// Tokens that must not be handed out any more.
+/// Tokens that must not be served any more.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Forget {
     pub(super) entries: HashSet<String>,

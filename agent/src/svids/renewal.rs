@@ -1,8 +1,8 @@
-//! Which entries need an SVID signed now, which SVIDs go, and when to look again. Pure: no clock, no network.
+//! Which entries need an SVID signed now, which SVIDs are dropped, and when to check again. Pure: no clock, no network.
 //!
 //! Every change of one entry is a few steps in ordered sets, whatever the number of entries. Wanted entries are
-//! always issued; of the others, at most so many that the limit of SVIDs is held in all: those that were wanted last
-//! before the rest, and those held already before those that are not.
+//! always issued; of the others, only up to the total limit of SVIDs: first those that were wanted most
+//! recently, and those that have an SVID already before those that do not.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
@@ -38,7 +38,7 @@ pub(super) struct Standing {
 pub(super) struct HeldTimes {
     /// To be replaced from then on.
     pub(super) renew_at: OffsetDateTime,
-    /// Not to be handed out from then on.
+    /// Not to be served from then on.
     pub(super) expires_at: OffsetDateTime,
 }
 
@@ -87,7 +87,7 @@ enum Signing {
 }
 
 impl Schedule {
-    /// For as many SVIDs that nobody wants as `limit` leaves beside the wanted ones.
+    /// For as many unwanted SVIDs as `limit` allows in addition to the wanted ones.
     pub(super) fn new(limit: usize) -> Self {
         Self {
             limit,

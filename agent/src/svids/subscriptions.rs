@@ -1,6 +1,6 @@
-//! Who waits for which entries: open streams by their selectors, and the news for each of them.
+//! Open streams by their selectors, and the changes that each of them waits for.
 //!
-//! Subscriptions with the same selectors are one group, which is filed under each of its selectors. The groups that
+//! Subscriptions with the same selectors are one group, which is indexed by each of its selectors. The groups that
 //! an entry concerns are found under the rarest of the entry's selectors.
 
 use std::collections::hash_map::RandomState;
@@ -15,10 +15,10 @@ use super::cache::CachedEntry;
 #[cfg(test)]
 use super::visits;
 
-/// A place among those who hear of changes, kept until it is dropped.
+/// A registration for changes, until it is dropped.
 ///
 /// It concerns the entries all of whose selectors are among its own, their SVIDs, the agent's own bundle and the
-/// bundles that those entries federate with. It hears also when an entry begins or ceases to match.
+/// bundles that those entries federate with. It is also notified when an entry begins or ceases to match.
 #[must_use = "a subscription lasts only for as long as it lives"]
 #[derive(Debug)]
 pub struct Subscription {
@@ -45,8 +45,8 @@ pub(super) struct Subscribers {
 }
 
 impl Subscription {
-    /// Completes when a snapshot was published that concerns this subscription, other than those heard of before.
-    /// A snapshot that was published before the subscription was made counts as heard of. Nothing is lost when
+    /// Completes when a snapshot was published that affects this subscription, except those seen before.
+    /// A snapshot that was published before the subscription was made counts as seen. Nothing is lost when
     /// the future is dropped.
     pub async fn changed(&mut self) {
         if self.news.changed().await.is_err() {
@@ -74,7 +74,7 @@ impl Subscription {
         self.subscribers.subscribe(selectors, self.wanting)
     }
 
-    /// Counts what was published so far as heard of; to be called before the snapshot is looked at.
+    /// Marks everything published so far as seen; to be called before the snapshot is read.
     pub fn mark_seen(&mut self) {
         self.news.mark_unchanged();
     }
@@ -128,12 +128,12 @@ impl Subscribers {
         touched.into_iter().map(|(_id, selectors)| selectors).collect()
     }
 
-    /// Completes when somebody began or ceased to want something.
+    /// Completes when the set of wanted entries has changed.
     pub(super) async fn touched(&self) {
         self.wake.notified().await;
     }
 
-    /// Tells those whom the news concerns that `version` is published.
+    /// Notifies the affected subscriptions that `version` is published.
     pub(super) fn tell(&self, version: u64, news: &News) {
         let state = self.lock();
         if news.everyone {
@@ -325,7 +325,7 @@ mod tests {
         }
     }
 
-    /// Whether there is news not heard of, which is heard of by this.
+    /// Whether there is an unseen change; marks it as seen.
     fn heard(subscription: &mut Subscription) -> bool {
         let news = subscription.news.has_changed().unwrap();
         subscription.mark_seen();

@@ -1,4 +1,4 @@
-//! The single writer: takes what the feed tells, has SVIDs signed, and publishes snapshots.
+//! The single writer: applies the feed's changes, has SVIDs signed, and publishes snapshots.
 
 use std::convert::Infallible;
 use std::future::Future;

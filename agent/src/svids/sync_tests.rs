@@ -219,7 +219,7 @@ async fn short_lived_svids_are_renewed_without_a_gap() {
     let counters = agent.cache.counters();
     assert_eq!(counters.x509_svids.value(), 1);
     assert_eq!(counters.x509_rotated.value() + 1, counters.x509_issued.value());
-    // At half of its life, not as fast as it goes.
+    // At half of its lifetime, not as fast as it goes.
     assert!(server.calls("sign").len() <= 4, "{:?}", server.calls("sign"));
 }
 

@@ -1,8 +1,8 @@
-//! Which SVIDs and tokens no longer count because of who signed them.
+//! Which SVIDs and tokens must be replaced or withdrawn because of the authority that signed them.
 //!
-//! A tainted authority still verifies until it is revoked: what it signed is replaced soon. A revoked one, which is
-//! tainted and then gone from the bundle, makes what it signed useless. One that is gone without having been tainted
-//! may be missing from an older copy of the bundle: what it signed is replaced but not withdrawn.
+//! A tainted authority is trusted until it is revoked: its SVIDs are replaced soon. SVIDs of a revoked one, which was
+//! tainted and then removed from the bundle, cannot be used any more. An authority that disappears without having been
+//! tainted may be missing because the bundle is an older copy: its SVIDs are replaced but not withdrawn.
 
 use std::collections::{HashSet, VecDeque};
 
@@ -32,7 +32,7 @@ pub(super) enum Worth {
 pub(super) struct Step {
     to_replace: HashSet<KeyId>,
     revoked: HashSet<KeyId>,
-    /// `kid`s whose tokens must not be handed out any more.
+    /// `kid`s whose tokens must not be served any more.
     pub(super) jwt_key_ids: HashSet<String>,
     /// The same of WIT authorities.
     pub(super) wit_key_ids: HashSet<String>,

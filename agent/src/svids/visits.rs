@@ -1,4 +1,4 @@
-//! Counts the records that a step looks at, to show that work does not grow with what is held.
+//! Counts the records that a step visits, to show that its work does not grow with the number of records.
 
 use std::cell::Cell;
 

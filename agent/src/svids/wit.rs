@@ -19,7 +19,7 @@ use crate::upstream::{Upstream, UpstreamError};
 /// The cache of WIT-SVIDs.
 pub type WitCache = TokenCache<SignedWit>;
 
-/// Signs WIT-SVIDs: the server, or what stands for it in tests.
+/// Signs WIT-SVIDs: the server, or a fake in tests.
 #[async_trait]
 pub trait WitSource: Send + Sync + fmt::Debug {
     /// One WIT-SVID for an entry, for a key that proves possession with this algorithm.

@@ -1,4 +1,4 @@
-//! What operators watch the agent by: logs, metrics, traces. Every module may use it.
+//! Logs, metrics and traces of the agent. Every module may use it.
 
 mod names;
 

@@ -186,7 +186,7 @@ impl TestServer {
         self.replace_authority(Authority::new_for("example.org", self.clock.clone(), lifetime))
     }
 
-    /// Becomes a server that was installed anew.
+    /// Becomes a server that was installed again.
     pub(crate) fn reinstall(&self) -> Authority {
         self.replace_authority(Authority::new_at("example.org", self.clock.clone()))
     }

@@ -1,4 +1,4 @@
-//! A TLS connection as tonic wants it.
+//! A TLS connection with the traits that tonic requires.
 
 use super::*;
 

@@ -234,7 +234,7 @@ impl svid::svid_server::Svid for Service {
         new_downstream_x509ca(svid::NewDownstreamX509caRequest) -> svid::NewDownstreamX509caResponse;
     }
 
-    /// The token is not one: agents hand out what they get.
+    /// The token is not one: agents serve what they get.
     async fn new_jwtsvid(
         &self,
         request: Request<svid::NewJwtsvidRequest>,

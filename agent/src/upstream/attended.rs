@@ -1,7 +1,7 @@
 //! A connection that remembers why its server ended it.
 //!
-//! With TLS 1.3 a server looks at the client's certificate after the client has finished the handshake. What it says
-//! against it arrives among the first bytes read, and HTTP/2 makes "connection closed" of that.
+//! With TLS 1.3 a server verifies the client's certificate after the client has finished the handshake. Its alert
+//! arrives with the first bytes read, and HTTP/2 reports only "connection closed".
 
 use std::io;
 use std::pin::Pin;

@@ -1,4 +1,4 @@
-//! Opens connections: resolves the server's name, tries its addresses, and speaks TLS with our own verifier.
+//! Opens connections: resolves the server's name, tries its addresses, and uses TLS with our own verifier.
 
 use std::fmt;
 use std::io;

@@ -1,4 +1,4 @@
-//! The entries an agent is authorized for, as both ways of syncing bring them.
+//! The entries an agent is authorized for, as both ways of syncing receive them.
 
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
@@ -42,7 +42,7 @@ pub struct AuthorizedEntry {
     pub created_at: i64,
     /// Not issued before a workload wants it.
     pub disable_x509_svid_prefetch: bool,
-    /// Each JWT-SVID has its own `jti`, so none is handed out twice.
+    /// Each JWT-SVID has its own `jti`, so none is served twice.
     pub jwt_svid_include_jti: bool,
 }
 
@@ -65,7 +65,7 @@ pub struct ReceivedEntry {
 pub struct EntryStamp {
     /// Grows with each update.
     pub revision_number: i64,
-    /// Unix seconds, 0 when the server does not tell.
+    /// Unix seconds, 0 when the server does not say.
     pub created_at: i64,
 }
 

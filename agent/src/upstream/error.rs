@@ -1,4 +1,4 @@
-//! What can go wrong with the server, by what the agent must do about it.
+//! Errors of calls to the server, by what the agent must do about them.
 
 use std::error::Error;
 use std::fmt;
@@ -187,7 +187,7 @@ fn denial_reason(details: &[u8]) -> DenialReason {
     }
 }
 
-/// The failure of the connection under a call, told apart from an answer of the server: only the former
+/// The failure of the connection under a call, distinguished from an answer of the server: only the former
 /// has a source.
 fn transport_failure(status: &Status) -> Option<UpstreamError> {
     let first = status.source()?;

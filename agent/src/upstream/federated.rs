@@ -1,5 +1,5 @@
-//! Bundles of foreign trust domains. One that cannot be used concerns its own trust domain alone: what is held of
-//! it stays, and all else goes on.
+//! Bundles of foreign trust domains. One that cannot be used affects only its own trust domain: the previous bundle
+//! of it stays in use.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};

@@ -1,8 +1,8 @@
-//! The only code that talks to the server.
+//! The only code that calls the server.
 //!
-//! There is one channel at a time, over mTLS with the agent's present SVID; watching, signing and bundles share
+//! There is one channel at a time, over mTLS with the agent's present SVID; watching, signing and bundles use
 //! it and fail over together. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
-//! run in a [`Session`] of their own without a client certificate. Wire types stop here.
+//! run in a separate [`Session`] without a client certificate. Wire types are not used outside of this module.
 
 mod attended;
 mod attest;
@@ -84,7 +84,7 @@ pub struct SignRequest {
     pub csr_der: Vec<u8>,
 }
 
-/// What became of one [`SignRequest`].
+/// The result of one [`SignRequest`].
 #[derive(Clone, Debug)]
 pub enum SignOutcome {
     /// The chain, leaf first.
@@ -169,7 +169,7 @@ impl Upstream {
         self.shared.target.connections()
     }
 
-    /// Opens a new connection for the next call, as when an authority that vouched for the server is gone.
+    /// Opens a new connection for the next call, as when an authority that the server was verified with has been removed.
     /// Whoever holds a stream on the old one learns it by [`Upstream::given_up`] and must open it again.
     pub fn reconnect(&self) {
         *self.locked() = None;
@@ -343,7 +343,7 @@ impl Upstream {
         Ok(line)
     }
 
-    /// Waits for an answer, but not for ever.
+    /// Waits for an answer, but not forever.
     async fn timed<T>(
         &self,
         line: &Line,
@@ -356,14 +356,14 @@ impl Upstream {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(self.judge(line, status)),
             Err(_elapsed) => {
-                // A connection that swallows calls is given up, for all.
+                // A connection on which calls get no answer is dropped, for all callers.
                 self.prefer_another_address();
                 Err(UpstreamError::timed_out(what))
             }
         }
     }
 
-    /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile concerns nobody.
+    /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile is ignored.
     fn judge(&self, line: &Line, status: Status) -> UpstreamError {
         let mut error = UpstreamError::from(status);
         if matches!(error, UpstreamError::Unavailable(_))

@@ -1,4 +1,4 @@
-//! The push stream: what the server says, checked.
+//! The push stream: the server's messages, checked.
 
 use std::time::Duration;
 
@@ -42,7 +42,7 @@ pub enum WatchEvent {
     },
     /// Bundles that changed.
     Bundles(BundleChanges),
-    /// The stream lives, and this is what the agent should hold.
+    /// A heartbeat, with the digest of what the agent should have.
     Heartbeat {
         /// Where the set stands.
         cursor: Cursor,
@@ -220,7 +220,7 @@ fn digest(bytes: &[u8]) -> Result<u128, UpstreamError> {
 }
 
 const MAX_CURSOR: usize = 4096;
-/// Longest heartbeat interval that is believed, in seconds.
+/// Longest heartbeat interval that is accepted, in seconds.
 const MAX_INTERVAL: i32 = 600;
 
 #[cfg(test)]

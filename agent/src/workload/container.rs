@@ -1,12 +1,12 @@
 //! Which container a process is in, read off the names of its control groups. Pure: the text comes from
 //! `/proc/<pid>/cgroup` and `/proc/<pid>/mountinfo`, in the formats of proc(5) and cgroups(7).
 //!
-//! A container runtime names the group of a container after its id, 64 hexadecimal digits, whatever stands around
-//! it: `docker-<id>.scope`, `libpod-<id>`, `…:cri-containerd:<id>`. A kubelet puts the pod's UID further up. The
-//! groups of a process are what the kernel says; a *name* is only what somebody chose who may make groups, such as
-//! a user in the part of the tree that was delegated to them. So a name alone proves nothing: attestors compare
-//! the group with that of the container's first process ([`ContainerRef::holds`]). Mounts are what the process
-//! itself may have made, and prove even less.
+//! A container runtime names the group of a container after its id, 64 hexadecimal digits, with a prefix or suffix:
+//! `docker-<id>.scope`, `libpod-<id>`, `…:cri-containerd:<id>`. A kubelet puts the pod's UID further up. The kernel
+//! reports the groups of a process; but a *name* was chosen by whoever may make groups, such as a user in the part of
+//! the tree that was delegated to them. So a name alone proves nothing: attestors compare the group with that of the
+//! container's first process ([`ContainerRef::holds`]). Mounts prove even less, because the process itself may have
+//! made them.
 
 /// Digits of a container's id.
 const ID_DIGITS: usize = 64;
@@ -45,7 +45,7 @@ pub enum SeenIn {
     Mount,
 }
 
-/// Why it cannot be told which container a process is in.
+/// Why it cannot be found out which container a process is in.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ContainerError {
     /// A line is not what the kernel writes.
@@ -62,7 +62,7 @@ pub enum ContainerError {
     /// The groups name several pods.
     #[error("several pod uids found: {0}, {1}")]
     SeveralPods(String, String),
-    /// A configured pattern fits, and what stands for the id cannot be one.
+    /// A configured pattern matches, but the part for the id is not an id.
     #[error("no container id in cgroup: {0:?}")]
     NoId(String),
 }

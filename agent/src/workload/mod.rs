@@ -1,9 +1,9 @@
 //! Workload attestation: which facts hold for the process that called.
 //!
-//! A fact is a selector. An attestor answers with all facts of its kind that hold, so that what is not among them
-//! is known not to hold, as for a process that is in no container; one that cannot tell fails. A failure of any
-//! attestor fails the attestation: with fewer facts a workload could only lose identities for a reason that
-//! nobody sees. (SPIRE goes on without the attestor that failed.)
+//! A fact is a selector. An attestor answers with all facts of its kind that hold, so that a fact that is not among them
+//! does not hold, as for a process that is in no container; an attestor that cannot find out fails. A failure of any
+//! attestor fails the attestation: with fewer facts a workload would lose identities without a visible
+//! reason. (SPIRE continues without the attestor that failed.)
 
 mod configured;
 pub mod container;
@@ -45,7 +45,7 @@ pub use self::systemd::SystemdAttestor;
 pub use self::unix::UnixAttestor;
 use crate::telemetry::{TRACE_TARGET, metrics};
 
-/// How long each attestor may take, unless told otherwise.
+/// How long each attestor may take by default.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Finds out facts of one kind about a process.
@@ -58,7 +58,7 @@ pub trait WorkloadAttestor: Send + Sync + std::fmt::Debug {
     /// through the call is checked by the caller, afterwards. May be dropped at any time.
     ///
     /// # Errors
-    /// When any of them cannot be told.
+    /// When any of them cannot be found out.
     async fn attest(&self, process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError>;
 }
 
@@ -97,7 +97,7 @@ pub enum AttestError {
     /// The pod lost its socket, or ended, meanwhile.
     #[error("pod is gone: {0}")]
     PodGone(String),
-    /// An attestor cannot tell.
+    /// An attestor failed.
     #[error("workload attestor {attestor}: {source}")]
     Attestor {
         /// Its name.
@@ -113,12 +113,12 @@ pub enum FindPodError {
     /// No attestor of this agent knows pods.
     #[error("no workload attestor knows pods")]
     NoAttestor,
-    /// It cannot tell.
+    /// It failed.
     #[error("{0}")]
     Attestor(#[from] AttestorError),
 }
 
-/// Why an attestor cannot tell.
+/// Why an attestor fails.
 #[derive(Debug, thiserror::Error)]
 pub enum AttestorError {
     /// Something could not be read.
@@ -137,13 +137,13 @@ pub enum AttestorError {
         /// The configured limit.
         limit: u64,
     },
-    /// The process acts as somebody else than the one who connected, as after executing a setuid program.
+    /// The process now runs as another user than when it connected, as after executing a setuid program.
     #[error(
         "process changed its ids since it connected: uid {} to {uid}, gid {} to {gid}",
         connected_as.uid, connected_as.gid
     )]
     IdsChanged {
-        /// The ids that the socket tells.
+        /// The ids that the socket reports.
         connected_as: ConnectedAs,
         /// The effective user id now.
         uid: u32,
@@ -156,7 +156,7 @@ pub enum AttestorError {
     /// The program was written to, or its file was changed otherwise, while it was hashed.
     #[error("program changed while it was hashed: pid {0}")]
     ProgramRewritten(u32),
-    /// It cannot be told which container the process is in.
+    /// It cannot be found out which container the process is in.
     #[error("{0}")]
     Container(#[from] ContainerError),
     /// The control group has the name of a container's and is not that container's.
@@ -195,7 +195,7 @@ impl WorkloadAttestation {
         .within(deadline)
     }
 
-    /// Knows more about pods that call on sockets of their own than the sockets tell.
+    /// Knows more about pods that call on sockets of their own than the sockets report.
     #[must_use]
     pub fn with_pod_facts(self, pod_facts: Arc<dyn PodFacts>) -> Self {
         let set = AttestorSet {
@@ -223,7 +223,7 @@ impl WorkloadAttestation {
         Arc::clone(&self.set.borrow())
     }
 
-    /// All facts about whoever asks.
+    /// All facts about the caller.
     ///
     /// # Errors
     /// [`AttestError`].
@@ -234,7 +234,7 @@ impl WorkloadAttestation {
         }
     }
 
-    /// The pod of this node that somebody names who is not in it. `None` when the kubelet lists no such pod, or it has
+    /// The pod of this node that a broker names. `None` when the kubelet lists no such pod, or it has
     /// ended.
     ///
     /// # Errors
@@ -274,7 +274,7 @@ impl WorkloadAttestation {
         Ok(found.into_iter().collect())
     }
 
-    /// All facts about a process that lives before and after.
+    /// All facts about a process that runs before and after.
     ///
     /// # Errors
     /// [`AttestError`]; the failure of one attestor is the failure of all.

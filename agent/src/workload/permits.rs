@@ -1,4 +1,4 @@
-//! How much work of a kind may be under way for one of many, so that none makes the others wait.
+//! How much work of a kind may run at a time for one caller, so that no caller delays the others.
 
 use std::collections::HashMap;
 use std::hash::Hash;

@@ -1,4 +1,4 @@
-//! Pods that are known by the socket they call on, and what is known of them.
+//! Pods that are identified by the socket they call on, and their facts.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +16,7 @@ use crate::config::PodRecord;
 /// Type of the selectors, which SPIRE's workload attestor `k8s` has.
 const KIND: &str = "k8s";
 
-/// A pod that has a socket of its own, or that somebody named whom the kubelet of this node lists.
+/// A pod that has its own socket, or that a broker named and the kubelet of this node lists.
 #[derive(Debug)]
 pub struct Pod {
     record: PodRecord,
@@ -25,7 +25,7 @@ pub struct Pod {
     presence: Presence,
 }
 
-/// What tells whether a pod is there.
+/// How it is known whether a pod still exists.
 #[derive(Debug)]
 enum Presence {
     /// It has its socket until then.
@@ -37,27 +37,27 @@ enum Presence {
 /// Who asks.
 #[derive(Clone, Debug)]
 pub enum Workload {
-    /// A process that connected, or that somebody else asks for.
+    /// A process that connected, or that a delegate or broker asks for.
     Process(Arc<Process>),
     /// Some process of a pod.
     Pod(Arc<Pod>),
 }
 
-/// What more is known about pods than their sockets tell.
+/// What more is known about pods than their sockets report.
 #[async_trait]
 pub trait PodFacts: Send + Sync + std::fmt::Debug {
     /// All facts about the pod with this UID that hold for each of its containers alike; none of a single container.
     /// May be dropped at any time.
     ///
     /// # Errors
-    /// When any of them cannot be told.
+    /// When any of them cannot be found out.
     async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError>;
 
     /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. What
     /// was heard of the kubelet before that time may be taken for granted. May be dropped at any time.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When it cannot be found out.
     async fn listed(
         &self,
         meant: &PodReference,
@@ -142,7 +142,7 @@ impl Pod {
     /// Asks whether the pod is there now.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When it cannot be found out.
     pub async fn is_there(&self) -> Result<bool, AttestorError> {
         match &self.presence {
             Presence::Socket(gone) => Ok(!gone.is_stopped()),
@@ -150,10 +150,10 @@ impl Pod {
         }
     }
 
-    /// What holds for the pod; none when it is gone. `more` knows more than a socket tells.
+    /// What holds for the pod; none when it is gone. `more` knows more than a socket reports.
     ///
     /// # Errors
-    /// When it cannot be told.
+    /// When it cannot be found out.
     pub(super) async fn facts(
         &self,
         more: Option<&Arc<dyn PodFacts>>,
@@ -192,7 +192,7 @@ impl Pod {
         }
     }
 
-    /// What the socket tells, as SPIRE writes it.
+    /// What the socket reports, as SPIRE writes it.
     ///
     /// # Errors
     /// None that a checked record could cause.

@@ -1,4 +1,4 @@
-//! One process, held so that its pid cannot come to mean another.
+//! One process, held by a pidfd so that its pid cannot be taken for another process.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,13 +12,11 @@ use tokio::io::unix::AsyncFd;
 
 use super::procfs::{FileId, ProcFs};
 
-/// A process that is, or was, alive. As long as this value lives the kernel tells by its descriptor whether the
-/// process still is; whatever is read from `/proc` and followed by [`Process::is_alive`] is about this process.
+/// A process that runs, or has ended. As long as this value exists the kernel reports by its descriptor whether the
+/// process still runs; whatever is read from `/proc` and followed by [`Process::is_alive`] is about this process.
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
-    start_ticks: u64,
-    started_at: Option<OffsetDateTime>,
     pidfd: AsyncFd<OwnedFd>,
     procfs: ProcFs,
     connected_as: Option<ConnectedAs>,
@@ -38,7 +36,7 @@ pub struct ConnectedAs {
 /// Why a process could not be taken hold of.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessError {
-    /// The process lives in a pid namespace that cannot be seen from here, or there is none.
+    /// The process is in a pid namespace that cannot be seen from here, or there is none.
     #[error("pid is not visible to the agent: {0}")]
     NotVisible(i64),
     /// It ended, or its pid belongs to another process by now.
@@ -72,7 +70,7 @@ impl Process {
             error => failed("open pidfd", number, error.into()),
         })?;
         let process = Self::of_pidfd(pid, pidfd, procfs)?;
-        if process.start_ticks == before {
+        if start_ticks(number, procfs)? == before && process.is_alive() {
             Ok(process)
         } else {
             Err(ProcessError::Gone(number))
@@ -86,7 +84,6 @@ impl Process {
     /// [`ProcessError`].
     pub fn of_pidfd(pid: i64, pidfd: OwnedFd, procfs: &ProcFs) -> Result<Self, ProcessError> {
         let (number, _handle) = visible(pid)?;
-        let start_ticks = start_ticks(number, procfs)?;
         #[allow(
             deprecated,
             reason = "its successor is unsafe; an OwnedFd stays open as long as it lives"
@@ -95,14 +92,12 @@ impl Process {
             .map_err(|error| failed("watch process", number, error))?;
         let process = Self {
             pid: number,
-            start_ticks,
-            started_at: procfs.instant_of(start_ticks),
             pidfd,
             procfs: procfs.clone(),
             connected_as: None,
             program: procfs.program(number).ok(),
         };
-        // Only now is it certain that the start time was read of this process and of no successor.
+        // Only now is it certain that the program is this process' and no successor's.
         if process.is_alive() {
             Ok(process)
         } else {
@@ -123,7 +118,7 @@ impl Process {
         self.connected_as
     }
 
-    /// The program that it executed when it was taken hold of; `None` when that could not be told.
+    /// The program that it executed when it was taken hold of; `None` when that could not be found out.
     pub fn program_at_connect(&self) -> Option<FileId> {
         self.program
     }
@@ -133,9 +128,11 @@ impl Process {
         self.pid
     }
 
-    /// When it started, as far as the system tells.
+    /// When it started, as far as the system tells; `None` once it has ended.
     pub fn started_at(&self) -> Option<OffsetDateTime> {
-        self.started_at
+        let ticks = self.procfs.start_ticks(self.pid).ok()?;
+        // Else they may be of the next process with this pid.
+        self.is_alive().then(|| self.procfs.instant_of(ticks))?
     }
 
     /// The `/proc` that shows it.
@@ -196,7 +193,7 @@ mod tests {
 
     use super::*;
 
-    /// A process that lives until its standard input is closed.
+    /// A process that runs until its standard input is closed.
     fn child() -> Child {
         let mut command = Command::new("cat");
         command.stdin(Stdio::piped()).stdout(Stdio::null());

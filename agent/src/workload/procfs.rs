@@ -1,8 +1,9 @@
-//! What `/proc` says about a process. Behind a root path, so that tests can lay it out by hand.
+//! What `/proc` says about a process. The root path is a parameter, so that tests can use a directory of their own.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use time::{Duration, OffsetDateTime};
@@ -24,6 +25,8 @@ const TICKS_PER_SECOND: i64 = 100;
 #[derive(Clone, Debug)]
 pub struct ProcFs {
     root: PathBuf,
+    /// This program's pid namespace, which it never leaves.
+    own_pid_namespace: Arc<OnceLock<Option<u64>>>,
 }
 
 /// Identity of a process as `/proc/<pid>/status` shows it, in effective ids.
@@ -60,7 +63,10 @@ impl FileId {
 impl ProcFs {
     /// The file system mounted at `root`, usually `/proc`.
     pub fn at(root: impl Into<PathBuf>) -> Self {
-        Self { root: root.into() }
+        Self {
+            root: root.into(),
+            own_pid_namespace: Arc::default(),
+        }
     }
 
     /// The folder of a process.
@@ -145,7 +151,20 @@ impl ProcFs {
         std::fs::read_link(self.folder(pid).join("ns/mnt"))
     }
 
-    /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not tell.
+    /// The pid namespace of a process, by its inode. `None` where it may not be read, as for an agent that is not
+    /// root.
+    pub fn pid_namespace(&self, pid: u32) -> Option<u64> {
+        let told = rustix::fs::stat(self.folder(pid).join("ns/pid")).ok()?;
+        Some(told.st_ino)
+    }
+
+    /// The pid namespace of this program.
+    pub fn own_pid_namespace(&self) -> Option<u64> {
+        let look = || self.pid_namespace(std::process::id());
+        *self.own_pid_namespace.get_or_init(look)
+    }
+
+    /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not say.
     pub fn instant_of(&self, ticks: u64) -> Option<OffsetDateTime> {
         let stat = read_text(&self.root.join("stat")).ok()?;
         let booted = stat.lines().find_map(|line| line.strip_prefix("btime "))?;
@@ -165,7 +184,10 @@ fn read_text(path: &Path) -> io::Result<String> {
     let mut text = Vec::with_capacity(ONE_READ);
     File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
     // A program may put any bytes into its name, which is of no interest here.
-    Ok(String::from_utf8_lossy(&text).into_owned())
+    Ok(
+        String::from_utf8(text)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned()),
+    )
 }
 
 /// A part of a list would be fewer facts, so a list that is too long is an error.

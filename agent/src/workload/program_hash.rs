@@ -1,9 +1,9 @@
-//! SHA-256 of the programs that processes execute, remembered as long as the file is the same.
+//! SHA-256 of the programs that processes execute, cached as long as the file is the same.
 //!
-//! A hash is remembered by everything that changes when a file does: its mount, device, inode, size, time of last
-//! write and time of last change. The last cannot be set by a program. It is coarse, though, so a file that was
-//! changed just now is hashed again next time; and it is believed only of file systems that this machine's kernel
-//! keeps, not of those that a server or a user's program makes up. Numbers of devices that have no disk, such as the
+//! A hash is cached by everything that changes when a file does: its mount, device, inode, size, time of last
+//! write and time of last change. The last cannot be set by a program. Its resolution is low, so a file that was
+//! changed very recently is hashed again next time; and it is trusted only on file systems of this machine's kernel,
+//! not on those of a remote server or of a user's program (FUSE). Numbers of devices that have no disk, such as the
 //! overlay of a container, are used again after they are unmounted: there the mount's own number, which is not
 //! (Linux 6.8), must be known.
 

@@ -1,7 +1,7 @@
-//! The workload attestor `systemd`: the unit that a process belongs to, asked of systemd over the system bus.
+//! The workload attestor `systemd`: the unit that a process belongs to, from systemd over the system bus.
 //!
 //! Facts: `id` and `fragment_path`, as `systemctl show` has them. A process that belongs to no unit has none. The
-//! bus is the one that `DBUS_SYSTEM_BUS_ADDRESS` names, as for every program that speaks D-Bus, else the system's.
+//! bus is the one that `DBUS_SYSTEM_BUS_ADDRESS` names, as for every program that uses D-Bus, else the system's.
 
 use std::sync::Arc;
 

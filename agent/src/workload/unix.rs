@@ -1,9 +1,9 @@
 //! The workload attestor `unix`: the user, the groups and, on request, the program of a process.
 //!
 //! Facts: `uid`, `gid` (effective), `user`, `group`, `supplementary_gid`, `supplementary_group`, and with
-//! `discover_workload_path` also `path` and `sha256`. `path` is what the kernel calls the program, as the workload
-//! sees it: a container chooses it freely, and a deleted program ends in ` (deleted)`. Names come from
-//! `/etc/passwd` and `/etc/group` alone; a number without a name there has none.
+//! `discover_workload_path` also `path` and `sha256`. `path` is the program's path in the workload's mount
+//! namespace: a container chooses it freely, and a deleted program ends in ` (deleted)`. Names come only
+//! from `/etc/passwd` and `/etc/group`; without a name there, only the number is a fact.
 
 use std::collections::HashMap;
 use std::path::Path;

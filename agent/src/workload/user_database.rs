@@ -1,6 +1,6 @@
 //! Names of users and groups, read from `/etc/passwd` and `/etc/group` themselves.
 //!
-//! A static binary cannot load the modules of the name service switch, so users that live elsewhere (LDAP, SSSD)
+//! A static binary cannot load the modules of the name service switch, so users from other sources (LDAP, SSSD)
 //! have no name here, only their number.
 
 use std::collections::HashMap;
@@ -15,7 +15,7 @@ use rustix::io::Errno;
 /// The largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 64 * 1024 * 1024;
 
-/// One of the two files, parsed anew when it was replaced or changed.
+/// One of the two files, parsed again when it was replaced or changed.
 #[derive(Debug)]
 pub(super) struct NameFile {
     path: PathBuf,

@@ -1,6 +1,6 @@
-//! The limit that runs beside: a server on the same gRPC library that does nothing but send prepared bytes.
+//! The reference of the benchmarks: a minimal server on the same gRPC library that only sends prepared bytes.
 //!
-//! It is a process of its own, so that its memory and CPU time are read as those of the program under test. It stops
+//! It is a separate process, so that its memory and CPU time are read as those of the program under test. It stops
 //! when its standard input ends, and pushes a new message to all streams for each byte that it reads there.
 
 use std::io::{Read, Write};

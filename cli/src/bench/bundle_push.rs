@@ -1,4 +1,4 @@
-//! From a new bundle at the server to the last of N streams.
+//! The time from a new bundle at the server to the last of N streams.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! The same benchmark of several programs, measured in turn: their columns, and the first divided by each other.
+//! The same benchmark of several programs, measured alternately: their columns, and the ratios of the first to the
+//! others.
 
 use serde_json::{Map, Value, json};
 

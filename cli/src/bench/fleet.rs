@@ -1,4 +1,4 @@
-//! Many workloads at once, each with one stream on a connection of its own.
+//! Many workloads at once, each with one stream on its own connection.
 
 use std::collections::HashMap;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! What the programs need to be there at all: size, time to start, memory without work.
+//! What the programs need without load: size, time to start, idle memory.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,4 +1,5 @@
-//! What the machine can do at best, measured in the same run: the bare cryptography and the bare gRPC library.
+//! What the machine can do at best, measured in the same run: cryptographic operations alone, and the gRPC library
+//! alone.
 
 use std::hint::black_box;
 use std::sync::Arc;
@@ -41,7 +42,7 @@ pub fn command() -> Command {
     .arg(number("streams", "How many streams, each on its own connection", 20_000).default_value("1000"))
 }
 
-/// Measures; needs no program beside this one.
+/// Measures; needs no other program.
 ///
 /// # Errors
 /// When the bare server can not be started.

@@ -1,10 +1,10 @@
 //! `finial bench`: a load generator for any SPIFFE implementation.
 //!
-//! It drives an agent through its Workload API and, where entries have to change, a server through its private
-//! socket; both speak the same for Finial and SPIRE. Memory and CPU time are read from `/proc` of the process that
-//! listens. Beside each measurement, in the same run and in turn with it, stands a limit: the bare gRPC library
-//! with the same bytes (`bare`), or the bare cryptography (`limits`). Two agents are measured in turn by one command
-//! (`target`, `comparison`). Nothing is judged: it prints.
+//! It drives an agent through its Workload API and, where entries have to change, a server through its private socket;
+//! both are the same for Finial and SPIRE. Memory and CPU time are read from `/proc` of the process that listens. With
+//! each measurement, alternately in the same run, a reference is measured: a minimal server on the gRPC library that
+//! sends the same bytes (`bare`), or the cryptographic operations alone (`limits`). One command can measure two agents
+//! alternately (`target`, `comparison`). It only prints numbers and does not rate them.
 
 mod bare;
 mod bundle_push;

@@ -1,4 +1,4 @@
-//! Another server and agent in a temporary directory, for what has to start and stop programs.
+//! Another server and agent in a temporary directory, for benchmarks that start and stop programs.
 
 use std::ffi::OsString;
 use std::net::TcpListener;

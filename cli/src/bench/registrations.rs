@@ -1,7 +1,7 @@
-//! What a benchmark registers at the server, over its private socket, and takes away at the end.
+//! Entries and bundles that a benchmark creates at the server, over its private socket, and deletes at the end.
 //!
-//! Everything it makes carries the name of this run in its SPIFFE ID or trust domain, so that the end finds it also
-//! when a call was cut short.
+//! All of them have the name of this run in their SPIFFE ID or trust domain, so that they are found at the end even
+//! when a call was interrupted.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,7 +55,7 @@ impl Registrations {
     /// Connects to the server; `parent` is the agent, and may be left out when there is one only.
     ///
     /// # Errors
-    /// When nobody listens, or the agent is not clear.
+    /// When no server listens, or it is not clear which agent is meant.
     pub async fn connect(socket: &Path, parent: Option<&str>) -> anyhow::Result<Self> {
         let channel = unix_channel(socket.to_owned()).await?;
         let parent = match parent {

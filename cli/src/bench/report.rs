@@ -1,4 +1,4 @@
-//! What a benchmark found: rows of named values, as a table for the eye or as JSON.
+//! What a benchmark found: rows of named values, as a text table or as JSON.
 
 use std::io::Write;
 use std::time::Duration;
@@ -175,7 +175,7 @@ impl Cell {
         }
     }
 
-    /// With its unit, for the eye.
+    /// As text with its unit.
     pub fn text(self) -> String {
         match self {
             Cell::Count(count) => count.to_string(),

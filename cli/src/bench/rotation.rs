@@ -1,4 +1,4 @@
-//! Many short-lived SVIDs: does the agent renew all of them in time, and what does it cost.
+//! Many short-lived SVIDs: does the agent renew all of them in time, and how much CPU time and memory does it need.
 
 use std::collections::HashMap;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use super::workload::OpenStream;
 /// Between two looks at memory and at what has expired.
 const LOOK: Duration = Duration::from_millis(200);
 
-/// Between two workloads that come anew.
+/// Between two workloads that come again.
 const PROBE: Duration = Duration::from_millis(100);
 
 /// How long the agent may take to get all SVIDs at the beginning.

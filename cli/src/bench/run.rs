@@ -1,4 +1,4 @@
-//! What every benchmark is given: where the programs listen, who they are, and what may be registered.
+//! The input of every benchmark: sockets, process IDs, and the entries that it may create.
 
 use std::path::PathBuf;
 use std::time::Duration;

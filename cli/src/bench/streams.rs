@@ -1,4 +1,4 @@
-//! What open streams cost: memory and CPU time of the agent with N streams, each on a connection of its own.
+//! What open streams cost: memory and CPU time of the agent with N streams, each on its own connection.
 
 use std::path::Path;
 use std::time::Duration;

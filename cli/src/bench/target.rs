@@ -1,4 +1,4 @@
-//! Which programs are measured: those of the first column, and of the other one when there is something to compare.
+//! Which programs are measured: those of the first column, and with `-compare` those of the other one.
 
 use std::path::PathBuf;
 

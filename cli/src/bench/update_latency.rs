@@ -1,4 +1,4 @@
-//! From a change of an entry at the server to the workload's open stream: created, updated, deleted.
+//! The time from a change of an entry at the server to the workload's open stream: created, updated, deleted.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ pub fn command() -> Command {
         )
 }
 
-/// Measures. A time is from sending the change to the server; what a call takes that changes nothing stands beside.
+/// Measures. A time is from sending the change to the server; the time of a call that changes nothing is printed for comparison.
 ///
 /// # Errors
 /// When the server refuses a change or the stream ends.
@@ -88,7 +88,7 @@ pub async fn measure(run: &Run<'_>) -> anyhow::Result<Report> {
     Ok(report)
 }
 
-/// A random part of `most`, so that changes do not keep step with somebody's polling.
+/// A random part of `most`, so that changes are not synchronised with an agent's polling.
 async fn pause(most: Duration) {
     let mut bytes = [0; 4];
     let part = match SystemRandom::new().fill(&mut bytes) {

@@ -1,4 +1,4 @@
-//! What the measured programs used for a whole benchmark, whatever it measures besides.
+//! CPU time and memory of the measured programs for a whole benchmark.
 
 use std::time::Duration;
 

@@ -38,7 +38,7 @@ impl OpenStream {
     /// Connects, calls FetchX509SVID and waits for the first message.
     ///
     /// # Errors
-    /// When nobody listens, or the call fails; without an identity with `PermissionDenied`.
+    /// When no agent listens, or the call fails; without an identity with `PermissionDenied`.
     pub async fn open(socket: &Path) -> anyhow::Result<Self> {
         Self::call(connect(socket).await?)
             .await?
@@ -114,7 +114,7 @@ impl OpenStream {
 /// A new connection to a Workload API. A full queue of the listener is waited for, as a workload would.
 ///
 /// # Errors
-/// When nobody listens at `socket`.
+/// When no program listens at `socket`.
 pub async fn connect(socket: &Path) -> anyhow::Result<WorkloadClient> {
     let path: Arc<Path> = Arc::from(socket);
     let connector = tower::service_fn(move |_: Uri| {

@@ -1,4 +1,4 @@
-//! The one directory of `finial dev`: who uses it, and what lies where.
+//! The one directory of `finial dev`: which process uses it, and the paths in it.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ struct State {
     port: u16,
 }
 
-/// A directory that no other instance uses while this value lives.
+/// A directory that no other instance uses while this value exists.
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
@@ -104,7 +104,7 @@ impl Directory {
         self.agent_data().exists()
     }
 
-    /// Removes what an agent left that can not go on: its SVID expired or the server forgot it.
+    /// Removes the files of an agent that cannot continue: its SVID has expired or the server has deleted it.
     pub fn forget_agent(&self) -> anyhow::Result<()> {
         for path in [self.agent_data(), self.agent().join("keys.json")] {
             private_file::remove(&path)?;

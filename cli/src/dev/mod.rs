@@ -54,7 +54,7 @@ pub fn run(matches: &ArgMatches) -> anyhow::Result<()> {
     runtime::multi_thread()?.block_on(serve(&dir, trust_domain, once))
 }
 
-/// Runs the server, and beside it everything else, until the first failure, an interruption, or, with
+/// Runs the server, and in parallel everything else, until the first failure, an interruption, or, with
 /// `once`, until the SVIDs were printed.
 async fn serve(dir: &Path, trust_domain: TrustDomain, once: bool) -> anyhow::Result<()> {
     let interrupts = Interrupts::listen()?;
@@ -211,7 +211,7 @@ async fn joined(mut state: watch::Receiver<NodeState>) -> anyhow::Result<()> {
     }
 }
 
-/// The port of the last run is taken again when it is free, so that what was configured with it goes on.
+/// The port of the last run is taken again when it is free, so that what was configured with it continues.
 async fn start_server(
     directory: &mut Directory,
     trust_domain: &TrustDomain,

@@ -1,4 +1,4 @@
-//! SVIDs for the eye of a newcomer.
+//! SVIDs as readable text.
 
 use std::io::Write;
 

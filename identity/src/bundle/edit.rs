@@ -1,5 +1,5 @@
-//! Changes to a bundle. They touch neither clock nor sequence number: the store that commits a change
-//! gives the number.
+//! Changes to a bundle. They change neither time nor sequence number: the store that commits a change
+//! sets the number.
 
 use std::collections::HashSet;
 

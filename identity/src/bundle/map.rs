@@ -1,5 +1,5 @@
 //! The bundle map: bundles of several trust domains in one document (SPIFFE Trust Domain and Bundle
-//! §5). It is loaded whole or not at all.
+//! §5). It is loaded completely or not at all.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::spiffe_id::TrustDomain;
 /// The largest bundle map that is read, in bytes.
 pub const MAX_MAP_BYTES: usize = 16 * 1024 * 1024;
 
-/// Bundles by trust domain: the whole state that one document stands for.
+/// Bundles by trust domain: the complete state of one document.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct BundleMap {
     /// Each bundle under its own trust domain.

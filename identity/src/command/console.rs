@@ -1,4 +1,4 @@
-//! Where commands print, and what they may know of their surroundings.
+//! Input, output and environment variables of commands.
 
 use std::io::{Read, Write};
 

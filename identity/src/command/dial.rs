@@ -17,7 +17,7 @@ use super::flags::value;
 /// A Unix socket of one of the programs: its default path and the variables that move it.
 #[derive(Debug, Clone, Copy)]
 pub struct Socket {
-    /// Where SPIRE's program listens unless told otherwise.
+    /// Where SPIRE's program listens by default.
     pub default: &'static str,
     /// The variables that move it; `None` for a socket that only `-socketPath` moves.
     pub variables: Option<Variables>,
@@ -28,7 +28,7 @@ pub struct Socket {
 pub struct Variables {
     /// Variable with the path.
     pub path: &'static str,
-    /// Variable with a path in which `%i` stands for the instance.
+    /// Variable with a path in which `%i` is replaced by the instance.
     pub template: &'static str,
 }
 

@@ -1,7 +1,7 @@
-//! How the programs' commands take flags, print, and find the Unix socket they talk to.
+//! How the programs' commands read flags, print, and find the Unix socket of the program they call.
 //!
-//! The commands themselves stand in `server::cli` and `agent::cli`; what is here is what both spell
-//! alike, as SPIRE's commands do.
+//! The commands themselves are in `server::cli` and `agent::cli`; here are the parts that are the same in
+//! both, as in SPIRE's commands.
 
 mod console;
 pub mod dial;

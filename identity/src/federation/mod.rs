@@ -1,5 +1,5 @@
-//! Federation relationships: where the bundle of a foreign trust domain is fetched, and by what its endpoint is
-//! authenticated (SPIFFE Federation §5). Who declares them, and how their refresh stands.
+//! Federation relationships: where the bundle of a foreign trust domain is fetched, and how its endpoint is
+//! authenticated (SPIFFE Federation §5). Also who declares them, and the state of their refresh.
 //!
 //! Trust domain, URL and profile are always given explicitly: none is ever inferred from another (§5.1, §7.2).
 
@@ -28,7 +28,7 @@ pub struct Relationship {
     pub profile: EndpointProfile,
 }
 
-/// How a bundle endpoint is authenticated. One profile never stands in for the other.
+/// How a bundle endpoint is authenticated. One profile is never used instead of the other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EndpointProfile {
     /// `https_web`: by an authority that the web trusts, for the host of the URL (§5.2.1).
@@ -89,9 +89,9 @@ impl EndpointProfile {
     }
 }
 
-/// Name of the profile that the web's authorities vouch for.
+/// Name of the profile with a certificate of a public web authority.
 pub const HTTPS_WEB: &str = "https_web";
-/// Name of the profile that an X509-SVID vouches for.
+/// Name of the profile with an X509-SVID.
 pub const HTTPS_SPIFFE: &str = "https_spiffe";
 
 /// Who declares a relationship. Of several for one trust domain the first in this order counts.
@@ -115,7 +115,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// A relationship that an object declares, which nobody stores.
+/// A relationship that an object declares; it is not stored.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Declared {
     /// The relationship.

@@ -1,6 +1,6 @@
 //! JWT-SVIDs: signing and validating (JWT-SVID).
 //!
-//! `kid` is demanded, as SPIRE and go-spiffe do; times get a leeway that the caller chooses
+//! `kid` is required, as by SPIRE and go-spiffe; times are checked with a leeway that the caller chooses
 //! ([`DEFAULT_LEEWAY`] is theirs).
 
 mod parse;
@@ -58,7 +58,7 @@ pub enum JwtError {
     /// `typ` is not that of such tokens (JWT-SVID §2.3, WIT-SVID §2.2).
     #[error("token has type {found:?}, want {want}")]
     Type {
-        /// What stands there, shortened; empty for none.
+        /// What is there, shortened; empty for none.
         found: String,
         /// What may.
         want: &'static str,

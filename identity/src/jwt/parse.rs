@@ -1,4 +1,4 @@
-//! Reading tokens without trusting them.
+//! Parses tokens without verifying them.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value};
@@ -55,7 +55,7 @@ pub(crate) enum TokenType {
     Jwt,
     /// A WIT-SVID: `wit+jwt` (WIT-SVID §2.2).
     Wit,
-    /// A Workload Proof Token: `wpt+jwt`. It has no `kid`: its key is that of the WIT-SVID beside it.
+    /// A Workload Proof Token: `wpt+jwt`. It has no `kid`: its key is that of the WIT-SVID in the same request.
     Proof,
 }
 
@@ -208,7 +208,7 @@ fn base64url(part: &str) -> Result<Vec<u8>, JwtError> {
         .map_err(|_| JwtError::Malformed("a part is not unpadded base64url"))
 }
 
-/// Text of strangers in errors is kept short.
+/// Text from other parties is truncated in errors.
 pub(crate) fn shorten(text: &str) -> String {
     text.chars().take(64).collect()
 }

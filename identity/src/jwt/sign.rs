@@ -1,4 +1,4 @@
-//! Making tokens.
+//! Signs tokens.
 
 use data_encoding::BASE64URL_NOPAD;
 use serde_json::{Map, Value, json};

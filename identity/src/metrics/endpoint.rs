@@ -1,4 +1,4 @@
-//! From the configuration to what is shown, and how.
+//! From the configuration to the metrics that are exposed, and how.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Which metrics and labels are shown (`AllowedPrefixes` and its companions).
+//! Which metrics and labels are exposed (`AllowedPrefixes`, `BlockedPrefixes`, `AllowedLabels`, `BlockedLabels`).
 
 /// The operator's choice. Nothing set shows everything.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,8 +1,8 @@
-//! Metrics under SPIRE's names, kept in memory and shown to Prometheus on request.
+//! Metrics under SPIRE's names, kept in memory and exposed to Prometheus on request.
 //!
-//! Code that does something tells a [`Recorder`]; numbers that somebody holds anyway are looked up when a scrape
-//! asks ([`Scrape::polled`]). [`Exposition`] writes both as text. Names and label values are `&'static str`, so
-//! that no input can make a series.
+//! Code that does something reports it to a [`Recorder`]; numbers that exist anyway are read when a scrape
+//! comes ([`Scrape::polled`]). [`Exposition`] writes both as text. Names and label values are `&'static str`, so
+//! that no input can create a series.
 //!
 //! A *call counter* `k` is a counter `k` and a summary `k_elapsed_time` in milliseconds, both with the label
 //! `status`, as SPIRE has them.
@@ -27,5 +27,5 @@ pub use rpc_name::{method_segment, service_segments};
 pub use scrape::Scrape;
 pub use tls::{CertificateFiles, TlsError, tls_of_svid};
 
-/// The label of call counters that tells how a call ended.
+/// The label of call counters for the result of a call.
 pub const STATUS: &str = "status";

@@ -87,7 +87,7 @@ impl Recorder {
         });
     }
 
-    /// Begins a call, which is counted when the timer is told how it ended, or is dropped.
+    /// Begins a call, which is counted when its timer gets the result, or is dropped.
     pub fn start(&'static self, name: &'static str) -> CallTimer {
         CallTimer::new(self, name)
     }

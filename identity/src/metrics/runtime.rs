@@ -1,9 +1,9 @@
-//! What Go programs tell about their runtime, as far as there is something like it here.
+//! The runtime metrics of Go programs, as far as there is an equivalent here.
 
 use super::Polled;
 use crate::process::{memory, tasks};
 
-/// `runtime_alloc_bytes`: what the allocator has handed out. `runtime_sys_bytes`: memory of the process that is
+/// `runtime_alloc_bytes`: what the allocator has allocated. `runtime_sys_bytes`: memory of the process that is
 /// in use. `runtime_num_goroutines`: tasks of the runtime that serves the scrape. `runtime_heap_objects` is always
 /// 0: nothing here counts objects.
 pub(super) fn poll(polled: &mut Polled) {

@@ -14,7 +14,7 @@ type Poll = Box<dyn Fn(&mut Polled) + Send + Sync>;
 /// The content type of the text format.
 const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// What is shown to whoever scrapes.
+/// What a scrape returns.
 pub struct Scrape {
     exposition: Exposition,
     recorder: &'static Recorder,
@@ -31,7 +31,7 @@ impl Scrape {
         }
     }
 
-    /// Also what `poll` looks up, at each scrape anew.
+    /// Also what `poll` looks up, at each scrape again.
     #[must_use]
     pub fn polled(mut self, poll: impl Fn(&mut Polled) + Send + Sync + 'static) -> Self {
         self.polls.push(Box::new(poll));

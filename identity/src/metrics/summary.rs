@@ -1,4 +1,4 @@
-//! Quantiles of what was measured lately, in bounded memory.
+//! Quantiles of recent measurements, in bounded memory.
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -48,7 +48,7 @@ pub enum TlsError {
     },
 }
 
-/// A certificate in files, which somebody may renew.
+/// A certificate in files, which may be renewed.
 #[derive(Debug)]
 pub struct CertificateFiles {
     cert_file: PathBuf,

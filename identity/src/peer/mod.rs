@@ -1,8 +1,8 @@
-//! TLS between the parts of a trust domain: whom to trust, whom to accept, what to show.
+//! TLS between the parts of a trust domain: how peers are verified and authorized, and which SVID is presented.
 //!
-//! A peer is who its X509-SVID says: the chain is verified against the bundle of the leaf's own
-//! trust domain, then a [`PeerPolicy`] decides by the SPIFFE ID. Host names play no part. The time
-//! is that of the clock handed in.
+//! A peer is identified by its X509-SVID: the chain is verified against the bundle of the leaf's own
+//! trust domain, then a [`PeerPolicy`] decides by the SPIFFE ID. Host names are not used. The time
+//! comes from a clock that the caller passes.
 
 mod config;
 mod resolver;
@@ -27,7 +27,7 @@ use tokio::sync::watch;
 use crate::spiffe_id::{SpiffeId, TrustDomain};
 use crate::x509::{Certificate, X509Error};
 
-/// Where verifiers find the authorities of a trust domain, at each handshake anew.
+/// Where verifiers find the authorities of a trust domain, at each handshake again.
 pub trait BundleSource: Send + Sync + fmt::Debug {
     /// The X.509 authorities, `None` when there is no bundle for the trust domain.
     fn x509_authorities(&self, trust_domain: &TrustDomain) -> Option<Arc<[Certificate]>>;
@@ -36,7 +36,7 @@ pub trait BundleSource: Send + Sync + fmt::Debug {
 /// The X.509 authorities of several trust domains.
 pub type X509Bundles = BTreeMap<TrustDomain, Arc<[Certificate]>>;
 
-/// Authorities that somebody else publishes.
+/// Authorities that another part of the program publishes.
 #[derive(Clone, Debug)]
 pub struct SharedBundles(watch::Receiver<Arc<X509Bundles>>);
 
@@ -70,7 +70,7 @@ pub enum PeerPolicy {
     AnyMemberOf(TrustDomain),
     /// One of these identities.
     OneOf(Vec<SpiffeId>),
-    /// Whoever a bundle is held for; somebody else decides later.
+    /// Every member of a trust domain whose bundle is held; the caller decides later.
     Anyone,
     /// What the function accepts; its error says why not.
     Custom(PeerCheck),
@@ -117,7 +117,7 @@ pub enum PeerError {
     /// Its certificates are wrong.
     #[error("peer certificate: {0}")]
     Certificate(#[from] X509Error),
-    /// It is somebody else.
+    /// It is another one than expected.
     #[error("unexpected peer: {id}, want {expected}")]
     Unexpected {
         /// Who it is.

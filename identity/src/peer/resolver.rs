@@ -1,4 +1,4 @@
-//! Shows the present SVID in handshakes.
+//! Presents the current SVID in handshakes.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -26,7 +26,7 @@ struct Prepared {
 }
 
 impl SvidResolver {
-    /// Reads from whoever publishes the SVID.
+    /// Reads from the channel on which the SVID is published.
     pub fn new(svid: watch::Receiver<Option<Arc<X509Svid>>>) -> Self {
         Self {
             svid,

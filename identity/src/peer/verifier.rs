@@ -30,8 +30,8 @@ pub fn server_verifier(
     })
 }
 
-/// Accepts whoever shows a leaf whose one URI SAN is `expected` and holds its key: for the first
-/// contact of an agent that was told to trust blindly. Chain and time are not looked at.
+/// Accepts every peer with a leaf whose one URI SAN is `expected` and with its key: for the first
+/// contact of an agent with `insecure_bootstrap`. Chain and time are not checked.
 pub fn insecure_server_verifier(expected: SpiffeId) -> Arc<dyn ServerCertVerifier> {
     Arc::new(ServerVerifier {
         trust: Trust::Blind { expected },

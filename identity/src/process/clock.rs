@@ -1,4 +1,4 @@
-//! The time, handed in wherever it is needed.
+//! The time, passed as a parameter wherever it is needed.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};

@@ -1,4 +1,4 @@
-//! One GET over a connection that somebody else has made: HTTP/1.1, an answer of bounded size.
+//! One GET over a connection that the caller has opened: HTTP/1.1, an answer of bounded size.
 
 use bytes::Bytes;
 use http::header::{HOST, LOCATION, USER_AGENT};
@@ -29,7 +29,7 @@ pub struct Answer {
     pub status: StatusCode,
     /// Where a redirect leads, as the peer wrote it.
     pub location: Option<String>,
-    /// The body; empty unless the status is 200, because nobody reads another.
+    /// The body; empty unless the status is 200, because another one is not used.
     pub body: Bytes,
 }
 
@@ -68,7 +68,7 @@ impl Get<'_> {
         let max_body = self.max_body;
         let answer = async move { read(sender.send_request(request).await?, max_body).await };
         let driven = async {
-            // What was read before the connection ended is still to be handed out.
+            // What was read before the connection ended is still to be returned.
             let _ended = connection.await;
             std::future::pending().await
         };

@@ -1,7 +1,8 @@
 //! HTTP/1.1 for health checks and scrapes: small answers for callers who need no identity.
 //!
-//! Nobody can keep others out: a caller who is slow with its headers is left after [`HEADERS_WITHIN`], every
-//! connection ends after [`LONGEST_LIFE`], and when there are [`MOST_CONNECTIONS`] one of the address with most makes room.
+//! No client can block the others: a connection whose headers are not complete after [`HEADERS_WITHIN`] is closed,
+//! every connection ends after [`LONGEST_LIFE`], and when there are [`MOST_CONNECTIONS`] a new one replaces one of the
+//! address with most.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -82,10 +83,10 @@ impl<L: Listener<Addr = SocketAddr>> HttpListener<L> {
         self.listener.local_addr().ok()
     }
 
-    /// Serves until told to stop; then requests under way have a moment to end.
+    /// Serves until `stop`; then running requests have a short time to end.
     ///
     /// # Errors
-    /// None: a connection's trouble ends that connection.
+    /// None: a failure of a connection ends only that connection.
     pub async fn run(mut self, stop: Stop) -> Result<(), Infallible> {
         let mut connections = Begun::new(MOST_CONNECTIONS);
         loop {

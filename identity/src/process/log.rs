@@ -1,9 +1,9 @@
-//! Logs as SPIRE's users know them: one line an event, as text or JSON, with a level that can be
+//! Logs in SPIRE's format: one line for each event, as text or JSON, with a level that can be
 //! changed while running and a file that can be rotated.
 //!
 //! Text is `time="…" level=info msg="…" key=value`, JSON an object with the same keys; both sort
-//! the fields by name. Fields of spans around an event are among its fields. Libraries below us are
-//! heard from WARN on, at TRACE from DEBUG on.
+//! the fields by name. Fields of spans around an event are among its fields. Of libraries, events
+//! from WARN on are logged, at level TRACE from DEBUG on.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -21,7 +21,7 @@ use super::log_line::LineLayer;
 use super::log_sink::Sink;
 use crate::traces::{self, Traces};
 
-/// The target of audit events, beside those of modules.
+/// The target of audit events; other targets are the names of modules.
 pub const AUDIT_TARGET: &str = "finial_audit";
 
 /// What is logged, how and where.
@@ -48,7 +48,7 @@ pub struct LogSettings {
     pub level: LogLevel,
     /// Text or JSON.
     pub format: LogFormat,
-    /// Whether lines tell their place in the source.
+    /// Whether lines contain their place in the source.
     pub source_location: bool,
 }
 
@@ -61,7 +61,7 @@ impl LogSettings {
         start(self.options(clock))
     }
 
-    /// The same, with traces beside the log.
+    /// The same, with traces.
     ///
     /// # Errors
     /// As [`LogSettings::start`].
@@ -185,7 +185,7 @@ pub fn build(options: LogOptions) -> Result<(Dispatch, LogControl), LogError> {
     build_traced(options, None)
 }
 
-/// The same, with traces beside the log: spans of [`crate::traces`] go there.
+/// The same, with traces: spans of [`crate::traces`] go there.
 ///
 /// # Errors
 /// [`LogError::File`].

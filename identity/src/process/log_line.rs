@@ -1,4 +1,4 @@
-//! From an event to a line, in the shape that SPIRE's logs have.
+//! From an event to a line, in the format of SPIRE's logs.
 
 use std::collections::BTreeMap;
 use std::fmt::{self, Write};

@@ -26,7 +26,7 @@ impl Sink {
         })
     }
 
-    /// Writes a whole line. There is nowhere to tell that it failed.
+    /// Writes a complete line. A failure cannot be reported anywhere.
     pub(super) fn write(&self, line: &[u8]) {
         let _lost = match self {
             Self::Stdout => io::stdout().lock().write_all(line),

@@ -4,7 +4,7 @@ use std::fs;
 
 use super::sys;
 
-/// Bytes that the allocator has handed out and not got back; `None` where the C library does not tell (musl).
+/// Bytes that the allocator has allocated and not got back; `None` where the C library does not say (musl).
 pub fn allocated_bytes() -> Option<u64> {
     sys::allocated_bytes()
 }

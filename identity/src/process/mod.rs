@@ -1,9 +1,9 @@
-//! What every process of ours stands on: time, tasks, files, sockets, logs.
+//! What every process of Finial needs: time, tasks, files, sockets, logs.
 //!
-//! Nothing here knows SPIFFE. [`Clock`] is the only source of time, [`TaskSet`] the only owner of
-//! tasks, [`private_file`] the only way to write state, [`unix_listener`] the only way to open a
-//! local socket, [`http_listener`] the only way to answer plain HTTP,
-//! [`http_get`] the only way to ask by it, [`AuthorityAdapter`] what makes such a socket serve gRPC clients of every language.
+//! Nothing here depends on SPIFFE. [`Clock`] is the only source of time, [`TaskSet`] the only owner of tasks,
+//! [`private_file`] the only way to write state, [`unix_listener`] the only way to open a local socket,
+//! [`http_listener`] the only way to answer plain HTTP, [`http_get`] the only way to send an HTTP request, and
+//! [`AuthorityAdapter`] makes a local socket work with gRPC clients of every language.
 
 pub mod authority;
 pub mod clock;

@@ -1,4 +1,4 @@
-//! State on disk: whole or not at all, readable by whom it should be.
+//! State on disk: replaced atomically, with restricted modes.
 //!
 //! These calls block for as long as the disk takes; they are meant for small files, from start-up
 //! code or a blocking thread.

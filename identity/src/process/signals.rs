@@ -1,4 +1,4 @@
-//! What the system tells a program that runs until it is told to end.
+//! Signals to a long-running program.
 
 use std::io;
 

@@ -1,5 +1,6 @@
-//! What the callers of one listener have begun. Nobody has proved anything yet, so whoever begins more than others makes
-//! room with its own: a stranger's unfinished handshakes do not end those of a caller at another address.
+//! Handshakes in progress at one listener. Their callers are not authenticated yet, so when there are too many, the
+//! source with most of them loses one: an unknown caller's unfinished handshakes do not end those of a caller at
+//! another address.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, Ipv6Addr};

@@ -54,7 +54,7 @@ pub fn malloc_trim() {
     }
 }
 
-/// Bytes that the allocator has handed out, from its arenas and by mapping. `None` with allocators that do not tell
+/// Bytes that the allocator has allocated, from its arenas and by mapping. `None` with allocators that do not report it
 /// (musl).
 pub fn allocated_bytes() -> Option<u64> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
@@ -68,7 +68,7 @@ pub fn allocated_bytes() -> Option<u64> {
 }
 
 /// The local time zone at a moment: its offset from UTC in seconds, to the east, and its abbreviation. As the C library
-/// has them of `TZ` or `/etc/localtime`; `None` when it cannot tell.
+/// has them of `TZ` or `/etc/localtime`; `None` when it does not know.
 pub fn local_zone(unix_seconds: i64) -> Option<(i32, String)> {
     #[allow(clippy::useless_conversion, reason = "time_t is narrower on some targets")]
     let time = libc::time_t::try_from(unix_seconds).ok()?;

@@ -1,4 +1,4 @@
-//! Opens a Unix socket so that nobody else can take its place and no live one is taken over.
+//! Opens a Unix socket so that no other user can replace it and no socket of a running process is replaced.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -89,7 +89,7 @@ pub enum ListenError {
     },
 }
 
-/// Listens at `path`. The file of a process that died is replaced; that of a living one is not.
+/// Listens at `path`. The socket of a process that has ended is replaced; that of a running one is not.
 /// The socket never has more permissions than asked for, and nobody can connect before it has them.
 /// Must be called within a tokio runtime.
 ///
@@ -202,7 +202,7 @@ fn refuse_unsafe_step(path: &Path) -> Result<(), ListenError> {
     Ok(())
 }
 
-/// Removes the file of a socket on which nobody listens.
+/// Removes the file of a socket on which no process listens.
 fn remove_stale(path: &Path, address: &SocketAddrUnix) -> Result<(), ListenError> {
     let before = match fs::lstat(path) {
         Ok(stat) => stat,

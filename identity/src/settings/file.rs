@@ -40,7 +40,7 @@ impl Document {
         })
     }
 
-    /// Parses a text as if it were the file at `path`, whose ending tells the format.
+    /// Parses a text as if it were the file at `path`, whose extension is the format.
     ///
     /// # Errors
     /// [`ConfigError::Parse`]

@@ -1,4 +1,4 @@
-//! JSON (RFC 8259), with places and without repeated keys.
+//! JSON (RFC 8259), with positions and without repeated keys.
 
 use std::collections::HashSet;
 use std::fmt;

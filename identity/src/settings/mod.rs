@@ -1,5 +1,5 @@
 //! Reads configuration files: SPIRE's keys, in HCL 1, JSON or YAML, into one tree, and from there
-//! into checked settings with all mistakes told at once.
+//! into checked settings with all mistakes reported at once.
 //!
 //! Flow: text -> [`expand_env`] (on request) -> [`Document::parse`] -> [`Section`]s, each key read
 //! once with its type -> [`Problems::into_result`].
@@ -29,7 +29,7 @@ mod hcl1;
 mod health_checks;
 mod json;
 mod log;
-mod plugin;
+pub mod plugins;
 mod position;
 mod problems;
 mod reader;
@@ -42,7 +42,7 @@ pub use duration::{DurationError, parse_duration};
 pub use file::{ConfigError, Variables};
 pub use health_checks::HealthChecks;
 pub use log::{LogFlags, read_log};
-pub use plugin::{DataFile, Plugin};
+pub use plugins::{DataFile, Plugin};
 pub use position::Position;
 pub use problems::{Problem, Problems, SettingsError};
 pub use reader::{Document, Format, expand_env};

@@ -1,4 +1,4 @@
-//! Collects all mistakes of a configuration, so that they are told in one go.
+//! Collects all mistakes of a configuration, so that they are reported together.
 
 use std::cell::RefCell;
 use std::fmt;
@@ -20,7 +20,7 @@ pub struct Problem {
     pub at: Option<Position>,
     /// What is wrong.
     pub text: String,
-    /// Whether nobody knows the key.
+    /// Whether the key is unknown.
     pub is_unknown_key: bool,
 }
 

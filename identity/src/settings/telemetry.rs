@@ -8,7 +8,7 @@ use crate::spiffe_id::SpiffeId;
 
 /// Where a collector listens unless the configuration says otherwise.
 pub const DEFAULT_COLLECTOR: &str = "http://127.0.0.1:4317";
-/// The variable that stands in for `OpenTelemetry.endpoint`.
+/// The variable that is used when there is no `OpenTelemetry.endpoint`.
 pub const COLLECTOR_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
 /// What operators watch the process by.
@@ -197,7 +197,7 @@ impl PrometheusTls {
     }
 }
 
-/// Metrics that silently go nowhere are worse than a start that fails.
+/// A start that fails is better than metrics that are never sent.
 fn refuse_unserved(section: &Section<'_>) {
     for key in ["DogStatsd", "Statsd", "M3"] {
         if section.ignore(key) {

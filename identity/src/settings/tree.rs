@@ -1,4 +1,4 @@
-//! What a configuration file says, whatever its format.
+//! The contents of a configuration file, independent of its format.
 
 use super::position::Position;
 

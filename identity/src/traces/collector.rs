@@ -1,4 +1,4 @@
-//! Where traces are sent to.
+//! The collector that traces are sent to.
 
 use std::time::Duration;
 

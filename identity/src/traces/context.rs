@@ -1,5 +1,5 @@
-//! The W3C trace context (`traceparent`) in the metadata of calls. `tracestate` is neither sent nor taken up: it is
-//! long, and for vendors between whom we do not stand.
+//! The W3C trace context (`traceparent`) in the metadata of calls. `tracestate` is neither sent nor read: it is
+//! long, and only for vendors of tracing systems.
 
 use http::HeaderMap;
 use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator};

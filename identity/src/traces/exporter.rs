@@ -1,4 +1,4 @@
-//! Sends spans to a collector over OTLP. A collector that is away costs spans and nothing else.
+//! Sends spans to a collector over OTLP. While the collector cannot be reached, spans are dropped.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -33,7 +33,7 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How long the last request may take, once the process stops.
 const LAST_ANSWER_WITHIN: Duration = Duration::from_secs(2);
 
-/// The side of tracing that sends; its task is the owner's business.
+/// The side of tracing that sends; the owner runs its task.
 #[derive(Debug)]
 pub struct TraceExporter {
     spans: mpsc::Receiver<SpanData>,
@@ -87,7 +87,7 @@ impl TraceExporter {
     /// Sends spans over `channel` until `stop`, and then what is left.
     ///
     /// # Errors
-    /// None: trouble with the collector is logged when it begins and when it ends.
+    /// None: failures of the collector are logged when they begin and when they end.
     pub async fn run<T>(mut self, channel: T, stop: Stop) -> Result<(), Infallible>
     where
         T: GrpcService<Body> + Send,

@@ -1,8 +1,8 @@
 //! Traces for OpenTelemetry: spans of [`TARGET`] go to a collector, and the context of a trace travels from an
 //! agent's call to the server.
 //!
-//! Spans name methods, attestors, counts and outcomes, and nothing else: no identity, no token, no key. Without
-//! [`Traces`] among the log's options all of this is switched off and costs nothing.
+//! Spans contain methods, attestors, counts and outcomes, but no identity, token or key. Without
+//! [`Traces`] among the log's options, tracing is off and has no cost.
 
 mod collector;
 mod context;

@@ -1,7 +1,7 @@
-//! Digests of entries, by which a server and an agent see that they hold the same set.
+//! Digests of entries, by which a server and an agent compare their sets.
 //!
-//! The digest of a set is the sum modulo 2^128 of the digests of its entries, so that it follows each
-//! change without a look at the rest.
+//! The digest of a set is the sum modulo 2^128 of the digests of its entries, so that it can be updated
+//! for each change without the other entries.
 
 use std::fmt;
 

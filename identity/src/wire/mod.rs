@@ -1,8 +1,8 @@
-//! Conversion between the messages of SPIRE's API and the types of this crate, in both directions and
-//! nowhere else.
+//! Conversion between the messages of SPIRE's API and the types of this crate, in both directions. All
+//! conversions are here.
 //!
-//! What comes from the wire is checked as far as its own type goes; the rules of an entry are
-//! [`Entry::check`]'s. Errors name the field.
+//! Input is checked only by the types of its parts; the rules of an entry are in
+//! [`Entry::check`]. Errors name the field.
 
 mod bundle;
 mod digest;

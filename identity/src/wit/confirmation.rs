@@ -1,4 +1,4 @@
-//! The claim `cnf`: the key that the workload holds (WIT-SVID §3.2, RFC 7800 §3.2).
+//! The claim `cnf`: the key of the workload (WIT-SVID §3.2, RFC 7800 §3.2).
 
 use serde_json::{Map, Value, json};
 

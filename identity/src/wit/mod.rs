@@ -1,9 +1,9 @@
-//! WIT-SVIDs: tokens that are worth nothing without the key that they name (WIT-SVID, Incubating).
+//! WIT-SVIDs: tokens that can be used only with the key that they name (WIT-SVID, Incubating).
 //!
-//! A WIT-SVID is signed like a JWT-SVID ([`sign`]) but says in `cnf` which key its workload holds
-//! ([`confirmation`]). [`validate`] gives an [`UnprovenWit`], which does not tell whose token it is: that is
-//! reached only through a proof that the presenter holds the key ([`UnprovenWit::prove_token`],
-//! [`UnprovenWit::prove_signature`]), so that no token can be taken for a bearer token (WIT-SVID §5, §7.1).
+//! A WIT-SVID is signed like a JWT-SVID ([`sign`]) but says in `cnf` which key its workload has
+//! ([`confirmation`]). [`validate`] gives an [`UnprovenWit`], which does not give the SPIFFE ID: that
+//! is available only after a proof that the presenter has the key ([`UnprovenWit::prove_token`],
+//! [`UnprovenWit::prove_signature`]), so that no token can be used as a bearer token (WIT-SVID §5, §7.1).
 
 mod confirmation;
 mod proof;

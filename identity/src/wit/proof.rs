@@ -1,6 +1,6 @@
-//! Workload Proof Tokens: how the key of a WIT-SVID is shown to be held with each request (WIMSE Workload Proof
-//! Token, `draft-ietf-wimse-wpt`, which still moves). Made and checked here as far as a WIT-SVID alone goes; the
-//! hashes of other tokens of the same request (`ath`, `tth`, `oth`) are the caller's to compare.
+//! Workload Proof Tokens: proof of possession of a WIT-SVID's key with each request (WIMSE Workload Proof
+//! Token, `draft-ietf-wimse-wpt`, which may still change). They are made and checked here for the WIT-SVID only; the
+//! caller compares the hashes of other tokens of the same request (`ath`, `tth`, `oth`).
 
 use data_encoding::BASE64URL_NOPAD;
 use ring::digest::{SHA256, digest};
@@ -12,7 +12,7 @@ use super::{Confirmation, WitError, parse_unverified};
 use crate::jwt::{JwtError, NumericDate, ParsedJwt, TokenType};
 use crate::key::{JwsAlgorithm, Signer};
 
-/// A proof that lives longer is refused: it must have a limited lifetime (WIT-SVID §7.2).
+/// A proof with a longer lifetime is refused: it must have a limited lifetime (WIT-SVID §7.2).
 pub const MAX_PROOF_LIFE: Duration = Duration::minutes(5);
 
 impl UnprovenWit {

@@ -1,4 +1,4 @@
-//! Deciding whether a token is a valid WIT-SVID, and whether its presenter holds its key (WIT-SVID §4).
+//! Deciding whether a token is a valid WIT-SVID, and whether its presenter has its key (WIT-SVID §4).
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use crate::spiffe_id::{SpiffeId, TrustDomain};
 /// By how much a WIT-SVID may be past `exp` (WIT-SVID §3.4 allows up to about two minutes).
 pub const DEFAULT_SKEW: Duration = Duration::MINUTE;
 
-/// A WIT-SVID whose issuer and times were found right, presented by somebody who has not shown yet to hold its
+/// A WIT-SVID with a valid signature and valid times, whose presenter has not yet proved possession of its
 /// key. Whose it is cannot be read before that.
 pub struct UnprovenWit {
     pub(super) token_text: String,

@@ -1,6 +1,6 @@
 //! Verifying a chain of certificates against the authorities of a trust domain.
 //!
-//! Paths are built by `webpki`. What it leaves open is decided here: trust anchors are held to
+//! Paths are built by `webpki`. The rest is decided here: trust anchors are checked for
 //! their basic constraints, key usage, path length and time as Go's verifier does, intermediates to
 //! keyCertSign. `webpki` is stricter than Go in a few points: certificates must be version 3 and
 //! without unique identifiers, certificate policies must not be critical, at most six intermediates

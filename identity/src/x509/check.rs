@@ -1,4 +1,4 @@
-//! What a certificate must say to be a leaf or an authority, whoever signed it.
+//! What a certificate must contain to be a leaf or an authority, independent of its issuer.
 
 use super::{Certificate, KeyUsage, X509Error};
 use crate::spiffe_id::{SpiffeId, TrustDomain};

@@ -16,7 +16,7 @@ pub struct X509Svid {
 
 impl X509Svid {
     /// Checks the leaf (the first of the chain) and that the key is its key. The signatures above
-    /// it are not looked at: whoever issued it is trusted.
+    /// it are not checked: its issuer is trusted.
     pub fn new(chain: Vec<Certificate>, key: Arc<PrivateKey>) -> Result<Self, X509Error> {
         let leaf = chain.first().ok_or(X509Error::EmptyChain)?;
         let spiffe_id = check_leaf(leaf)?;

@@ -14,21 +14,20 @@ use futures_util::stream::BoxStream;
 use tonic::{Request, Response, Status, Streaming};
 use uuid::Uuid;
 
-use super::Services;
 use super::agent_attest::{Conversation, attest};
 use super::agent_filter::AgentFilter;
 use super::call::{Call, field};
 use super::csr;
-use super::entry_filter::{page_size, parse_page_token};
+use super::page::Page;
 use super::status::{OrRefuse, Refusal};
 use super::streaming::driven;
 use super::svid::svid_to_wire;
+use super::{SCAN, Services};
 use crate::attestation::join_token;
 use crate::store::{AgentRecord, EntryCreated, StoredAgent};
 
 /// Longest version that an agent may post.
 const MAX_VERSION_CHARS: usize = 255;
-const SCAN: u32 = 1000;
 
 /// Answers the Agent service.
 #[derive(Debug)]
@@ -199,54 +198,25 @@ impl AgentService {
 
     async fn count(&self, filter: Option<pb::count_agents_request::Filter>) -> Result<i32, Refusal> {
         let filter = AgentFilter::of_count(filter)?;
-        let mut count = 0_usize;
-        let mut after = 0;
-        loop {
-            let rows = self
-                .0
-                .store
-                .list_agents(after, SCAN)
-                .await
-                .or_refuse("failed to count agents")?;
-            let Some(last) = rows.last() else {
-                return Ok(i32::try_from(count).unwrap_or(i32::MAX));
-            };
-            after = last.row;
-            count += rows.iter().filter(|stored| filter.matches(&stored.agent)).count();
-        }
+        self.0.count_agents(|agent| filter.matches(agent)).await
     }
 
     async fn list(&self, request: pb::ListAgentsRequest) -> Result<pb::ListAgentsResponse, Refusal> {
+        let what = "failed to list agents";
         let filter = AgentFilter::of_list(request.filter)?;
-        let size = page_size(request.page_size);
-        let mut after = match size {
-            None => 0,
-            Some(_) => parse_page_token(&request.page_token, "failed to list agents")?,
-        };
-        let mut agents = Vec::new();
-        let mut next_page_token = String::new();
-        'scan: loop {
-            let rows = self
-                .0
-                .store
-                .list_agents(after, SCAN)
-                .await
-                .or_refuse("failed to list agents")?;
+        let mut page = Page::new(request.page_size, request.page_token);
+        let mut after = page.begins_after_row(what)?;
+        while page.has_room() {
+            let rows = self.0.store.list_agents(after, SCAN).await.or_refuse(what)?;
             let Some(last) = rows.last() else { break };
             after = last.row;
             for StoredAgent { row, agent } in rows {
-                if !filter.matches(&agent) {
-                    continue;
-                }
-                agents.push(masked(&agent, &request.output_mask));
-                if let Some(size) = size {
-                    next_page_token = row.to_string();
-                    if agents.len() == size {
-                        break 'scan;
-                    }
+                if page.has_room() && filter.matches(&agent) {
+                    page.push(masked(&agent, &request.output_mask), row);
                 }
             }
         }
+        let (agents, next_page_token) = page.finish();
         Ok(pb::ListAgentsResponse {
             agents,
             next_page_token,
@@ -344,23 +314,8 @@ impl AgentService {
         let what = "failed to create join token registration entry";
         let selector = Selector::new("spiffe_id", parent_id.as_str()).or_refuse(what)?;
         let parts = EntryParts {
-            id: String::new(),
-            spiffe_id,
-            parent_id,
-            selectors: vec![selector],
-            x509_svid_ttl: 0,
-            jwt_svid_ttl: 0,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
-            expires_at: 0,
-            dns_names: Vec::new(),
-            revision_number: 0,
-            store_svid: false,
-            hint: String::new(),
             created_at: self.0.clock.unix(),
-            disable_x509_svid_prefetch: false,
-            jwt_svid_include_jti: false,
+            ..EntryParts::new(spiffe_id, parent_id, vec![selector])
         };
         let entry = Entry::check_new(parts, &self.0.trust_domain).or_refuse(what)?;
         match self

@@ -1,4 +1,4 @@
-//! `AttestAgent`: from a proof to an SVID.
+//! `AttestAgent`: from the attestation data to an SVID.
 
 use std::net::IpAddr;
 
@@ -84,7 +84,7 @@ impl Challenge for Conversation {
 /// Attests the node at the other end and answers with its SVID.
 ///
 /// # Errors
-/// What the node is told.
+/// The error for the node.
 pub async fn attest(services: &Services, call: &Call, mut conversation: Conversation) -> Result<(), Refusal> {
     let first = conversation.requests.message().await.map_err(unreceived)?;
     let params = match first.and_then(|first| first.step) {
@@ -149,7 +149,7 @@ fn status_of(error: &AttestError) -> Code {
     }
 }
 
-/// A request that is too large is the caller's fault, and it is told so.
+/// A request that is too large is the caller's error, and the caller is told.
 fn unreceived(status: Status) -> Refusal {
     let what = "failed to receive request from stream";
     match status.code() {

@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::{Call, field};
-use super::entry_filter::{page_size, parse_page_token};
 use super::given_bundle::{foreign_bundle, untainted};
+use super::page::Page;
 use super::status::{OrRefuse, Refusal, ok};
-use crate::store::{BundleDeleteMode, BundleDeleted};
+use crate::store::{BundleDeleteMode, BundleDeleted, StoredBundle};
 
 const SCAN: u32 = 100;
 
@@ -30,6 +30,17 @@ impl BundleService {
         Self(services)
     }
 }
+
+/// What is done with each bundle of a call.
+#[derive(Debug)]
+enum Change {
+    Create,
+    /// The part that the mask names.
+    Update(Option<types::BundleMask>),
+    Set,
+}
+
+type Answer = (Option<types::Status>, Option<types::Bundle>);
 
 #[tonic::async_trait]
 impl BundleApi for BundleService {
@@ -154,17 +165,11 @@ impl BundleApi for BundleService {
         use pb::batch_create_federated_bundle_response::Result as Item;
         let call = Call::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.bundle.len());
-        let mut named = Vec::new();
-        for bundle in request.bundle {
-            let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
-            named.extend(TrustDomain::parse_name_or_id(&bundle.trust_domain));
-            let created = self.create(bundle).await;
-            call.note_item(fields, created.as_ref());
-            let (status, bundle) = self.answer(&call, created, &request.output_mask);
-            results.push(Item { status, bundle });
-        }
-        self.refresh_after(&named).await;
+        let results = self
+            .change_all(&call, &Change::Create, request.bundle, &request.output_mask)
+            .await;
+        let results = results.into_iter();
+        let results = results.map(|(status, bundle)| Item { status, bundle }).collect();
         Ok(Response::new(pb::BatchCreateFederatedBundleResponse { results }))
     }
 
@@ -175,17 +180,16 @@ impl BundleApi for BundleService {
         use pb::batch_update_federated_bundle_response::Result as Item;
         let call = Call::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.bundle.len());
-        let mut named = Vec::new();
-        for bundle in request.bundle {
-            let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
-            named.extend(TrustDomain::parse_name_or_id(&bundle.trust_domain));
-            let updated = self.update(bundle, &request.input_mask).await;
-            call.note_item(fields, updated.as_ref());
-            let (status, bundle) = self.answer(&call, updated, &request.output_mask);
-            results.push(Item { status, bundle });
-        }
-        self.refresh_after(&named).await;
+        let results = self
+            .change_all(
+                &call,
+                &Change::Update(request.input_mask),
+                request.bundle,
+                &request.output_mask,
+            )
+            .await;
+        let results = results.into_iter();
+        let results = results.map(|(status, bundle)| Item { status, bundle }).collect();
         Ok(Response::new(pb::BatchUpdateFederatedBundleResponse { results }))
     }
 
@@ -196,17 +200,11 @@ impl BundleApi for BundleService {
         use pb::batch_set_federated_bundle_response::Result as Item;
         let call = Call::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.bundle.len());
-        let mut named = Vec::new();
-        for bundle in request.bundle {
-            let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
-            named.extend(TrustDomain::parse_name_or_id(&bundle.trust_domain));
-            let set = self.set(bundle).await;
-            call.note_item(fields, set.as_ref());
-            let (status, bundle) = self.answer(&call, set, &request.output_mask);
-            results.push(Item { status, bundle });
-        }
-        self.refresh_after(&named).await;
+        let results = self
+            .change_all(&call, &Change::Set, request.bundle, &request.output_mask)
+            .await;
+        let results = results.into_iter();
+        let results = results.map(|(status, bundle)| Item { status, bundle }).collect();
         Ok(Response::new(pb::BatchSetFederatedBundleResponse { results }))
     }
 
@@ -326,35 +324,50 @@ impl BundleService {
         request: pb::ListFederatedBundlesRequest,
     ) -> Result<pb::ListFederatedBundlesResponse, Refusal> {
         let what = "failed to list bundles";
-        let size = page_size(request.page_size);
-        let mut after = match size {
-            None => 0,
-            Some(_) => parse_page_token(&request.page_token, what)?,
-        };
-        let mut bundles = Vec::new();
-        let mut next_page_token = String::new();
-        let mut left = size;
-        loop {
-            let limit = left.map_or(SCAN, |left| SCAN.min(u32::try_from(left).unwrap_or(SCAN)));
-            let rows = self.0.store.list_bundles(after, limit).await.or_refuse(what)?;
+        let mut page = Page::new(request.page_size, request.page_token);
+        let mut after = page.begins_after_row(what)?;
+        while page.has_room() {
+            let rows = self.0.store.list_bundles(after, page.room(SCAN)).await;
+            let rows = rows.or_refuse(what)?;
             let Some(last) = rows.last() else { break };
             after = last.row;
-            if let Some(left) = &mut left {
-                next_page_token = after.to_string();
-                *left = left.saturating_sub(rows.len());
-            }
-            let foreign = rows
-                .iter()
-                .filter(|stored| stored.bundle.trust_domain != self.0.trust_domain);
-            bundles.extend(foreign.map(|stored| self.masked(&stored.bundle, &request.output_mask)));
-            if left == Some(0) {
-                break;
+            for StoredBundle { row, bundle } in rows {
+                match bundle.trust_domain == self.0.trust_domain {
+                    true => page.pass_over(row),
+                    false => page.push(self.masked(&bundle, &request.output_mask), row),
+                }
             }
         }
+        let (bundles, next_page_token) = page.finish();
         Ok(pb::ListFederatedBundlesResponse {
             bundles,
             next_page_token,
         })
+    }
+
+    /// Changes one bundle after the other; the result of each goes to the audit log and to the caller.
+    async fn change_all(
+        &self,
+        call: &Call,
+        change: &Change,
+        bundles: Vec<types::Bundle>,
+        mask: &Option<types::BundleMask>,
+    ) -> Vec<Answer> {
+        let mut answers = Vec::with_capacity(bundles.len());
+        let mut named = Vec::new();
+        for bundle in bundles {
+            let fields = vec![(field::TRUST_DOMAIN_ID, bundle.trust_domain.clone())];
+            named.extend(TrustDomain::parse_name_or_id(&bundle.trust_domain));
+            let changed = match change {
+                Change::Create => self.create(bundle).await,
+                Change::Update(input_mask) => self.update(bundle, input_mask).await,
+                Change::Set => self.set(bundle).await,
+            };
+            call.note_item(fields, changed.as_ref());
+            answers.push(self.answer(call, changed, mask));
+        }
+        self.refresh_after(&named).await;
+        answers
     }
 
     async fn create(&self, bundle: types::Bundle) -> Result<Arc<Bundle>, Refusal> {
@@ -468,7 +481,7 @@ impl BundleService {
         call: &Call,
         outcome: Result<Arc<Bundle>, Refusal>,
         mask: &Option<types::BundleMask>,
-    ) -> (Option<types::Status>, Option<types::Bundle>) {
+    ) -> Answer {
         match outcome {
             Ok(bundle) => (Some(ok()), Some(self.masked(&bundle, mask))),
             Err(refusal) => (Some(call.refuse_item(&refusal)), None),

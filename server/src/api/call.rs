@@ -1,4 +1,4 @@
-//! One call: who makes it, what it may cost, and what the audit log shall say of it. The endpoints
+//! One call: its caller, its rate limit, and the fields of its audit log line. The endpoints
 //! put a [`Call`] into each request's extensions; the services read it.
 
 use std::fmt;
@@ -79,7 +79,7 @@ pub enum Peer {
         uid: u32,
         /// Group id.
         gid: u32,
-        /// Process id, when the kernel tells.
+        /// Process id, when the kernel reports it.
         pid: Option<i32>,
         /// Its executable, when it can be read.
         path: Option<PathBuf>,

@@ -1,4 +1,4 @@
-//! `spire.api.server.debug.v1.Debug`: a look at the running server.
+//! `spire.api.server.debug.v1.Debug`: the state of the running server.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -10,11 +10,10 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::Call;
-use super::status::{OrRefuse, Refusal};
+use super::status::Refusal;
 
 /// How long an answer is given again.
 const CACHED_FOR: Duration = Duration::seconds(5);
-const SCAN: u32 = 1000;
 
 /// Answers the Debug service.
 #[derive(Debug)]
@@ -49,7 +48,7 @@ impl DebugService {
         Ok(pb::GetInfoResponse {
             svid_chain: self.svid_chain().await?,
             uptime: i32::try_from((now - services.started_at).whole_seconds()).unwrap_or(i32::MAX),
-            agents_count: self.count_agents().await?,
+            agents_count: services.count_agents(|_| true).await?,
             federated_bundles_count: services.count_bundles().await?,
             entries_count: i32::try_from(services.registry.entry_count()).unwrap_or(i32::MAX),
         })
@@ -76,23 +75,6 @@ impl DebugService {
                 subject: cert.subject_text(),
             })
             .collect())
-    }
-
-    async fn count_agents(&self) -> Result<i32, Refusal> {
-        let (mut count, mut after) = (0_usize, 0);
-        loop {
-            let rows = self
-                .services
-                .store
-                .list_agents(after, SCAN)
-                .await
-                .or_refuse("failed to count agents")?;
-            let Some(last) = rows.last() else {
-                return Ok(i32::try_from(count).unwrap_or(i32::MAX));
-            };
-            after = last.row;
-            count += rows.len();
-        }
     }
 }
 

@@ -12,9 +12,10 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::Services;
 use super::call::{Call, field};
-use super::entry_filter::{EntryFilter, page_size, parse_page_token};
+use super::entry_filter::EntryFilter;
 use super::entry_sync::sync;
 use super::entry_write::{create_all, delete_all, update_all};
+use super::page::Page;
 use super::status::{OrRefuse, Refusal};
 use super::streaming::driven;
 use crate::store::StoredEntry;
@@ -145,27 +146,22 @@ impl EntryService {
     async fn list(&self, request: pb::ListEntriesRequest) -> Result<pb::ListEntriesResponse, Refusal> {
         let what = "failed to list entries";
         let filter = EntryFilter::of_list(request.filter, &self.0.trust_domain)?;
-        let size = page_size(request.page_size);
-        let after = match size {
-            None => 0,
-            Some(_) => parse_page_token(&request.page_token, what)?,
-        };
+        let mut page = Page::new(request.page_size, request.page_token);
+        let after = page.begins_after_row(what)?;
         // So that a caller sees what it has just written.
         self.0.registry.catch_up().await.or_refuse(what)?;
-        let mut last_row = None;
-        let entries = self
+        let mut found = self
             .candidates(&filter, after)
-            .filter(|stored| filter.matches(&stored.entry))
-            .take(size.unwrap_or(usize::MAX))
-            .inspect(|stored| last_row = Some(stored.row))
-            .map(|stored| masked(&stored.entry, &request.output_mask))
-            .collect();
+            .filter(|stored| filter.matches(&stored.entry));
+        while page.has_room()
+            && let Some(stored) = found.next()
+        {
+            page.push(masked(&stored.entry, &request.output_mask), stored.row);
+        }
+        let (entries, next_page_token) = page.finish();
         Ok(pb::ListEntriesResponse {
             entries,
-            next_page_token: last_row
-                .filter(|_| size.is_some())
-                .map(|row| row.to_string())
-                .unwrap_or_default(),
+            next_page_token,
         })
     }
 

@@ -1,4 +1,4 @@
-//! Filters and pages of entry listings.
+//! Filters of entry listings.
 
 use finial_identity::entry::Entry;
 use finial_identity::selector::{MatchBehavior, Selector};
@@ -115,24 +115,6 @@ impl EntryFilter {
                 .as_ref()
                 .is_none_or(|(how, given)| how.matches(&entry.federates_with, given))
     }
-}
-
-/// The page size of a request; none asks for everything at once.
-pub fn page_size(size: i32) -> Option<usize> {
-    usize::try_from(size).ok().filter(|size| *size > 0)
-}
-
-/// The row after which a page begins.
-///
-/// # Errors
-/// `INTERNAL`, as SPIRE has it.
-pub fn parse_page_token(token: &str, what: &str) -> Result<u64, Refusal> {
-    if token.is_empty() {
-        return Ok(0);
-    }
-    token
-        .parse()
-        .map_err(|_error| Refusal::internal(format!("{what}: could not parse token '{token}'")))
 }
 
 /// A condition on selectors.

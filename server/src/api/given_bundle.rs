@@ -1,4 +1,4 @@
-//! Bundles as callers give them.
+//! Bundles in requests.
 
 use finial_identity::bundle::{Bundle, MAX_FOREIGN_DOCUMENT_BYTES, WitAuthority};
 use finial_identity::wire;

@@ -1,4 +1,4 @@
-//! `spire.api.server.localauthority.v1.LocalAuthority`: the operator's hand on this server's
+//! `spire.api.server.localauthority.v1.LocalAuthority`: manual operations on this server's
 //! authorities: prepare, activate, taint, revoke.
 
 use std::sync::Arc;

@@ -15,6 +15,7 @@ pub mod explain;
 mod given_bundle;
 pub mod local_authority;
 pub mod logger;
+mod page;
 pub mod registry;
 pub mod standing;
 pub mod status;
@@ -41,9 +42,12 @@ use crate::attestation::Attestors;
 use crate::authority::{AuthorityKind, AuthorityManager, X509Request, X509Subject};
 use crate::federation::Federation;
 use crate::registry::Registry;
-use crate::store::Store;
+use crate::store::{AgentRecord, Store};
 use crate::telemetry::LogControl;
 use status::{OrRefuse, Refusal};
+
+/// How many rows are read from the store at once.
+const SCAN: u32 = 1000;
 
 /// What the services work with.
 #[derive(Debug)]
@@ -94,8 +98,8 @@ impl Services {
         )
     }
 
-    /// Makes what a call has just written count for every later call, so that a change is in force
-    /// when its caller is told of it. What was written stays so if this fails; the registry says why.
+    /// Makes a call's writes visible to every later call, so that a change is in effect
+    /// when its caller gets the answer. The writes stay stored if this fails; the registry says why.
     pub async fn take_in_writes(&self) {
         if let Err(error) = self.registry.catch_up().await {
             tracing::debug!(%error, "registry did not take in what was written");
@@ -127,7 +131,7 @@ impl Services {
         loop {
             let rows = self
                 .store
-                .list_bundles(after, 1000)
+                .list_bundles(after, SCAN)
                 .await
                 .or_refuse("failed to count bundles")?;
             let Some(last) = rows.last() else {
@@ -135,6 +139,27 @@ impl Services {
             };
             after = last.row;
             count += rows.len();
+        }
+    }
+
+    /// How many of the attested nodes count, banned ones among them.
+    ///
+    /// # Errors
+    /// `INTERNAL` when the store fails.
+    pub async fn count_agents(&self, counts: impl Fn(&AgentRecord) -> bool + Send) -> Result<i32, Refusal> {
+        let mut count = 0_usize;
+        let mut after = 0;
+        loop {
+            let rows = self
+                .store
+                .list_agents(after, SCAN)
+                .await
+                .or_refuse("failed to count agents")?;
+            let Some(last) = rows.last() else {
+                return Ok(i32::try_from(count).unwrap_or(i32::MAX));
+            };
+            after = last.row;
+            count += rows.iter().filter(|stored| counts(&stored.agent)).count();
         }
     }
 
@@ -184,7 +209,7 @@ impl Services {
         self.registry.held().is_none() && self.own_bundle().await.is_ok()
     }
 
-    /// Why callers had better ask another server, although this one lives.
+    /// Why callers should use another server, although this one runs.
     pub fn unready(&self) -> Option<String> {
         self.registry.held().map(|reason| {
             format!("store's content is held back until it is released or the server restarts: {reason}")
@@ -197,7 +222,7 @@ impl Services {
         Some(states.active.expires_at)
     }
 
-    /// The trouble of each subsystem, for the HTTP health checks.
+    /// The problem of each subsystem, for the HTTP health checks.
     pub async fn health(&self) -> Vec<(&'static str, Option<String>)> {
         let store = self
             .own_bundle()

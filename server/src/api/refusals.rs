@@ -1,4 +1,4 @@
-//! What the errors of the layers below mean to a peer.
+//! The gRPC status for each error of the layers below.
 
 use finial_identity::entry::EntryError;
 use finial_identity::selector::SelectorError;

@@ -1,4 +1,4 @@
-//! `finial.server.registry.v1.Registry`: the explicit command that releases what the registry holds back.
+//! `finial.server.registry.v1.Registry`: the command that releases store content that the registry holds back.
 
 use std::sync::Arc;
 

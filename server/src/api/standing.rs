@@ -1,4 +1,4 @@
-//! What the registry and the store know of a caller. A refusal is never decided from memory alone.
+//! What the registry and the store know about a caller. A refusal is never decided from memory alone.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! The one place where errors become gRPC status: what a peer is told, and what stays here.
+//! The one place where errors become gRPC status: what is sent to a peer, and what is only logged.
 
 use std::error::Error;
 
@@ -45,7 +45,7 @@ impl Refusal {
         Self::new(Code::PermissionDenied, message)
     }
 
-    /// The agent may not, and is told what to do about it.
+    /// The agent may not, and gets the reason as a detail of the status.
     pub fn denied_agent(message: impl Into<String>, reason: Reason) -> Self {
         Self {
             reason: Some(reason),
@@ -78,12 +78,12 @@ impl Refusal {
         Self::new(Code::DeadlineExceeded, "deadline exceeded")
     }
 
-    /// A failure of ours that the caller is told in these words.
+    /// An internal error whose text is sent to the caller.
     pub fn internal(message: impl Into<String>) -> Self {
         Self::new(Code::Internal, message)
     }
 
-    /// A failure of ours: the caller is told what failed, the log why.
+    /// An internal error: the caller gets what failed, the log why.
     pub fn failed(what: impl Into<String>, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
             cause: Some(cause.into()),
@@ -91,7 +91,7 @@ impl Refusal {
         }
     }
 
-    /// The same, with what the log is told about it.
+    /// The same, with a text for the log.
     #[must_use]
     pub fn because(self, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
         Self {
@@ -110,7 +110,7 @@ impl Refusal {
         &self.message
     }
 
-    /// What an agent is told to do, if it is an agent's refusal.
+    /// The reason for an agent, if it is an agent's refusal.
     pub fn reason(&self) -> Option<Reason> {
         self.reason
     }

@@ -27,7 +27,7 @@ use crate::registry::{AgentGone, BundleChanges, Cursor, Feed, FeedEvent, Resume,
 /// The largest message of a stream, in bytes of encoded entries.
 const CHUNK_BYTES: usize = 1024 * 1024;
 
-/// How often a silent stream says that it lives. Drawn anew each time from the upper half of it, so
+/// How often a heartbeat is sent on a stream without changes. Chosen again each time from the upper half of it, so
 /// that streams that began together drift apart.
 const HEARTBEAT: Duration = Duration::from_secs(30);
 
@@ -157,7 +157,7 @@ async fn push(
                 digest,
             }) => match delta(from, to, &upserts, removals, digest) {
                 Some(delta) => vec![delta],
-                // Too much for one message: a feed that begins anew has it in chunks.
+                // Too much for one message: a feed that begins again has it in chunks.
                 None => match open(services, call, None).await {
                     Ok(anew) => {
                         feed = anew;
@@ -243,7 +243,7 @@ fn bundles(services: &Services, changes: &BundleChanges) -> Vec<Event> {
     for bundle in &changes.federated {
         let bundle = services.bundle_to_wire(bundle);
         let bundle_size = bundle.encoded_len() + ENTRY_OVERHEAD;
-        // A complete list that goes on in another message would not be complete.
+        // A complete list that continues in another message would not be complete.
         if size + bundle_size > CHUNK_BYTES && size > 0 && !changes.is_complete {
             messages.push(pb::Bundles::default());
             size = 0;

@@ -17,8 +17,8 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::{Call, Fields, field};
-use super::entry_filter::{page_size, parse_page_token};
 use super::given_bundle::foreign_bundle;
+use super::page::Page;
 use super::status::{OrRefuse, Refusal, ok};
 use crate::store::{RelationshipPatch, StoredRelationship};
 
@@ -27,6 +27,15 @@ const SCAN: u32 = 500;
 const DECLARED_TOKEN: &str = "declared:";
 
 type Mask = Option<types::FederationRelationshipMask>;
+type Answer = (Option<types::Status>, Option<types::FederationRelationship>);
+
+/// What is done with each relationship of a call.
+#[derive(Debug)]
+enum Change {
+    Create,
+    /// The part that the mask names.
+    Update(Mask),
+}
 
 /// Answers the TrustDomain service.
 #[derive(Debug)]
@@ -68,20 +77,15 @@ impl TrustDomainApi for TrustDomainService {
         use pb::batch_create_federation_relationship_response::Result as Item;
         let call = Call::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.federation_relationships.len());
-        let mut named = Vec::new();
-        for relationship in request.federation_relationships {
-            let fields = fields_of(&relationship, &None);
-            named.extend(TrustDomain::parse_name_or_id(&relationship.trust_domain));
-            let created = self.create(relationship, &request.output_mask).await;
-            call.note_item(fields, created.as_ref());
-            let (status, federation_relationship) = answer(&call, created);
-            results.push(Item {
-                status,
-                federation_relationship,
-            });
-        }
-        self.follow(&named).await;
+        let given = request.federation_relationships;
+        let results = self
+            .change_all(&call, &Change::Create, given, &request.output_mask)
+            .await;
+        let results = results.into_iter().map(|(status, federation_relationship)| Item {
+            status,
+            federation_relationship,
+        });
+        let results = results.collect();
         Ok(Response::new(pb::BatchCreateFederationRelationshipResponse {
             results,
         }))
@@ -94,22 +98,20 @@ impl TrustDomainApi for TrustDomainService {
         use pb::batch_update_federation_relationship_response::Result as Item;
         let call = Call::of(&request)?;
         let request = request.into_inner();
-        let mut results = Vec::with_capacity(request.federation_relationships.len());
-        let mut named = Vec::new();
-        for relationship in request.federation_relationships {
-            let fields = fields_of(&relationship, &request.input_mask);
-            named.extend(TrustDomain::parse_name_or_id(&relationship.trust_domain));
-            let updated = self
-                .update(relationship, &request.input_mask, &request.output_mask)
-                .await;
-            call.note_item(fields, updated.as_ref());
-            let (status, federation_relationship) = answer(&call, updated);
-            results.push(Item {
-                status,
-                federation_relationship,
-            });
-        }
-        self.follow(&named).await;
+        let given = request.federation_relationships;
+        let results = self
+            .change_all(
+                &call,
+                &Change::Update(request.input_mask),
+                given,
+                &request.output_mask,
+            )
+            .await;
+        let results = results.into_iter().map(|(status, federation_relationship)| Item {
+            status,
+            federation_relationship,
+        });
+        let results = results.collect();
         Ok(Response::new(pb::BatchUpdateFederationRelationshipResponse {
             results,
         }))
@@ -165,72 +167,70 @@ impl TrustDomainService {
         &self,
         request: pb::ListFederationRelationshipsRequest,
     ) -> Result<pb::ListFederationRelationshipsResponse, Refusal> {
-        let size = page_size(request.page_size);
-        let token = match size {
-            None => "",
-            Some(_) => request.page_token.as_str(),
-        };
-        let mut page = Page {
-            left: size.unwrap_or(usize::MAX),
-            ..Page::default()
-        };
-        match token.strip_prefix(DECLARED_TOKEN) {
-            Some(after) => {
-                self.list_declared(&mut page, Some(after), &request.output_mask)
-                    .await?
-            }
-            None => {
-                let what = "failed to list federation relationships";
-                let mut after = parse_page_token(token, what)?;
-                while page.left > 0 {
-                    let limit = SCAN.min(u32::try_from(page.left).unwrap_or(SCAN));
-                    let rows = self
-                        .0
-                        .store
-                        .list_relationships(after, limit)
-                        .await
-                        .or_refuse(what)?;
-                    let Some(last) = rows.last() else { break };
-                    after = last.row;
-                    for row in rows {
-                        let shown = self.show(&row.relationship, &request.output_mask).await?;
-                        page.push(shown, row.row.to_string());
-                    }
-                }
-                if page.left > 0 {
-                    self.list_declared(&mut page, None, &request.output_mask).await?;
+        let what = "failed to list federation relationships";
+        let mut page = Page::new(request.page_size, request.page_token);
+        let declared_after = page.begins_after().strip_prefix(DECLARED_TOKEN);
+        let declared_after = declared_after.map(TrustDomain::parse).transpose();
+        let declared_after = declared_after.or_refuse("page token is not valid")?;
+        if declared_after.is_none() {
+            let mut after = page.begins_after_row(what)?;
+            while page.has_room() {
+                let rows = self.0.store.list_relationships(after, page.room(SCAN)).await;
+                let rows = rows.or_refuse(what)?;
+                let Some(last) = rows.last() else { break };
+                after = last.row;
+                for row in rows {
+                    let shown = self.show(&row.relationship, &request.output_mask).await?;
+                    page.push(shown, row.row);
                 }
             }
         }
-        Ok(pb::ListFederationRelationshipsResponse {
-            federation_relationships: page.shown,
-            next_page_token: match size {
-                None => String::new(),
-                Some(_) => page.token,
-            },
-        })
-    }
-
-    /// Those that objects declare, unless an operator's is stored.
-    async fn list_declared(&self, page: &mut Page, after: Option<&str>, mask: &Mask) -> Result<(), Refusal> {
-        let what = "failed to list federation relationships";
+        // Those that objects declare, unless an operator's is stored.
         let declared = self.0.federation.all_declared();
-        let after = after
-            .map(TrustDomain::parse)
-            .transpose()
-            .or_refuse("page token is not valid")?;
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let from = declared_after.map_or(Bound::Unbounded, Bound::Excluded);
         for (trust_domain, declared) in declared.range((from, Bound::Unbounded)) {
-            if page.left == 0 {
+            if !page.has_room() {
                 break;
             }
             let stored = self.0.store.relationship(trust_domain).await.or_refuse(what)?;
             if stored.is_none() {
-                let shown = self.show(&declared.relationship, mask).await?;
+                let shown = self.show(&declared.relationship, &request.output_mask).await?;
                 page.push(shown, format!("{DECLARED_TOKEN}{trust_domain}"));
             }
         }
-        Ok(())
+        let (federation_relationships, next_page_token) = page.finish();
+        Ok(pb::ListFederationRelationshipsResponse {
+            federation_relationships,
+            next_page_token,
+        })
+    }
+
+    /// Changes one relationship after the other; the result of each goes to the audit log and to the caller.
+    async fn change_all(
+        &self,
+        call: &Call,
+        change: &Change,
+        relationships: Vec<types::FederationRelationship>,
+        mask: &Mask,
+    ) -> Vec<Answer> {
+        let mut answers = Vec::with_capacity(relationships.len());
+        let mut named = Vec::new();
+        for relationship in relationships {
+            let input_mask = match change {
+                Change::Create => &None,
+                Change::Update(mask) => mask,
+            };
+            let fields = fields_of(&relationship, input_mask);
+            named.extend(TrustDomain::parse_name_or_id(&relationship.trust_domain));
+            let changed = match change {
+                Change::Create => self.create(relationship, mask).await,
+                Change::Update(input_mask) => self.update(relationship, input_mask, mask).await,
+            };
+            call.note_item(fields, changed.as_ref());
+            answers.push(answer(call, changed));
+        }
+        self.follow(&named).await;
+        answers
     }
 
     async fn find(
@@ -351,7 +351,7 @@ impl TrustDomainService {
         refreshed.map_err(|error| Refusal::internal(format!("failed to refresh bundle: {error}")))
     }
 
-    /// Begins, ends or hastens to refresh what the call named; bundles that came with it count for every later call.
+    /// Begins, ends or refreshes at once what the call named; bundles that came with it are visible to every later call.
     async fn follow(&self, named: &[TrustDomain]) {
         if let Err(error) = self.0.federation.changed(named).await {
             tracing::error!(%error, "federation relationships not read");
@@ -414,22 +414,6 @@ impl TrustDomainService {
     }
 }
 
-/// What a page has so far.
-#[derive(Debug, Default)]
-struct Page {
-    shown: Vec<types::FederationRelationship>,
-    left: usize,
-    token: String,
-}
-
-impl Page {
-    fn push(&mut self, relationship: types::FederationRelationship, token: String) {
-        self.shown.push(relationship);
-        self.left = self.left.saturating_sub(1);
-        self.token = token;
-    }
-}
-
 fn parse(name: &str) -> Result<TrustDomain, Refusal> {
     TrustDomain::parse_name_or_id(name).or_refuse("failed to parse trust domain")
 }
@@ -441,10 +425,7 @@ fn changes_with(declared: &Declared) -> Refusal {
     ))
 }
 
-fn answer(
-    call: &Call,
-    outcome: Result<types::FederationRelationship, Refusal>,
-) -> (Option<types::Status>, Option<types::FederationRelationship>) {
+fn answer(call: &Call, outcome: Result<types::FederationRelationship, Refusal>) -> Answer {
     match outcome {
         Ok(relationship) => (Some(ok()), Some(relationship)),
         Err(refusal) => (Some(call.refuse_item(&refusal)), None),

@@ -1,4 +1,4 @@
-//! Puts the parts of the server together: the one place that knows concrete types.
+//! Builds the server from its parts: the only module that knows all concrete types.
 
 use std::io;
 use std::net::SocketAddr;
@@ -66,7 +66,7 @@ use crate::registry::{Registry, RegistryError};
 use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
 use crate::telemetry::LogControl;
 
-/// How long everything may take to end once the server is told to stop, as SPIRE's.
+/// How long everything may take to end after the signal to stop, as in SPIRE.
 pub const STOP_DEADLINE: Duration = Duration::from_secs(10);
 
 /// The largest message that a caller may send: gRPC's usual limit, as SPIRE has it.
@@ -299,7 +299,7 @@ impl Bound {
     }
 
     /// Serves until `shutdown` completes or a part fails. Then no new connection is accepted,
-    /// streams are told to go elsewhere, and what still runs after ten seconds is cut off.
+    /// streams are ended so that clients connect elsewhere, and what still runs after ten seconds is aborted.
     ///
     /// # Errors
     /// The first part that failed.
@@ -400,7 +400,7 @@ impl BundleSource for RegisteredBundles {
 }
 
 /// Fails when the store takes no writes any more: a server that can only refuse had better end, so
-/// that it is seen and started anew.
+/// that it is seen and started again.
 async fn watch_store(store: Arc<SqliteStore>, stop: Stop) -> Result<(), StoreError> {
     tokio::select! {
         biased;
@@ -409,8 +409,8 @@ async fn watch_store(store: Arc<SqliteStore>, stop: Stop) -> Result<(), StoreErr
     }
 }
 
-/// Forgets nodes that have expired, every hour when asked to, and join tokens that nobody can use
-/// any more. Entries are the registry's business.
+/// Deletes nodes that have expired, every hour if configured, and join tokens that have
+/// expired. Entries are pruned by the registry.
 async fn prune(
     store: Arc<dyn Store>,
     clock: Clock,

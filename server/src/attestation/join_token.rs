@@ -1,5 +1,5 @@
-//! `join_token`: a secret that the server gave out, good for one agent and one use. A token is gone
-//! once it was shown, even when it had expired.
+//! `join_token`: a secret from the server, valid for one agent and one use. A token is deleted
+//! when it is first used, even when it had expired.
 
 use std::sync::Arc;
 

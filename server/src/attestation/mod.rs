@@ -22,7 +22,7 @@ pub trait NodeAttestor: Send + Sync + Debug {
     /// Decides over the payload, asking the agent as often as needed.
     ///
     /// # Errors
-    /// [`AttestError`], which is told to the agent.
+    /// [`AttestError`], which is sent to the agent.
     async fn attest(&self, payload: &[u8], agent: &mut dyn Challenge) -> Result<Attested, AttestError>;
 }
 

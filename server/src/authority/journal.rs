@@ -1,7 +1,7 @@
-//! What a server remembers about its authorities across restarts.
+//! A server's record of its authorities, which survives restarts.
 //!
-//! Keys stay in the key manager; the journal says which key is which authority and where it stands. It is written to the
-//! store before an authority is used, so a server that is killed at any moment comes back with the same authority.
+//! Keys stay in the key manager; the journal says which key belongs to which authority, and its state. It is written to
+//! the store before an authority is used, so a server that is killed at any moment restarts with the same authority.
 
 use finial_identity::key::PublicKey;
 use finial_identity::x509::Certificate;
@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 
 use super::lifecycle::Status;
 
-/// Entries kept per kind; older ones are forgotten.
+/// Entries kept per kind; older ones are dropped.
 const MOST_ENTRIES: usize = 10;
 /// How long after the end of its last authority a journal is kept, in seconds.
 const KEPT_AFTER_EXPIRY: i64 = 14 * 24 * 60 * 60;
@@ -75,7 +75,7 @@ pub struct JournalEntry {
     pub status: Status,
     /// The hexadecimal subject key identifier of a CA, or the key id of a JWT or WIT authority.
     pub authority_id: String,
-    /// The hexadecimal authority key identifier of a CA that somebody else signed, else empty.
+    /// The hexadecimal authority key identifier of the upstream authority, else empty.
     pub upstream_authority_id: String,
     pub issued_at: OffsetDateTime,
     pub not_after: OffsetDateTime,
@@ -162,7 +162,7 @@ impl Journal {
         .encode_to_vec()
     }
 
-    /// Reads the store's bytes. Entries that cannot be read are left out: an authority is made anew then. `None` when the
+    /// Reads the store's bytes. Entries that cannot be read are left out: an authority is made again then. `None` when the
     /// bytes are no journal.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let record = Record::decode(bytes).ok()?;
@@ -195,7 +195,7 @@ impl Journal {
     }
 }
 
-/// The active authority and what stands in the other slot, of the entries that `usable` lets through. The newest active
+/// The active authority and what is in the other slot, of the entries that `usable` lets through. The newest active
 /// entry becomes the first; of the others the newest becomes the second. Without an active one the other takes its place,
 /// so that nothing prepared is lost.
 pub fn pick_slots(

@@ -1,4 +1,4 @@
-//! When an authority is prepared and when it takes over. Pure: slots and the time in, actions out.
+//! When an authority is prepared and when it is activated. Pure: slots and the time in, actions out.
 //!
 //! ```text
 //!              issued          prepare next           activate next     not after
@@ -6,7 +6,7 @@
 //!                      lifetime - min(1/2, 30 d)   lifetime - min(1/6, 7 d)
 //! ```
 //!
-//! What is prepared stands in the bundle at once, so everybody has learned it long before it signs.
+//! A prepared authority is in the bundle at once, so all agents have received it long before it signs.
 
 use time::{Duration, OffsetDateTime};
 
@@ -14,7 +14,7 @@ use time::{Duration, OffsetDateTime};
 const PREPARE: (i32, Duration) = (2, Duration::days(30));
 /// The same for its activation.
 const ACTIVATE: (i32, Duration) = (6, Duration::days(7));
-/// How long a new authority stands in the bundle before it signs when it was prepared late: long enough for every agent
+/// How long a new authority is in the bundle before it signs when it was prepared late: long enough for every agent
 /// to learn it. Part of the lifetime at most.
 const SETTLE: (i32, Duration) = (12, Duration::minutes(5));
 

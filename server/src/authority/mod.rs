@@ -1,10 +1,11 @@
 //! The trust domain's own authorities: the X.509 CA, the JWT key and, where it is switched on, the WIT key, each in two
-//! slots that take turns.
+//! slots that are used alternately.
 //!
-//! [`recovery`] finds them when the server starts; [`lifecycle`] says when an authority is prepared and when it takes
-//! over; [`rotator`] does so; [`journal`] remembers it across restarts; [`sign`] signs with the active one; [`operate`]
-//! is what an administrator does by hand. The order of each change is fixed: key, bundle, journal, use. Whatever is cut
-//! off in between leaves either the former authority or the new one, never a signature that nobody can verify.
+//! [`recovery`] finds them when the server starts; [`lifecycle`] says when an authority is prepared and when it is
+//! activated; [`rotator`] does so; [`journal`] remembers it across restarts; [`sign`] signs with the active one;
+//! [`operate`] has the manual operations. The order of each change is fixed: key, bundle, journal, use. An interruption
+//! at any point leaves either the former authority or the new one in use, and never a signature that cannot be
+//! verified.
 
 mod journal;
 mod lifecycle;
@@ -138,7 +139,7 @@ impl AuthorityManager {
     /// Finds this server's authorities again, or makes the first ones, and issues the server's own SVID.
     ///
     /// # Errors
-    /// When the store or the key manager fails and there is no authority to go on with.
+    /// When the store or the key manager fails and there is no authority to continue with.
     pub async fn start(
         config: AuthorityConfig,
         key_manager: Arc<dyn KeyManager>,

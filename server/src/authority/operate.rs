@@ -1,4 +1,4 @@
-//! What an administrator does by hand: prepare, activate, taint, revoke, in this order.
+//! Manual operations: prepare, activate, taint, revoke, in this order.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ pub struct AuthorityState {
     pub authority_id: String,
     /// Unix seconds; 0 where it is not known.
     pub expires_at: i64,
-    /// The authority key identifier of a CA that somebody else signed, else empty.
+    /// The authority key identifier of the upstream authority, else empty.
     pub upstream_authority_subject_key_id: String,
 }
 
@@ -52,7 +52,7 @@ impl AuthorityManager {
         states.clone().ok_or(AuthorityError::NotReady)
     }
 
-    /// Makes a new authority in the slot beside the active one, in place of whatever was there.
+    /// Makes a new authority in the slot that is not active, and replaces what was there.
     pub async fn prepare(&self, kind: AuthorityKind) -> Result<AuthorityState, AuthorityError> {
         self.enabled(kind)?;
         let mut working = self.working.lock().await;

@@ -1,4 +1,4 @@
-//! What the authorities keep in the store: their trust domain's bundle and their journals.
+//! What the authorities write to the store: their trust domain's bundle and their journals.
 
 use std::error::Error as StdError;
 use std::sync::Arc;

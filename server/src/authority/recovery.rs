@@ -1,4 +1,4 @@
-//! Finds the authorities of this server again when it starts.
+//! Restores the authorities of this server when it starts.
 
 use std::sync::Arc;
 
@@ -151,7 +151,7 @@ fn token_issuer(entry: &JournalEntry, signer: Arc<dyn Signer>) -> TokenIssuer {
 
 fn is_published(kind: AuthorityKind, entry: &JournalEntry, bundle: &Bundle) -> bool {
     match kind {
-        // An intermediate is no root: what signed it stands in the bundle.
+        // An intermediate is no root: what signed it is in the bundle.
         AuthorityKind::X509 if !entry.upstream_authority_id.is_empty() => true,
         AuthorityKind::X509 => {
             let own = entry.certificate.as_ref();

@@ -1,4 +1,4 @@
-//! Keeps the authorities going: a step that does what is due, and the loop around it.
+//! Rotates the authorities: a step that does what is due, and the loop around it.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -44,7 +44,7 @@ enum Task {
 }
 
 impl AuthorityManager {
-    /// Works until told to stop.
+    /// Works until `stop`.
     pub async fn run(self: Arc<Self>, stop: Stop) -> Result<(), Infallible> {
         loop {
             let due = self.step().await;
@@ -72,7 +72,7 @@ impl AuthorityManager {
         next
     }
 
-    /// The first step after recovery. It may fail only where there is nothing to go on with.
+    /// The first step after recovery. It may fail only where there is nothing to continue with.
     pub(super) async fn initialize(self: &Arc<Self>) -> Result<(), AuthorityError> {
         let mut working = self.working.lock().await;
         for kind in self.kinds() {

@@ -1,4 +1,4 @@
-//! The server's own X.509-SVID, with which it presents itself to agents.
+//! The server's own X.509-SVID, with which it authenticates to agents.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Signs WIT-SVIDs, which name the key that their workload holds.
+//! Signs WIT-SVIDs, which name the key of their workload.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub struct WitRequest {
 }
 
 impl WitRequest {
-    /// The SVID that an entry gives to the holder of the key. It lives as long as the entry's X.509-SVID, as in SPIRE.
+    /// The SVID that an entry gives to the holder of the key. It has the lifetime of the entry's X.509-SVID, as in SPIRE.
     pub fn for_entry(entry: &Entry, public_key: PublicKey, algorithm: JwsAlgorithm) -> Self {
         Self {
             spiffe_id: entry.spiffe_id.clone(),

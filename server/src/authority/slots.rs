@@ -47,7 +47,7 @@ pub(super) struct TokenIssuer {
 #[derive(Debug, Default)]
 pub(super) struct SlotPair {
     pub current: Option<Authority>,
-    /// What stands in the other slot, prepared or old.
+    /// What is in the other slot, prepared or old.
     pub next: Option<(Authority, Status)>,
 }
 
@@ -194,7 +194,7 @@ impl AuthorityManager {
             .generate_key(slot.key_id(kind), key_type)
             .await
             .map_err(|error| AuthorityError::internal("generate the key of an authority", error))?;
-        // What stood in the slot has lost its key.
+        // What was in the slot has lost its key.
         working.slots_mut(kind).next = None;
         self.publish(working);
 

@@ -1,4 +1,4 @@
-//! The authorities over time, with a store and a key manager that can be cut off at any call.
+//! The authorities over time, with a store and a key manager that can fail at any call.
 
 mod lifecycle;
 mod restarts;
@@ -305,22 +305,11 @@ fn token_request(audiences: &[&str]) -> JwtRequest {
 fn entry(change: impl FnOnce(&mut EntryParts)) -> Entry {
     let mut parts = EntryParts {
         id: "entry".to_owned(),
-        spiffe_id: id("/db"),
-        parent_id: id("/spire/agent/x"),
-        selectors: vec![Selector::new("unix", "uid:1").unwrap()],
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..EntryParts::new(
+            id("/db"),
+            id("/spire/agent/x"),
+            vec![Selector::new("unix", "uid:1").unwrap()],
+        )
     };
     change(&mut parts);
     Entry::check(parts, &trust_domain()).unwrap()

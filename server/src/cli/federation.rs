@@ -87,8 +87,7 @@ fn relationship_flags(command: Command) -> Command {
 
 pub async fn run(name: &str, matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
     match name {
-        "create" => create(matches, console).await,
-        "update" => update(matches, console).await,
+        "create" | "update" => change(name, matches, console).await,
         "list" => list(matches, console).await,
         "show" => show(matches, console).await,
         "delete" => delete(matches, console).await,
@@ -96,49 +95,45 @@ pub async fn run(name: &str, matches: &ArgMatches, console: &mut Console<'_>) ->
     }
 }
 
-async fn create(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
+async fn change(verb: &str, matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
     let wanted = relationships(matches, console)?;
+    let federation_relationships = wanted.clone();
     let mut client = super::client!(TrustDomainClient, matches, console);
-    let answer = client
-        .batch_create_federation_relationship(BatchCreateFederationRelationshipRequest {
-            federation_relationships: wanted.clone(),
-            output_mask: None,
-        })
-        .await
-        .map_err(|status| dial::status("request failed", &status))?
-        .into_inner();
-    if wants_json(matches) {
-        return console.message(
-            "spire.api.server.trustdomain.v1.BatchCreateFederationRelationshipResponse",
-            &answer,
-        );
+    // Both calls have messages of their own, which differ in their names alone.
+    macro_rules! call {
+        ($method:ident, $request:expr, $answer:literal) => {{
+            let answer = client.$method($request).await;
+            let answer = answer.map_err(|status| dial::status("request failed", &status))?;
+            let answer = answer.into_inner();
+            if wants_json(matches) {
+                return console.message($answer, &answer);
+            }
+            let results = answer.results.into_iter();
+            results
+                .map(|result| (result.status, result.federation_relationship))
+                .collect::<Vec<Outcome>>()
+        }};
     }
-    let results = answer.results.into_iter();
-    let results = results.map(|result| (result.status, result.federation_relationship));
-    print_results("create", results, wanted, console)
-}
-
-async fn update(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
-    let wanted = relationships(matches, console)?;
-    let mut client = super::client!(TrustDomainClient, matches, console);
-    let answer = client
-        .batch_update_federation_relationship(BatchUpdateFederationRelationshipRequest {
-            federation_relationships: wanted.clone(),
-            input_mask: None,
-            output_mask: None,
-        })
-        .await
-        .map_err(|status| dial::status("request failed", &status))?
-        .into_inner();
-    if wants_json(matches) {
-        return console.message(
-            "spire.api.server.trustdomain.v1.BatchUpdateFederationRelationshipResponse",
-            &answer,
-        );
-    }
-    let results = answer.results.into_iter();
-    let results = results.map(|result| (result.status, result.federation_relationship));
-    print_results("update", results, wanted, console)
+    let results = match verb {
+        "create" => call!(
+            batch_create_federation_relationship,
+            BatchCreateFederationRelationshipRequest {
+                federation_relationships,
+                output_mask: None,
+            },
+            "spire.api.server.trustdomain.v1.BatchCreateFederationRelationshipResponse"
+        ),
+        _ => call!(
+            batch_update_federation_relationship,
+            BatchUpdateFederationRelationshipRequest {
+                federation_relationships,
+                input_mask: None,
+                output_mask: None,
+            },
+            "spire.api.server.trustdomain.v1.BatchUpdateFederationRelationshipResponse"
+        ),
+    };
+    print_results(verb, results, wanted, console)
 }
 
 async fn list(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
@@ -291,12 +286,12 @@ type Outcome = (Option<types::Status>, Option<types::FederationRelationship>);
 /// What was done first, then what was not, as it was asked for.
 fn print_results(
     verb: &str,
-    results: impl Iterator<Item = Outcome>,
+    results: Vec<Outcome>,
     wanted: Vec<types::FederationRelationship>,
     console: &mut Console<'_>,
 ) -> anyhow::Result<()> {
     let mut failed = Vec::new();
-    for ((status, done), wanted) in results.zip(wanted) {
+    for ((status, done), wanted) in results.into_iter().zip(wanted) {
         let status = status.unwrap_or_default();
         if status.code != 0 {
             failed.push((status, wanted));

@@ -1,4 +1,4 @@
-//! `BundlePublisher "k8s_configmap"`: ConfigMaps that carry the bundle.
+//! `BundlePublisher "k8s_configmap"`: ConfigMaps that contain the bundle.
 
 use std::path::PathBuf;
 use std::str::FromStr;

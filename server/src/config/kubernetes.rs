@@ -25,9 +25,9 @@ pub struct KubernetesCluster {
     pub source: ClusterSource,
     /// Namespaces that rules pass over.
     pub ignored_namespaces: RegexSet,
-    /// The class of objects that are ours.
+    /// The class of the objects that this server uses.
     pub class_name: Option<String>,
-    /// Whether objects without a class are ours too.
+    /// Whether objects without a class are used too.
     pub watch_classless: bool,
     /// Template of the parent ID of a node's entries.
     pub parent_id_template: String,

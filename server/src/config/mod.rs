@@ -1,5 +1,5 @@
-//! The server's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags over the file,
-//! and out comes a [`Config`] that cannot be wrong. All mistakes are told at once.
+//! The server's configuration: SPIRE's keys in HCL, JSON or YAML, command-line flags override the file.
+//! The result is a checked [`Config`]. All mistakes are reported at once.
 
 mod authority;
 mod bundle_publisher;
@@ -93,7 +93,7 @@ pub struct RateLimits {
     pub signing: bool,
 }
 
-/// When expired nodes are forgotten.
+/// When expired nodes are deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PruneAgents {
     /// For how long they must have been expired.
@@ -128,7 +128,7 @@ impl Config {
         })
     }
 
-    /// Checks a text as if it were the file at `path`, whose ending tells the format.
+    /// Checks a text as if it were the file at `path`, whose extension is the format.
     ///
     /// # Errors
     /// All mistakes at once.

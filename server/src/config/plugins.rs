@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use finial_identity::settings::plugins::{enabled, exactly_one, not_served};
 use finial_identity::settings::{Plugin, Section};
 
 use super::Keys;
@@ -25,9 +26,7 @@ pub struct Plugins {
 
 /// Reads the block; `None` when something was reported.
 pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins> {
-    let stores = enabled(&plugins, "DataStore");
-    let managers = enabled(&plugins, "KeyManager");
-    let database = exactly_one(&plugins, "DataStore", stores).and_then(|(name, section)| {
+    let database = exactly_one(&plugins, "DataStore").and_then(|(name, section)| {
         if name == "sql" {
             read_sql(section, warnings)
         } else {
@@ -38,8 +37,8 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
             None
         }
     });
-    let keys = exactly_one(&plugins, "KeyManager", managers)
-        .and_then(|(name, section)| read_key_manager(&name, section));
+    let keys =
+        exactly_one(&plugins, "KeyManager").and_then(|(name, section)| read_key_manager(&name, section));
     let mut psat = Vec::new();
     for (name, section) in enabled(&plugins, "NodeAttestor") {
         match name.as_str() {
@@ -83,37 +82,6 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
         k8s_psat: psat,
         configmap_publishers,
     })
-}
-
-/// The blocks of a kind that are not switched off.
-fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
-    plugins
-        .labelled(kind)
-        .into_iter()
-        .filter(|(_, section)| section.bool("enabled").unwrap_or(true))
-        .collect()
-}
-
-fn exactly_one<'a>(
-    plugins: &Section<'a>,
-    kind: &str,
-    mut found: Vec<(String, Section<'a>)>,
-) -> Option<(String, Section<'a>)> {
-    if found.len() != 1 {
-        plugins.problem(
-            kind,
-            format!("exactly one {kind} is required, found {}", found.len()),
-        );
-        return None;
-    }
-    found.pop()
-}
-
-fn not_served(section: &Section<'_>, kind: &str, name: &str) {
-    section.problem(
-        "plugin_data",
-        format!("{kind} {name:?} is not served by this version"),
-    );
 }
 
 /// Reads a built-in plugin's own data, if it has any.
@@ -182,7 +150,7 @@ fn read_sql(section: Section<'_>, warnings: &mut Vec<String>) -> Option<PathBuf>
     })?
 }
 
-/// SPIRE takes a path or a `file:` URI with options; the options are the store's own business.
+/// SPIRE takes a path or a `file:` URI with options; the options are ignored.
 fn sqlite_path(connection: &str) -> Result<PathBuf, String> {
     let path = connection
         .strip_prefix("file://")

@@ -1,6 +1,6 @@
 //! Reads back what was signed and compares it with what was to be signed.
 //!
-//! The parser shares no code with the encoder: a fault in either shows here, before anything leaves.
+//! The parser shares no code with the encoder: a bug in either is found here, before anything is sent.
 
 use finial_identity::key::{KeyError, PublicKey, PublicKeyKind, X509SignatureAlgorithm};
 use thiserror::Error;
@@ -232,7 +232,7 @@ mod tests {
         signed_by.assemble(&tbs, &signed_by.signer().sign_x509(&tbs).unwrap())
     }
 
-    /// As if the signed part had been handed to the signer as it stands in the certificate.
+    /// As if the signed part had been handed to the signer as it is in the certificate.
     fn check(der: &[u8], profile: &X509Profile, signed_by: &SignedBy<'_>) -> Result<(), CheckError> {
         let (_, certificate) = X509Certificate::from_der(der).unwrap();
         check_certificate(der, certificate.tbs_certificate.as_ref(), profile, signed_by)

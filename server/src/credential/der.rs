@@ -1,8 +1,8 @@
 //! The few DER forms that a certificate needs.
 //!
 //! Written here because the certificate builder that is used for requests keeps one value per attribute type and encodes
-//! names anew: an issuer has to be repeated byte for byte (RFC 5280 §4.1.2.4), a configured subject may hold several
-//! organizations, and the subject's key is passed on as it came. A test compares the output with that builder's.
+//! names again: an issuer has to be repeated byte for byte (RFC 5280 §4.1.2.4), a configured subject may hold several
+//! organizations, and the subject's key is copied as it was received. A test compares the output with that builder's.
 
 use time::OffsetDateTime;
 

@@ -54,7 +54,7 @@ impl<'a> SignedBy<'a> {
     }
 }
 
-/// An X.509 authority that can sign: its certificate, the chain it hands out and its key.
+/// An X.509 authority that can sign: its certificate, the chain that is sent with what it signs, and its key.
 #[derive(Debug)]
 pub struct X509Issuer {
     certificate: Certificate,

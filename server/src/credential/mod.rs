@@ -1,8 +1,8 @@
-//! What is signed, and whether what was signed is right.
+//! The contents of certificates and tokens, and the check of what was signed.
 //!
 //! A profile is built from checked parts ([`profile`], [`jwt`]), encoded here ([`der`], [`name`], [`serial`]), signed by
 //! the authority and then read back by a parser that shares no code with the encoder ([`check`]). Nothing that differs
-//! from its profile leaves the process.
+//! from its profile is sent.
 
 mod check;
 mod der;

@@ -1,8 +1,8 @@
-//! Who may call which RPC, and from which rate-limit bucket the call is paid: one table for both
+//! Who may call which RPC, and which rate limit the call counts for: one table for both
 //! listeners. A method that has no row is denied.
 //!
-//! The table knows classes. Which class a caller is, is decided in `caller` with `api::standing`. What a caller who may
-//! call gets depends on what is stored, and is decided with it:
+//! The table has classes of callers. The class of a caller is found in `caller` with `api::standing`. What a caller who
+//! may call gets depends on what is stored, and is decided with it:
 //!
 //! | rule | where |
 //! |---|---|

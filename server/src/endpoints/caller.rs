@@ -1,5 +1,5 @@
 //! Which class of caller a call has, in SPIRE's order: anybody, local, `admin_ids`, admin entry,
-//! downstream entry, agent. The first that the method's row admits wins.
+//! downstream entry, agent. The first one that the method's row allows is used.
 
 use std::collections::HashSet;
 use std::sync::Arc;

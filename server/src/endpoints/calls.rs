@@ -1,4 +1,4 @@
-//! Calls as metrics and traces show them.
+//! Metrics and traces of calls.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
@@ -9,7 +9,7 @@ use tracing::{Span, field};
 use super::authorization;
 use crate::telemetry::{TRACE_TARGET, metrics};
 
-/// Begins to time a call. One of a method that nobody serves is not counted: anybody can make up names.
+/// Begins to time a call. One of an unknown method is not counted, because callers can invent names.
 pub fn start(method: &str) -> Option<CallTimer> {
     static NAMES: LazyLock<HashMap<&'static str, String>> = LazyLock::new(|| {
         let rows = authorization::table().iter();

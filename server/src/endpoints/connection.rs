@@ -1,4 +1,4 @@
-//! One HTTP/2 connection from its first byte to its last: limits, age, and an orderly end.
+//! One HTTP/2 connection: limits, maximum age, and graceful shutdown.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,8 +15,8 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::gate::Gate;
 use crate::api::call::Peer;
 
-/// How long a connection lives before it is told to go away, as SPIRE's; one with an open `Watch`
-/// lives on until that ends.
+/// How long a connection may be open before the client gets GOAWAY, as in SPIRE; one with an open `Watch`
+/// stays open until that ends.
 pub const MAX_AGE: Duration = Duration::from_secs(3 * 60);
 
 /// How long open calls may take to end once the server stops.
@@ -49,7 +49,7 @@ impl Connection {
         HeldOpen(Arc::clone(self))
     }
 
-    /// Completes once the connection has lived for `age` and nobody holds it open.
+    /// Completes when the connection has been open for `age` and no `Watch` holds it open.
     async fn is_old(&self, age: Duration) {
         sleep_until(Instant::now() + age).await;
         // The sender lives as long as self, so waiting cannot fail.
@@ -130,7 +130,7 @@ fn with_jitter(age: Duration) -> Duration {
     age.mul_f64(rand::rng().random_range(0.9..=1.1))
 }
 
-/// A stranger can do little more than attest; it gets by with few calls at once.
+/// A peer without an SVID can do little more than attest; a few calls at a time are enough for that.
 fn max_streams(peer: &Peer) -> u32 {
     if peer.is_stranger() {
         STRANGERS_STREAMS
@@ -139,7 +139,7 @@ fn max_streams(peer: &Peer) -> u32 {
     }
 }
 
-/// How long the calls of a connection that was told to go away may take, unless one is a `Watch`:
+/// How long the calls of a connection may take after GOAWAY, unless one is a `Watch`:
 /// longer than any unary call may.
 const LINGER: Duration = Duration::from_secs(90);
 

@@ -1,5 +1,5 @@
-//! What every call of both listeners passes before a service sees it, and what its answer passes on
-//! the way back.
+//! The checks of every call of both listeners before it reaches a service, and the processing of its
+//! answer.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -175,7 +175,7 @@ where
     }
 }
 
-/// An answer's body, that tells the audit log how the call ended.
+/// An answer's body, which reports the end of the call to the audit log.
 struct ObservedBody {
     body: Body,
     /// Completes when the call has taken too long.
@@ -314,7 +314,7 @@ fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
 
 const WATCH: &str = "/finial.server.sync.v1.Sync/Watch";
 const SYNC: &str = "/spire.api.server.entry.v1.Entry/SyncAuthorizedEntries";
-/// The method by which strangers become agents.
+/// The method by which nodes attest.
 pub const ATTEST: &str = "/spire.api.server.agent.v1.Agent/AttestAgent";
 
 const LONGEST: Duration = Duration::from_secs(60);

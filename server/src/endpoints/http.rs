@@ -2,7 +2,7 @@
 //!
 //! Health is 200 when healthy, 500 otherwise, with a JSON object of the subsystems. The ready path also answers
 //! 503 while the registry holds back the store's content. The live path does not: a supervisor would restart the
-//! server and so release it unseen.
+//! server, which would release the content without an operator's decision.
 
 use std::sync::Arc;
 
@@ -87,8 +87,8 @@ async fn ready(State(services): State<Arc<Services>>) -> Response {
     answer(services.health().await, services.unready(), sources(&services))
 }
 
-/// How the clusters stand from which entries are derived, and the refresh of foreign bundles. Their trouble makes nobody unhealthy: what is known
-/// stays in force, and a server that is restarted for it would know less.
+/// The state of the clusters from which entries are derived, and of the refresh of foreign bundles. Their failures do
+/// not make the server unhealthy: what is known stays in effect, and after a restart the server would know less.
 fn sources(services: &Services) -> Vec<(String, serde_json::Value)> {
     let now = services.clock.now();
     let clusters = services.registry.sources().into_iter().map(|(name, source)| {

@@ -105,7 +105,7 @@ impl Limits {
         }
     }
 
-    /// Takes the tokens, possibly below zero, and tells how long the caller must wait for them.
+    /// Takes the tokens, possibly below zero, and returns how long the caller must wait for them.
     fn reserve(&self, key: (Bucket, IpAddr), rate: f64, count: f64) -> Duration {
         let now = Instant::now();
         let mut levels = self.levels.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,6 +1,6 @@
-//! Where calls come in: the TLS listener and the private Unix socket. Each call passes the one
-//! [`gate`]: the table of [`authorization`] says who may, [`caller`] says who it is, [`limits`] how
-//! often, [`audit`] keeps what was done; then the service in `api` answers.
+//! The TLS listener and the private Unix socket. Each call passes the one [`gate`]: the table of [`authorization`] says
+//! which callers are allowed, [`caller`] identifies the caller, [`limits`] says how often it may call, [`audit`] logs
+//! the call; then the service in `api` answers.
 
 pub mod audit;
 pub mod authorization;

@@ -1,4 +1,4 @@
-//! Peers without an SVID: how many connections each address may have, and how much each call may say.
+//! Peers without an SVID: how many connections each address may have, and how much each call may send.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

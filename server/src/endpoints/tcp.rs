@@ -52,10 +52,10 @@ impl TcpEndpoint {
         }
     }
 
-    /// Serves until told to stop.
+    /// Serves until `stop`.
     ///
     /// # Errors
-    /// None: a connection's trouble ends that connection.
+    /// None: a failure of a connection ends only that connection.
     pub async fn run(self, stop: Stop) -> Result<(), Infallible> {
         let acceptor = TlsAcceptor::from(self.tls);
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));

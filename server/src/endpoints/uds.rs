@@ -1,4 +1,4 @@
-//! The private Unix socket: whoever may open it is a local caller.
+//! The private Unix socket: every process that may open it is a local caller.
 
 use std::convert::Infallible;
 use std::path::Path;
@@ -41,10 +41,10 @@ impl UdsEndpoint {
         self.socket.path()
     }
 
-    /// Serves until told to stop.
+    /// Serves until `stop`.
     ///
     /// # Errors
-    /// None: a connection's trouble ends that connection.
+    /// None: a failure of a connection ends only that connection.
     pub async fn run(self, stop: Stop) -> Result<(), Infallible> {
         let mut connections = JoinSet::new();
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));

@@ -1,5 +1,5 @@
-//! The bundle endpoint: the own bundle for whoever asks over HTTPS (SPIFFE Federation §5.2). GET of `/` alone, no client
-//! is authenticated.
+//! The bundle endpoint: serves the own bundle over HTTPS (SPIFFE Federation §5.2). Only GET of `/`; clients
+//! are not authenticated.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;

@@ -1,5 +1,5 @@
 //! A document over HTTPS from a bundle endpoint (SPIFFE Federation §5.2): one GET, redirects to other valid endpoints
-//! followed and none remembered, everything bounded in size and time.
+//! followed and not remembered, everything limited in size and time.
 
 use std::io;
 use std::net::SocketAddr;
@@ -50,7 +50,7 @@ pub enum FetchError {
         /// What the system said.
         cause: io::Error,
     },
-    /// The endpoint is not who it should be, or speaks no TLS.
+    /// The endpoint has the wrong identity, or does not use TLS.
     #[error("authenticate {endpoint}: {cause}")]
     Tls {
         /// Host and port.

@@ -1,4 +1,4 @@
-//! Whether a bundle that was fetched takes the place of the stored one. Pure.
+//! Whether a fetched bundle replaces the stored one. Pure.
 
 use std::collections::BTreeSet;
 
@@ -99,7 +99,7 @@ fn count(bundle: &Bundle, key_use: KeyUse) -> usize {
 
 /// Whether a bundle may take the place of the stored one.
 ///
-/// An empty one revokes everything (SPIFFE Trust Domain and Bundle §4.1.3): it is believed only if its sequence number
+/// An empty one revokes everything (SPIFFE Trust Domain and Bundle §4.1.3): it is accepted only if its sequence number
 /// says that it follows the stored one.
 ///
 /// # Errors

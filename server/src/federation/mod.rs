@@ -1,8 +1,8 @@
-//! Bundles of foreign trust domains, kept fresh (SPIFFE Federation).
+//! Fetches bundles of foreign trust domains regularly (SPIFFE Federation).
 //!
 //! [`sources`] merges what the configuration, operators and objects declare; [`Federation`] has one `refresher` for
-//! each trust domain, which by `schedule` asks the endpoint (`fetch`), lets `judge` compare the answer with the
-//! stored bundle, and stores it. [`endpoint`] serves the own bundle to others.
+//! each trust domain, which calls the endpoint (`fetch`) at the times of `schedule`, lets `judge` compare the answer
+//! with the stored bundle, and stores it. [`endpoint`] serves the own bundle to others.
 
 pub mod endpoint;
 mod fetch;
@@ -99,7 +99,7 @@ impl Federation {
     /// Refreshes bundles until `stop`.
     ///
     /// # Errors
-    /// None: trouble with the store is tried again.
+    /// None: failed accesses to the store are tried again.
     pub async fn run(self: Arc<Self>, stop: Stop) -> Result<(), Infallible> {
         self.turn.lock().await.is_stopped = false;
         let mut declared = self.parts.declared.clone();
@@ -127,7 +127,7 @@ impl Federation {
     /// Takes in what is declared now: begins to refresh what is new or different, and stops the rest.
     ///
     /// # Errors
-    /// [`StoreError`]; then everything goes on as it was.
+    /// [`StoreError`]; then everything continues as it was.
     pub async fn reload(&self) -> Result<(), StoreError> {
         let mut turn = self.turn.lock().await;
         if turn.is_stopped {
@@ -170,7 +170,7 @@ impl Federation {
     /// # Errors
     /// As [`Federation::reload`].
     pub async fn changed(&self, trust_domains: &[TrustDomain]) -> Result<(), StoreError> {
-        // Those that begin now are due at once without a wish.
+        // Those that begin now are due at once without a request.
         let concerned: Vec<Arc<Refresher>> = self
             .running()
             .values()

@@ -1,4 +1,4 @@
-//! Keeps the bundle of one trust domain fresh.
+//! Refreshes the bundle of one trust domain.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,7 +20,7 @@ use crate::store::{StoreError, update_bundle};
 use crate::telemetry::metrics;
 
 /// A bundle that changes more often than this is stored no more often: each change goes to every workload that follows
-/// the trust domain. Nobody whose wish a refresh is waits for it.
+/// the trust domain. A refresh on request is not delayed by it.
 const CHANGES_EVERY: Duration = Duration::from_secs(60);
 
 /// Why a bundle was not refreshed. The stored one stays as it was.
@@ -76,7 +76,7 @@ enum Change {
 #[derive(Clone, Copy, Debug)]
 struct Due {
     at: Instant,
-    /// Somebody wished for it since the last one began.
+    /// One was requested since the last one began.
     is_wish: bool,
 }
 
@@ -87,7 +87,7 @@ struct Course {
     failures: u32,
     /// When a changed bundle was stored last.
     stored_at: Option<Instant>,
-    /// The keys that could not be used, as the log was told last.
+    /// The unusable keys that were logged last.
     left_out: Vec<Skipped>,
 }
 
@@ -157,13 +157,13 @@ impl Refresher {
         self.has_ended.store(true, Ordering::SeqCst);
     }
 
-    /// Refreshes now, because somebody wishes it.
+    /// Refreshes now, on request.
     pub(super) async fn refresh(&self) -> Result<(), RefreshError> {
         let mut course = self.course.lock().await;
         self.refresh_once(&mut course, true).await
     }
 
-    /// Not where somebody's wish was faster.
+    /// Not if a requested refresh was faster.
     async fn refresh_if_due(&self) {
         let mut course = self.course.lock().await;
         let Due { at, is_wish } = *self.due.borrow();
@@ -173,7 +173,7 @@ impl Refresher {
         }
     }
 
-    /// Settles when it is due next. What somebody wishes for is stored however often it changes.
+    /// Computes when it is due next. A bundle from a requested refresh is stored without the limit of once a minute.
     async fn refresh_once(&self, course: &mut Course, is_wish: bool) -> Result<(), RefreshError> {
         self.due.send_if_modified(|due| {
             due.is_wish = false;
@@ -199,7 +199,7 @@ impl Refresher {
         {
             delay = delay.min(*time);
         }
-        // A wish of the meantime is for what is there now.
+        // A request that came meanwhile is for the present state.
         self.due.send_if_modified(|due| {
             if !due.is_wish {
                 due.at = Instant::now() + delay;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use finial_identity::bundle::Bundle;
 
-/// A hint below this counts as this, as in SPIRE: nobody is asked more often than every [`SHORTEST`]` / `[`ASKED`].
+/// A hint below this counts as this, as in SPIRE: no endpoint is called more often than every [`SHORTEST`]` / `[`ASKED`].
 const SHORTEST: Duration = Duration::from_secs(60);
 /// So many times a bundle is asked for within the time of its hint, as in SPIRE, so that one that cannot be had once
 /// or twice is not late. (A hint may be undercut: SPIFFE Trust Domain and Bundle §4.1.2.)

@@ -1,4 +1,4 @@
-//! The bundles that objects give to start from.
+//! The initial bundles in objects (`trustDomainBundle`).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

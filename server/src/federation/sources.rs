@@ -1,4 +1,4 @@
-//! Who declares which relationship, and which of several counts. Pure.
+//! Who declares which relationship, and which of several is used. Pure.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Foreign trust domains for tests: their authorities, and endpoints that answer as they are told.
+//! Foreign trust domains for tests: their authorities, and endpoints whose answers the test decides.
 #![allow(clippy::disallowed_methods)] // The endpoint runs beside the test that asks it.
 
 use std::collections::BTreeMap;

@@ -246,7 +246,7 @@ async fn an_endpoint_of_another_trust_domain_is_authenticated_by_that_ones_bundl
 async fn a_bundle_that_an_operator_sets_counts_until_the_next_refresh() {
     let (world, authority, endpoint) = self_serving().await;
     assert_eq!(world.refresh().await, "");
-    // The peer lost its state and counts anew.
+    // The peer lost its state and counts again.
     endpoint.serve(&authority.bundle(2));
     assert!(world.refresh().await.contains("older"));
     world.store.put_bundle(authority.bundle(0)).await.unwrap();
@@ -295,7 +295,7 @@ async fn a_relationship_that_ends_is_refreshed_no_more_and_its_bundle_stays() {
     assert!(world.federation.states().borrow().is_empty());
     assert_eq!(sequence(&world.held().await), 5);
     let asked = endpoint.paths().len();
-    // A task that still ran would be due: it was created anew and asks at once.
+    // A task that still ran would be due: it was created again and asks at once.
     let relationship = spiffe(&endpoint.url("/"), "spiffe://a.test/spire/server");
     world.create(relationship, None).await;
     world

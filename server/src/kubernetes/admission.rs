@@ -1,5 +1,5 @@
-//! What an object must obey before it counts: the rules of the schema in CEL once more, because old
-//! API servers do not run them, and what no schema can say. A webhook is not needed: the outcome stands in
+//! Validation of an object before it is used: the rules of the schema in CEL once more, because old
+//! API servers do not run them, and rules that a schema cannot express. A webhook is not needed: the result is in
 //! the object's status.
 
 use finial_identity::bundle::{Bundle, BundleError, MAX_FOREIGN_DOCUMENT_BYTES};
@@ -40,7 +40,7 @@ pub struct Rule {
     pub spiffe_id: Template,
     /// DNS names, in this order.
     pub dns_names: Vec<Template>,
-    /// Selectors beside the pod's uid.
+    /// Selectors in addition to the pod's uid.
     pub selectors: Vec<Template>,
     /// Whether the names of the pod's services are added.
     pub adds_services: bool,

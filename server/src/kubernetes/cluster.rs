@@ -1,4 +1,4 @@
-//! The task of one cluster: news in, entries out.
+//! The task of one cluster: takes changes from the watches and publishes entries.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::convert::Infallible;
@@ -23,9 +23,9 @@ use super::watch::{Kind, News, Watches};
 use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
 
-/// How often everything is derived anew and compared.
+/// How often everything is derived again and compared.
 const COMPARE_EVERY: Duration = Duration::from_secs(5 * 60);
-/// How many news are taken in before a pass.
+/// How many changes are processed before a pass.
 const BATCH: usize = 4096;
 /// How long changes of the store are collected before masking is looked at again.
 const STORE_DELAY: Duration = Duration::from_millis(200);
@@ -44,7 +44,7 @@ pub(super) struct Cluster {
     orphans: Orphans,
     questions: mpsc::Receiver<PodQuestion>,
     times: Times,
-    /// When the API server last told anything about pods, and when it listed them all.
+    /// When the API server last sent an event about pods, and when it listed them all.
     pods_heard_at: Option<OffsetDateTime>,
     pods_listed_at: Option<OffsetDateTime>,
 }
@@ -74,7 +74,7 @@ impl Cluster {
         }
     }
 
-    /// Takes in news until `stop`. Nothing is published before all kinds were listed once.
+    /// Processes changes until `stop`. Nothing is published before all kinds were listed once.
     pub(super) async fn run(
         mut self,
         mut watches: Watches,
@@ -260,7 +260,7 @@ impl Cluster {
         }
     }
 
-    /// Says which relationships are declared, and what became of each.
+    /// Publishes which relationships are declared, and the state of each.
     fn publish_federations(&mut self, outbox: Option<&Outbox>) {
         if !self.synced.contains(&Kind::Federations) {
             return;
@@ -282,7 +282,7 @@ impl Cluster {
     }
 
     /// The agent that the node's object so far stands for, as `k8s_psat` names it, when that object is gone: deleted, or
-    /// made anew under its name. What runs on the machine then has the parent of nothing.
+    /// made again under its name. What runs on the machine then has the parent of nothing.
     fn orphan(&self, name: &str, now: Option<&Node>) -> Option<SpiffeId> {
         let before = self.deriver.objects().node(name)?.metadata.uid.as_deref()?;
         if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
@@ -307,7 +307,7 @@ impl Cluster {
         }
     }
 
-    /// Looks for agents whose nodes went while nobody watched, or that could not be evicted.
+    /// Looks for agents whose nodes were deleted while there was no watch, or that could not be evicted.
     fn look_for_orphans(&mut self) {
         let nodes: HashSet<&str> = self
             .deriver
@@ -328,7 +328,7 @@ impl Cluster {
         self.orphans.look(without_node.collect());
     }
 
-    /// Derives everything anew. A difference is a fault of ours: it is told, and what is new counts.
+    /// Derives everything again. A difference is a bug: it is logged, and the new result is used.
     fn compare(&mut self) {
         if !self.source.is_settled {
             return;

@@ -1,5 +1,5 @@
-//! Applies the definitions of our kinds at start where the cluster's are missing or older: a package manager
-//! that installs them once never updates them.
+//! Applies the custom resource definitions of the three kinds at start if the cluster's are missing or older: Helm
+//! installs them once and never updates them.
 
 use std::convert::Infallible;
 use std::time::Duration;

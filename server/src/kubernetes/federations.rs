@@ -1,5 +1,5 @@
-//! `ClusterFederatedTrustDomain`: which relationships are declared, and what became of each. The older object wins;
-//! what the configuration or an operator says of a trust domain counts before any object.
+//! `ClusterFederatedTrustDomain`: which relationships are declared, and the state of each. The older object is used;
+//! the configuration and relationships of operators take precedence over objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use super::admission;
 use super::derive::Settings;
 use super::resources::{ClusterFederatedTrustDomain, ClusterFederatedTrustDomainStatus};
 
-/// A later fetch alone is told so long after the one before, so that statuses are not written with each.
+/// A status in which only the time of the fetch is new is written after this time, so that statuses are not written with each.
 const TELL_FETCHES_EVERY: Duration = Duration::minutes(5);
 
 /// Whether a relationship is in force: a word and a text if it is not; the bundle; and the generation described.

@@ -1,4 +1,4 @@
-//! Static entries and federation relationships from files in place of a cluster: `static_manifest_path`.
+//! Static entries and federation relationships from files instead of a cluster: `static_manifest_path`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -1,9 +1,9 @@
 //! Entries and federation relationships that operators declare as objects in Kubernetes: watches -> facts -> [`derive`]
-//! -> registry, and `federations` -> whoever fetches bundles.
+//! -> registry, and `federations` -> the federation module, which fetches bundles.
 //!
-//! Each cluster of the configuration has its own watches ([`watch`]), whose news the cluster's one task
-//! ([`cluster`]) gives to the pure derivation and publishes to the registry, at once and in memory only.
-//! What became of each object goes back into its status ([`outbox`]).
+//! Each cluster of the configuration has its own watches ([`watch`]). The cluster's one task ([`cluster`]) passes their
+//! changes to the pure derivation and publishes the result to the registry, at once and in memory only. The result for
+//! each object is written to its status ([`outbox`]).
 
 pub mod admission;
 mod cluster;
@@ -91,7 +91,7 @@ pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTempla
     }
 }
 
-/// Where federation relationships go that objects declare, and what became of them.
+/// Where the federation relationships of objects are published, and their state.
 #[derive(Clone, Debug)]
 pub struct Declarations {
     /// What each cluster declares.
@@ -230,7 +230,7 @@ pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result
         Some(path) => {
             let read = Kubeconfig::read_from(path).map_err(|error| {
                 failed(match error {
-                    // The reader's text would show the lines, and tokens stand in them.
+                    // The reader's text would show the lines, and tokens are in them.
                     KubeconfigError::Parse(_) => format!("kubeconfig is malformed: {}", path.display()),
                     other => other.to_string(),
                 })

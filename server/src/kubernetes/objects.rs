@@ -1,5 +1,5 @@
-//! Kubernetes' own objects with as much of them as rules, templates and operators ask for. The rest of an object,
-//! most of it, is never held.
+//! Kubernetes' own objects with the fields that rules, templates and operators need. The rest of an object,
+//! most of it, is not kept in memory.
 //!
 //! Names in JSON and meaning are those of the API's versions `v1` and `discovery.k8s.io/v1`.
 
@@ -200,7 +200,7 @@ pub struct EndpointSlice {
     pub endpoints: Option<Vec<Endpoint>>,
 }
 
-/// All pods behind a service, as API servers before 1.21 tell of them. The object has the service's name.
+/// All pods behind a service, as API servers before 1.21 list them. The object has the service's name.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct Endpoints {
     /// The pods by their ports.
@@ -228,7 +228,7 @@ pub struct Endpoint {
 /// Which pod.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 pub struct TargetRef {
-    /// Its name, in the namespace of the object that tells.
+    /// Its name, in the namespace of the object that lists it.
     pub name: Option<String>,
     /// Its UID.
     pub uid: Option<String>,

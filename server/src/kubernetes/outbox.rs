@@ -1,5 +1,5 @@
-//! What goes back to the cluster: statuses of objects, where they changed, and Events on pods that something is
-//! wrong with. What is newer replaces what waits; a write that fails is tried again.
+//! Writes to the cluster: changed statuses of objects, and Events on pods with problems.
+//! A newer write replaces a waiting one; a failed write is tried again.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;

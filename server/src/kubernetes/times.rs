@@ -1,4 +1,4 @@
-//! When this server saw what of a pod, for operators. About 80 bytes a pod.
+//! When this server saw each step of a pod, for operators. About 80 bytes for each pod.
 
 use std::collections::HashMap;
 

@@ -1,5 +1,5 @@
-//! The registry's state and how changes move it: entries, nodes, bundles, and what each watching
-//! agent must hear of them. Pure: changes come in order, nothing here waits.
+//! The registry's state and how changes update it: entries, nodes, bundles, and what must be sent to each
+//! watching agent. Pure: changes come in order, nothing here waits.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -44,7 +44,7 @@ struct Batch {
     changed: HashSet<Slot>,
     /// Ids of entries that are gone, by their slots.
     gone: HashMap<Slot, String>,
-    /// Watches whose sets must be computed anew.
+    /// Watches whose sets must be computed again.
     recompute: BTreeSet<WatchNumber>,
     /// Watches that have something to send.
     wake: BTreeSet<WatchNumber>,
@@ -146,7 +146,7 @@ impl Core {
         (row >= FIRST_DERIVED_ROW).then_some(row)
     }
 
-    /// Takes over what was loaded anew. Watches stay open and hear what differs for them.
+    /// Replaces the state by what was loaded again. Watches stay open and get the differences.
     pub(super) fn replace(&mut self, mut loaded: Self) {
         for (row, slot) in self.index.after(FIRST_DERIVED_ROW) {
             let entry = self.index.entry(slot);
@@ -194,8 +194,8 @@ impl Core {
         self.applied = revision;
     }
 
-    /// Opens a watch for a node. One that holds what it should hears nothing, one whose cursor is
-    /// known hears what changed since, any other gets a snapshot.
+    /// Opens a watch for a node. An agent whose set is current gets nothing, one whose cursor is
+    /// known gets the changes since then, any other gets a snapshot.
     pub(super) fn watch(
         &mut self,
         agent: &AgentRecord,
@@ -220,7 +220,7 @@ impl Core {
         self.watchers.open(&agent.id, serial, &agent.selectors, state)
     }
 
-    /// The ids that changed for an agent since a cursor, if that can be told.
+    /// The ids that changed for an agent since a cursor, if they are known.
     fn changed_since(&self, agent: &SpiffeId, cursor: Cursor) -> Option<HashMap<String, Option<Slot>>> {
         let logged = self.recent.since(cursor)?;
         let logged: Vec<&Logged> = logged.collect();
@@ -385,7 +385,7 @@ impl Core {
         });
     }
 
-    /// Changes a watch's state, unless it is computed anew anyway.
+    /// Changes a watch's state, unless it is computed again anyway.
     fn tell(
         &self,
         batch: &mut Batch,
@@ -436,7 +436,7 @@ impl Core {
         }
     }
 
-    /// Computes what must be computed anew, wakes the watches, and frees what was kept for both.
+    /// Computes what must be computed again, wakes the watches, and frees what was kept for both.
     fn finish(&mut self, mut batch: Batch) {
         let mut digests: HashMap<Slot, u128> = HashMap::new();
         for number in &batch.recompute {

@@ -1,4 +1,4 @@
-//! Where an agent's set stands, and the latest changes by which an agent that was away catches up.
+//! The position of an agent's set, and the latest changes, with which an agent that was disconnected can catch up.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -62,7 +62,7 @@ impl fmt::Display for Cursor {
     }
 }
 
-/// What a change means for an agent that was away.
+/// What a change means for an agent that could not be reached.
 #[derive(Clone, Debug)]
 pub(super) enum Logged {
     /// An entry with nothing below it changed or went.

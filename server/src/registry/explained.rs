@@ -1,4 +1,4 @@
-//! What a source of derived entries tells an operator about one pod. The source's own task answers, so that the
+//! What a source of derived entries reports to an operator about one pod. The source's own task answers, so that the
 //! answer is of one moment; questions reach it through the registry.
 
 use std::collections::BTreeMap;
@@ -44,7 +44,7 @@ pub enum AskError {
 /// What a source knows about a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodReport {
-    /// When the API server last told anything about pods.
+    /// When the API server last sent an event about pods.
     pub heard_at: Option<OffsetDateTime>,
     /// When all pods were last listed.
     pub listed_at: Option<OffsetDateTime>,
@@ -133,7 +133,7 @@ pub enum RuleOutcome {
     NearlyMatches(LabelDifference),
     /// It does not select the pod, for this reason among others.
     DoesNotMatch(String),
-    /// It is of this class, which is not ours.
+    /// It has this class, which is not the one of this server.
     OtherClass(String),
 }
 

@@ -1,7 +1,7 @@
 //! One agent's feed: what a Watch stream sends.
 //!
-//! A feed takes what waits for its agent when it is asked for it, so many changes between two asks
-//! become one delta, and a slow stream delays nobody else.
+//! A feed reads the pending changes of its agent when the stream polls it, so many changes between two polls
+//! become one delta, and a slow stream does not delay others.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,7 +34,7 @@ pub enum SubscribeError {
     /// The agent may not watch.
     #[error("agent may not watch: {0:?}")]
     Agent(AgentGone),
-    /// It cannot be told whether it may.
+    /// It cannot be found out whether it may.
     #[error(transparent)]
     Registry(#[from] RegistryError),
 }

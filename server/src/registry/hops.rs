@@ -1,5 +1,5 @@
-//! When an entry went which way: derived, sent to an agent, an SVID signed for it. For operators; in memory, forgotten
-//! with the process. About 100 bytes for each derived entry.
+//! When each step of an entry happened: derived, sent to an agent, an SVID signed for it. For operators; only in
+//! memory. About 100 bytes for each derived entry.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -26,7 +26,7 @@ const MAX_POLLING: usize = 16_384;
 pub struct Hop {
     /// When it was derived as it is now.
     pub derived_at: Option<OffsetDateTime>,
-    /// Whether it was derived when its source was first taken in: what was before is not known.
+    /// Whether it was derived when its source was first read: earlier times are not known.
     pub is_from_before: bool,
     /// When it was pushed to the agent, or fetched by it, as it is now.
     pub sent_at: Option<OffsetDateTime>,
@@ -156,7 +156,7 @@ fn at(milliseconds: i64) -> Option<OffsetDateTime> {
 }
 
 impl Registry {
-    /// Says that entries were derived when their source was first taken in.
+    /// Records that entries were derived when their source was first read.
     pub fn note_from_before(&self, entries: &[Derived]) {
         let mut hops = self.hops();
         for Derived { entry, .. } in entries {

@@ -1,4 +1,4 @@
-//! Texts kept once and known by number, for as long as somebody uses them.
+//! Strings that are stored once and referenced by number, as long as they are used.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -20,7 +20,7 @@ struct Interned {
 }
 
 impl Interner {
-    /// The number of a text, if somebody uses it.
+    /// The number of a text, if it is in use.
     pub(super) fn find(&self, text: &str) -> Option<u32> {
         let hash = self.hasher.hash_one(text);
         self.numbers
@@ -61,7 +61,7 @@ impl Interner {
         number
     }
 
-    /// Counts one use less; the number of a text that nobody uses is given to another.
+    /// Counts one use less; the number of an unused text is given to another one.
     pub(super) fn release(&mut self, number: u32) {
         let interned = &mut self.texts[number as usize];
         interned.uses -= 1;

@@ -2,9 +2,9 @@
 //! exactly the agents that it concerns.
 //!
 //! `store` commits -> `tail` applies the change to `core`, in order -> `feed` wakes the watches of the
-//! agents that it touches. `index`, `authorized`, `watchers` and `core` are pure.
+//! agents that it affects. `index`, `authorized`, `watchers` and `core` are pure.
 //!
-//! A refusal is never decided from memory alone: what asks for one catches up with the store first.
+//! A refusal is never decided from memory alone: before a refusal the registry catches up with the store.
 
 mod authorized;
 mod core;
@@ -147,7 +147,7 @@ impl Registry {
         self.found_or_caught_up(|core| core.agents.get(id).cloned()).await
     }
 
-    /// Forgets a node whose machine is gone, so that its streams end and what runs in its place attests as what it is.
+    /// Deletes a node whose machine was removed, so that its streams end and a new machine in its place attests again.
     /// One that is banned stays so. Says whether there was one.
     ///
     /// # Errors

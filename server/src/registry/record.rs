@@ -55,7 +55,7 @@ mod flag {
     pub(super) const JTI: u8 = 1 << 4;
 }
 
-/// The fields of a record beside its IDs and selectors.
+/// The fields of a record without its IDs and selectors.
 #[derive(Debug)]
 pub(super) struct Fields<'r> {
     pub(super) x509_svid_ttl: i32,

@@ -1,4 +1,4 @@
-//! Slots in the order of their rows, in runs of some hundreds: a tree of single rows would cost
+//! Slots in the order of their rows, in blocks of some hundreds: a tree of single rows would need
 //! several times as much memory.
 
 use std::collections::BTreeMap;

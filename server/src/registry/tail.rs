@@ -1,7 +1,7 @@
-//! Following the store: every change in the order of revisions, each once.
+//! Reads changes from the store: all of them, in the order of revisions, each once.
 //!
-//! A history that does not continue ours (a restored backup, a stale replica) is held back: memory
-//! stays as it is and refuses to refuse, until [`Registry::release`], which an operator asks for, or a restart.
+//! A history that does not continue the one in memory (a restored backup, a stale replica) is held back: memory
+//! does not change and no request is refused because of it, until an operator calls [`Registry::release`], or a restart.
 
 use std::collections::HashSet;
 use std::convert::Infallible;
@@ -78,7 +78,7 @@ impl Registry {
     /// Follows the store and deletes expired entries until `stop`.
     ///
     /// # Errors
-    /// None; trouble is logged, shown by [`Registry::following`] and tried again.
+    /// None; failures are logged, shown by [`Registry::following`] and tried again.
     pub async fn run(self: Arc<Self>, stop: Stop) -> Result<(), Infallible> {
         let mut committed = self.store.committed();
         let mut prune = interval_at(Instant::now() + PRUNE_INTERVAL, PRUNE_INTERVAL);
@@ -200,7 +200,7 @@ impl Registry {
         Ok(())
     }
 
-    /// Loads all anew because the log no longer reaches back to us.
+    /// Loads all again because the log no longer reaches back to us.
     async fn reload(&self, applied: Revision) -> Result<(), RegistryError> {
         let loaded = load(&*self.store, &self.trust_domain).await?;
         let (held, lost) = self.lost(&loaded);

@@ -1,7 +1,7 @@
-//! The agents that watch, what each was offered, and which of them an entry concerns.
+//! The agents with an open watch, what was sent to each, and which of them an entry affects.
 //!
-//! Only an agent with an open watch has state here. What it was not yet sent is kept as a short list
-//! of ids; when that grows too long, a snapshot takes its place, so a slow agent costs no memory.
+//! Only an agent with an open watch has state here. Changes that were not sent yet are kept as a short list
+//! of ids; when it grows too long, a snapshot replaces it, so the memory for a slow agent is limited.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

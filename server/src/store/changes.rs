@@ -1,4 +1,4 @@
-//! Revisions and the changes that carry them.
+//! Revisions and their changes.
 
 use std::fmt;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! A store that counts and times what is asked of another one (`datastore_<object>_<operation>`).
+//! A store that counts and times the calls to another one (`datastore_<object>_<operation>`).
 
 use std::future::Future;
 use std::sync::Arc;

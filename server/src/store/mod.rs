@@ -1,9 +1,9 @@
-//! What the server remembers: registration entries, attested nodes, bundles, federation relationships, join
+//! Persistent data of the server: registration entries, attested nodes, bundles, federation relationships, join
 //! tokens and journals, behind one small trait per aggregate.
 //!
 //! Every change of an entry, a node or a bundle gets the next [`Revision`] in the
-//! same transaction, so that the order of commits is the order of revisions, without gaps. Whoever
-//! keeps a copy in memory tails [`ChangeLog::changes_since`] and is woken by
+//! same transaction, so that the order of commits is the order of revisions, without gaps. Code that
+//! keeps a copy in memory reads [`ChangeLog::changes_since`] and is woken by
 //! [`ChangeLog::committed`]. A mutating call returns after its commit is durable.
 
 mod changes;
@@ -57,7 +57,7 @@ pub type EntryPatch = Box<dyn FnOnce(EntryParts) -> EntryParts + Send>;
 #[async_trait]
 pub trait EntryStore: Send + Sync + Debug {
     /// Creates entries one by one, with revision number 0 and the present as creation time. The
-    /// answers stand in the order of the entries; one that is refused does not touch the others.
+    /// answers are in the order of the entries; one that is refused does not touch the others.
     ///
     /// # Errors
     /// [`StoreError`]; then none was created.
@@ -260,7 +260,7 @@ pub trait BundleStore: Send + Sync + Debug {
         edit: BundleEdit,
     ) -> Result<Option<StoredBundle>, StoreError>;
 
-    /// Deletes a federated bundle; `mode` says what becomes of the entries that name it.
+    /// Deletes a federated bundle; `mode` says what happens to the entries that name it.
     ///
     /// # Errors
     /// [`StoreError`].
@@ -299,7 +299,7 @@ where
 /// Changes a stored relationship; its trust domain stays whatever the function does to it.
 pub type RelationshipPatch = Box<dyn FnOnce(Relationship) -> Relationship + Send>;
 
-/// Federation relationships that operators made through the API. They are no changes that the log tells.
+/// Federation relationships that operators made through the API. Their changes are not in the log of changes.
 #[async_trait]
 pub trait RelationshipStore: Send + Sync + Debug {
     /// The relationship with a trust domain.

@@ -1,4 +1,4 @@
-//! What stores take and give.
+//! The records of stores.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use finial_identity::federation::Relationship;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 
-/// An entry and the row that it has for as long as it lives. Rows grow and are never given again,
+/// An entry and its row, which never changes. Rows grow and are never used again,
 /// so that a row is a stable page token.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StoredEntry {
@@ -18,7 +18,7 @@ pub struct StoredEntry {
     pub entry: Arc<Entry>,
 }
 
-/// What became of an entry that was to be created.
+/// The result of creating an entry.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EntryCreated {
     /// It is stored.
@@ -31,7 +31,7 @@ pub enum EntryCreated {
     MissingBundle(TrustDomain),
 }
 
-/// What became of an update.
+/// The result of an update.
 #[derive(Clone, Debug, PartialEq)]
 pub enum EntryUpdated {
     /// The entry as it is now.
@@ -88,7 +88,7 @@ pub struct StoredAgent {
     pub agent: Arc<AgentRecord>,
 }
 
-/// What became of an attestation.
+/// The result of an attestation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AgentPut {
     /// The node as it is now.
@@ -115,7 +115,7 @@ pub struct StoredRelationship {
     pub relationship: Relationship,
 }
 
-/// What becomes of the entries that federate with a trust domain whose bundle is deleted.
+/// What happens to the entries that federate with a trust domain whose bundle is deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BundleDeleteMode {
     /// They keep the bundle from being deleted.
@@ -126,7 +126,7 @@ pub enum BundleDeleteMode {
     Dissociate,
 }
 
-/// What became of a bundle that was to be deleted.
+/// The result of deleting a bundle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BundleDeleted {
     /// It is gone; so many entries were deleted or changed with it.

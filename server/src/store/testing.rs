@@ -15,27 +15,10 @@ pub(crate) fn id(path: &str) -> SpiffeId {
 }
 
 pub(crate) fn entry(entry_id: &str, spiffe: &str, parent: &str, selectors: &[&str]) -> Entry {
+    let selectors = selectors.iter().map(|text| Selector::parse(text).unwrap());
     let parts = EntryParts {
         id: entry_id.to_owned(),
-        spiffe_id: id(spiffe),
-        parent_id: id(parent),
-        selectors: selectors
-            .iter()
-            .map(|text| Selector::parse(text).unwrap())
-            .collect(),
-        x509_svid_ttl: 0,
-        jwt_svid_ttl: 0,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        expires_at: 0,
-        dns_names: Vec::new(),
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 0,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
+        ..EntryParts::new(id(spiffe), id(parent), selectors.collect())
     };
     Entry::check(parts, &domain()).unwrap()
 }

@@ -1,4 +1,4 @@
-//! What operators watch the server by: logs, metrics, traces. Every module may use it.
+//! Logs, metrics and traces of the server. Every module may use it.
 
 mod names;
 

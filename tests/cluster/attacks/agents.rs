@@ -1,4 +1,4 @@
-//! Attacks on the server: with a token that an agent showed, and with an agent's identity for what is another node's.
+//! Attacks on the server: with a copied token of an agent, and with an agent's identity for entries of another node.
 
 use std::path::{Path, PathBuf};
 
@@ -8,13 +8,13 @@ use finial_proto::spire::api::server::agent::v1 as agent;
 use finial_proto::spire::api::server::entry::v1 as entry;
 use finial_proto::spire::api::server::svid::v1 as svid;
 use finial_proto::spire::api::types::AttestationData;
-use finial_tests::Program;
+use finial_tests::{Output, Program};
 use prost::Message;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use super::{Scene, text};
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::installation::{CLUSTER_NAME, Installation, SERVER_NAMESPACE, SYSTEM_NAMESPACE};
 use crate::wire::{Identity, call, tls_unix};
 use crate::workload::SOCKET;
@@ -136,7 +136,7 @@ fn mounted_token(cluster: &Cluster, node: &str, pod: &Value) -> String {
     let path = Path::new("/var/lib/kubelet/pods")
         .join(text(&pod["metadata"]["uid"]))
         .join("volumes/kubernetes.io~projected/attestation-token/spire-agent");
-    let read = run(cluster.enter_node(node, "cat").arg(path));
+    let read = Output::of(cluster.enter_node(node, "cat").arg(path));
     assert!(read.status.success(), "{}", read.stderr);
     read.stdout.trim().to_owned()
 }
@@ -255,7 +255,7 @@ async fn the_agent_of_one_node_neither_sees_nor_signs_for_a_pod_of_another() {
     let account = (SYSTEM_NAMESPACE, text(&agent["spec"]["serviceAccountName"]));
     let door = Door::open(cluster, "door-agent");
 
-    // Else the real agent, which learns that another one took its place, attests anew and takes it back.
+    // Else the real agent, which learns that another one took its place, attests again and takes it back.
     let _stopped = Stopped::agent(cluster, "node-b", &agent);
     let token = token(cluster, account, AUDIENCE, Some(&agent));
     let identity = door.attest(&token).await.expect("the token of this node's agent");
@@ -286,7 +286,7 @@ impl<'c> Stopped<'c> {
              tr '\\0' ' ' < /proc/$p/cmdline | grep -q 'finial agent run' && kill -{name} $p && echo $p; done; true",
             self.uid
         );
-        let sent = run(self.cluster.enter_node(self.node, "sh").args(["-c", &script]));
+        let sent = Output::of(self.cluster.enter_node(self.node, "sh").args(["-c", &script]));
         assert!(sent.status.success(), "{}", sent.stderr);
         sent.stdout.lines().count()
     }

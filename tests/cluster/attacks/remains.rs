@@ -1,10 +1,10 @@
 //! What is left of a pod that was deleted.
 
-use finial_tests::{Program, wait_until};
+use finial_tests::{Output, Program, wait_until};
 use serde_json::json;
 
 use super::{NODE_FOLDER, NODE_SOCKET, Scene, denied, privileged, text};
-use crate::cluster::{READY, run};
+use crate::cluster::READY;
 use crate::workload::{SOCKET, Workload};
 
 /// Connects to the Workload API and gives the connection away, then lives on.
@@ -108,7 +108,7 @@ fn of_a_deleted_pod_neither_socket_nor_identity_nor_a_copied_connection_is_left(
     let uid = text(&giver["metadata"]["uid"]);
     let folder = format!("{NODE_FOLDER}/csi/pods/{uid}");
     wait_until("the pod's folder to go", READY, || {
-        !run(cluster.enter_node("node-a", "test").args(["-e", &folder]))
+        !Output::of(cluster.enter_node("node-a", "test").args(["-e", &folder]))
             .status
             .success()
     });

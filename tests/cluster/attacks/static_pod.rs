@@ -3,11 +3,11 @@
 
 use std::path::PathBuf;
 
-use finial_tests::wait_until;
+use finial_tests::{Output, wait_until};
 use serde_json::json;
 
 use super::{NODE_FOLDER, NODE_SOCKET, Scene, denied, text};
-use crate::cluster::{Cluster, READY, run};
+use crate::cluster::{Cluster, READY};
 use crate::workload::Workload;
 
 /// Where the kubelet of a node looks for them.
@@ -24,7 +24,7 @@ impl Manifest {
         let here: PathBuf = cluster.dir().join("static.json");
         std::fs::write(&here, pod.manifest()).expect("the manifest is written");
         let file = format!("{MANIFESTS}/stolen.json");
-        let copied = run(cluster.enter_node("node-b", "cp").arg(&here).arg(&file));
+        let copied = Output::of(cluster.enter_node("node-b", "cp").arg(&here).arg(&file));
         assert!(copied.status.success(), "{}", copied.stderr);
         Manifest { cluster, file }
     }
@@ -32,7 +32,7 @@ impl Manifest {
 
 impl Drop for Manifest {
     fn drop(&mut self) {
-        let _ = run(self.cluster.enter_node("node-b", "rm").args(["-f", &self.file]));
+        let _ = Output::of(self.cluster.enter_node("node-b", "rm").args(["-f", &self.file]));
     }
 }
 

@@ -1,9 +1,7 @@
 //! A server of ours as the chart installs it, with the original controller-manager beside it in its pod and none of our
 //! own derivation or agents.
 
-use std::io::Write as _;
 use std::path::Path;
-use std::process::Stdio;
 use std::sync::OnceLock;
 
 use finial_tests::{Output, finial};
@@ -121,20 +119,8 @@ impl Installation {
                 "finial",
                 "server",
             ])
-            .args(args)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
-        let mut child = command.spawn().expect("kubectl starts");
-        let mut stdin = child.stdin.take().expect("stdin is piped");
-        stdin.write_all(input.as_bytes()).expect("kubectl reads");
-        drop(stdin);
-        let output = child.wait_with_output().expect("kubectl ends");
-        Output {
-            status: output.status,
-            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-        }
+            .args(args);
+        Output::with_input(&mut command, input)
     }
 
     /// What the original controller-manager has made.

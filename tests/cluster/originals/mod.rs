@@ -1,5 +1,5 @@
-//! Beside what was there before: objects that were written for the original controller-manager give the entries that it
-//! makes, and it and the original agent work with our server in one cluster.
+//! Compatibility with the original programs: objects that were written for the original controller-manager give the
+//! entries that it makes, and it and the original agent work with our server in one cluster.
 //!
 //! `SPIRE_BIN_DIR` names the folder of `spire-controller-manager` and `spire-agent`. They are on no package registry, so
 //! what needs them is skipped without it, even where all peers are required; our own half runs everywhere.

@@ -1,10 +1,9 @@
 //! Our own derivation: a server of ours that watches the cluster, as a process beside the control plane.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::Command;
 
-use finial_tests::{Program, finial, wait_until};
+use finial_tests::{Program, finial, free_port, wait_until};
 
 use super::seen::{Seen, seen};
 use super::{NAME, TRUST_DOMAIN};
@@ -24,10 +23,7 @@ impl Ours {
         let dir = cluster.dir().join("originals");
         std::fs::create_dir_all(&dir).expect("a directory");
         let kubeconfig = reader(cluster, namespace, &dir.join("kubeconfig"));
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port on loopback")
-            .port();
+        let port = free_port();
         let root = dir.display();
         let config = format!(
             r#"server {{

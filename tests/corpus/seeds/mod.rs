@@ -1,5 +1,5 @@
 //! Writes the corpus: `cargo test -p finial-tests --test corpus -- --ignored`. Keys are new each time, so the files
-//! of one run belong together; what the fuzzer found is kept beside them and is not touched.
+//! of one run belong together; inputs that the fuzzer found are kept in the same folders and are not changed.
 
 mod discovery;
 mod messages;

@@ -1,4 +1,4 @@
-//! Processes that want to be taken for others.
+//! Processes that pretend to be others.
 
 use finial_tests::{Entry, Stack, StackOptions, wait_until};
 

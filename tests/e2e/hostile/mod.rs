@@ -1,4 +1,4 @@
-//! Callers and surroundings that mean harm, one test for each way; the name says what must happen.
+//! Malicious callers and environments, one test for each attack; its name says what must happen.
 
 mod callers;
 mod flood;
@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use finial_tests::{Entry, Peer, Stack, StackOptions, absent, wait_until};
+use finial_tests::{Entry, Output, Peer, Stack, StackOptions, absent, wait_until};
 
 const LIMIT: Duration = Duration::from_secs(60);
 /// Held by tests that keep all processors busy or measure time.
@@ -53,17 +53,8 @@ fn open_to_users(options: StackOptions) -> Option<(Stack, Peer)> {
 
 /// Lines that a scenario in Python says; `before` is the program that starts it, with its arguments.
 fn play(stack: &Stack, python: &Peer, before: &[&str], scenario: &str) -> Vec<String> {
-    let output = scene(stack, python, before, scenario)
-        .output()
-        .expect("the scenario starts");
-    assert!(
-        output.status.success(),
-        "{}\n{}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    let said = String::from_utf8_lossy(&output.stdout);
-    said.lines().map(str::to_owned).collect()
+    let output = Output::of(&mut scene(stack, python, before, scenario)).ok("the scenario");
+    output.stdout.lines().map(str::to_owned).collect()
 }
 
 fn scene(stack: &Stack, python: &Peer, before: &[&str], scenario: &str) -> Command {

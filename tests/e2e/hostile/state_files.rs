@@ -1,5 +1,5 @@
-//! Files of the agent that somebody changed. What it serves goes on, the reason is shown, nothing is overwritten
-//! with less.
+//! Files of the agent that were damaged. The agent continues to serve, shows the reason, and does not overwrite a file
+//! with less content.
 
 use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;

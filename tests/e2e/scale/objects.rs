@@ -65,6 +65,17 @@ pub fn uid(n: usize) -> String {
     format!("72f7f152-440c-66ac-9084-{n:012}")
 }
 
+/// The selector of the entry that is derived for a pod.
+pub fn selector(n: usize) -> String {
+    format!("k8s:pod-uid:{}", uid(n))
+}
+
+/// The path of the SPIFFE ID of a pod of the app that its number gives.
+pub fn path(n: usize) -> String {
+    let app = n % APPS;
+    format!("/app-{app}/app-{app}")
+}
+
 /// A pod about as large as those of a Deployment are: 4 KiB.
 pub fn pod(n: usize, app: usize, is_bound: bool) -> Value {
     let mount = json!({"name": "kube-api-access", "readOnly": true, "mountPath": "/var/run/secrets/kubernetes.io/serviceaccount"});

@@ -1,7 +1,8 @@
-//! The agents: Sync streams, and what came by them.
+//! The agents: Sync streams, and what they received.
 
 use std::collections::HashMap;
 use std::ops::Range;
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,6 +18,7 @@ use finial_proto::spire::api::server::agent::v1::{
     AgentX509svidParams, AttestAgentRequest, attest_agent_response,
 };
 use finial_proto::spire::api::types::{AttestationData, Entry};
+use finial_tests::wait_for_async;
 
 use super::objects::uid;
 use crate::wire::{Identity, tls};
@@ -66,11 +68,12 @@ impl Seen {
     async fn until(&self, holds: impl Fn(&Inner) -> bool) {
         let waited = tokio::time::timeout(LIMIT, async {
             loop {
-                let news = self.news.notified();
+                let mut news = pin!(self.news.notified());
+                news.as_mut().enable();
                 if holds(&self.inner.lock().expect("nobody panics while holding the lock")) {
                     return;
                 }
-                let _ = tokio::time::timeout(Duration::from_millis(100), news).await;
+                news.await;
             }
         });
         waited.await.expect("the entries come in time");
@@ -154,15 +157,8 @@ pub async fn attest(port: u16, token: &str) -> Identity {
 /// Opens a stream, as often as it takes, and reads it to its end in the background.
 pub fn follow(port: u16, identity: Identity, seen: Arc<Seen>) {
     tokio::spawn(async move {
-        let limit = Instant::now() + LIMIT;
-        let mut stream = loop {
-            match watch(port, identity.clone()).await {
-                Ok(stream) => break stream,
-                // A server that has just started asks agents to come again.
-                Err(error) if Instant::now() > limit => panic!("no stream: {error:#}"),
-                Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
-            }
-        };
+        // A server that has just started asks agents to come again.
+        let mut stream = wait_for_async("a stream", LIMIT, || watch(port, identity.clone())).await;
         while let Ok(Some(message)) = stream.message().await {
             match message.event {
                 Some(Event::Snapshot(snapshot)) => seen.take(&snapshot.entries, 0),

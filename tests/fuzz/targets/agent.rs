@@ -106,7 +106,7 @@ fn run_broker_reference(data: &[u8]) {
     }
 }
 
-/// `agent-data.json`. What is read and written anew is read as the same; what cannot be read is left alone.
+/// `agent-data.json`. What is read and written again is read as the same; what cannot be read is left alone.
 fn run_data(data: &[u8]) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("agent-data.json");

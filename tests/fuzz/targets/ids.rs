@@ -1,4 +1,4 @@
-//! SPIFFE IDs, selectors and what stands in entries.
+//! SPIFFE IDs, selectors and what is in entries.
 
 use std::collections::BTreeSet;
 

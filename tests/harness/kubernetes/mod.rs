@@ -1,8 +1,8 @@
 //! An API server of Kubernetes for tests, in this process: list, watch, get, create, patch, status and apply of any
 //! kind, over plain HTTP, with a kubeconfig to reach it. It checks nothing and has no controllers.
 //!
-//! `FakeCluster::put` and `delete` are what a user does; `outage`, `break_watches` and `forget_history` are what an API
-//! server does on a bad day; `on_create` answers what other programs create, like a TokenReview.
+//! `FakeCluster::put` and `delete` are what a user does; `outage`, `break_watches` and `forget_history` are failures of
+//! an API server; `on_create` answers what other programs create, like a TokenReview.
 
 mod http;
 mod kubelet;

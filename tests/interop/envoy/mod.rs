@@ -1,7 +1,7 @@
 //! Envoy, unchanged, with certificates and bundles from the real agent.
 //!
-//! Every Envoy runs under a path of its own, which is its selector: so they have identities of their own although
-//! one user runs them all. The bootstraps beside this file are valid as they stand; a test replaces what is its own.
+//! Every Envoy runs under a different path, which is its selector: so they have different identities although
+//! one user runs them all. The bootstraps in this folder are valid files; a test replaces ports and paths in them.
 
 mod authorizer;
 mod http;
@@ -10,12 +10,11 @@ mod scenarios;
 mod soak;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use finial_tests::{Entry, Peer, Program, Stack, StackOptions, wait_for, wait_until};
+use finial_tests::{Entry, Peer, Program, Stack, StackOptions, free_port, wait_for, wait_until};
 use serde_json::Value;
 
 use self::http::get;
@@ -220,11 +219,4 @@ fn file_of(bootstrap: &str) -> PathBuf {
 fn sample() -> String {
     let tests = Path::new(env!("CARGO_MANIFEST_DIR"));
     tests.join("../docs/samples/envoy.yaml").display().to_string()
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port on loopback")
-        .port()
 }

@@ -5,12 +5,12 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use finial_identity::x509::Certificate;
-use finial_tests::{Output, Peer, wait_until};
+use finial_tests::{Output, Peer, free_port, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair, SanType};
 
 use super::http::application;
 use super::scenarios::{counter, wait_status};
-use super::{Envoy, LIMIT, Mesh, free_port};
+use super::{Envoy, LIMIT, Mesh};
 
 const FOREIGN: &str = "spiffe://other.test";
 /// The agent's line about a refusal.
@@ -131,8 +131,8 @@ fn what_envoy_cannot_read_is_no_certificate() {
         command
             .args(["--mode", "validate", "-l", "error", "-c"])
             .arg(&bootstrap);
-        let output = command.output().expect("Envoy runs");
-        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let output = Output::of(&mut command);
+        let said = output.stderr;
         assert!(
             output.status.success() || said.contains("Failed to load trusted CA"),
             "{said}"

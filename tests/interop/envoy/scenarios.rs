@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 
 use finial_identity::peer::insecure_server_verifier;
 use finial_identity::spiffe_id::SpiffeId;
-use finial_tests::{Entry, wait_for, wait_until};
+use finial_tests::{Entry, free_port, wait_for, wait_until};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection};
 use serde_json::Value;
 
 use super::http::{application, get};
-use super::{Envoy, LIMIT, Mesh, authorizer, free_port, sample};
+use super::{Envoy, LIMIT, Mesh, authorizer, sample};
 
 /// Waits for a status through an Envoy and gives the body.
 pub fn wait_status(port: u16, status: u16) -> String {

@@ -5,13 +5,13 @@ use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use finial_tests::wait_until;
+use finial_tests::{free_port, wait_until};
 use serde_json::Value;
 
 use super::http::{application, get};
-use super::{Envoy, LIMIT, Mesh, free_port};
+use super::{Envoy, LIMIT, Mesh};
 
-/// How long, in seconds; a longer run has more of everything.
+/// How long, in seconds; a longer run has more requests and more certificates.
 const SECONDS: &str = "FINIAL_TEST_SOAK_SECONDS";
 /// Of the SVIDs, in seconds.
 const LIFETIME: u64 = 10;
@@ -61,6 +61,17 @@ enum Event {
     Rotate,
 }
 
+/// What happens meanwhile, at equal distances.
+const EVENTS: [Event; 7] = [
+    Event::KillAgent,
+    Event::KillAgent,
+    Event::Rotate,
+    Event::KillAgent,
+    Event::KillAgent,
+    Event::Rotate,
+    Event::KillAgent,
+];
+
 #[test]
 fn no_request_fails_while_the_agent_is_killed_and_authorities_rotate() {
     let Some(mut mesh) = Mesh::start("example.org") else {
@@ -79,11 +90,10 @@ fn no_request_fails_while_the_agent_is_killed_and_authorities_rotate() {
 
     let started = Instant::now();
     let clients: Vec<_> = (0..CLIENTS).map(|_| Client::start(plain, started)).collect();
-    let events = events(seconds);
     let (mut kills, mut rotations) = (0, 0);
     let mut serials = [BTreeSet::new(), BTreeSet::new()];
-    let slot = Duration::from_secs(seconds) / u32::try_from(events.len() + 1).expect("few events");
-    for number in 1..=events.len() + 1 {
+    let slot = Duration::from_secs(seconds) / u32::try_from(EVENTS.len() + 1).expect("few events");
+    for number in 1..=EVENTS.len() + 1 {
         let moment = slot * u32::try_from(number).expect("few events");
         wait_until("the next event", Duration::from_secs(seconds) + LIMIT, || {
             for (seen, envoy) in serials.iter_mut().zip([&backend, &frontend]) {
@@ -91,7 +101,7 @@ fn no_request_fails_while_the_agent_is_killed_and_authorities_rotate() {
             }
             started.elapsed() >= moment
         });
-        match events.get(number - 1) {
+        match EVENTS.get(number - 1) {
             Some(Event::KillAgent) => {
                 mesh.stack.agent().kill_hard();
                 mesh.stack.start_agent(&[]);
@@ -137,22 +147,6 @@ fn no_request_fails_while_the_agent_is_killed_and_authorities_rotate() {
     for envoy in [&backend, &frontend] {
         assert_eq!(envoy.trouble(), [""; 0]);
     }
-}
-
-/// A kill for every two minutes and a rotation for every five, each at least once, mixed.
-fn events(seconds: u64) -> Vec<Event> {
-    let (kills, rotations) = ((seconds / 120).max(1), (seconds / 300).max(1));
-    let all = kills + rotations;
-    let every = all / rotations;
-    let is_rotation = |number: u64| number % every == every - 1 && number / every < rotations;
-    let event = |number| {
-        if is_rotation(number) {
-            Event::Rotate
-        } else {
-            Event::KillAgent
-        }
-    };
-    (0..all).map(event).collect()
 }
 
 /// The next X.509 authority takes over, and the former one is forgotten once nothing depends on it.

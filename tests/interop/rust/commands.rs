@@ -75,7 +75,7 @@ async fn watch(source: X509Source) {
     }
 }
 
-/// The source opens a stream anew by itself and tells its metrics so.
+/// The source opens a stream again by itself and tells its metrics so.
 struct Reconnects;
 
 impl MetricsRecorder for Reconnects {

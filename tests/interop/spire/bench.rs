@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use finial_tests::{Program, Stack, StackOptions, run_ok, wait_until};
+use finial_tests::{Output, Program, Stack, StackOptions, run_ok, wait_until};
 use serde_json::Value;
 
 use super::{LIMIT, Mixed, binaries};
@@ -117,8 +117,8 @@ plugins {{
     let socket = mixed.path("public/agent.sock");
     wait_until("the original agent to be healthy", LIMIT, || {
         let mut command = Command::new(mixed.binaries.join("spire-agent"));
-        let output = command.args(["healthcheck", "-socketPath", &socket]).output();
-        output.is_ok_and(|output| output.status.success())
+        let output = Output::of(command.args(["healthcheck", "-socketPath", &socket]));
+        output.status.success()
     });
     (agent, socket)
 }

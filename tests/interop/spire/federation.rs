@@ -1,18 +1,9 @@
 //! The original server and ours federate, in both directions, by the bundle endpoints of both.
 
-use std::net::TcpListener;
-
-use finial_tests::{Stack, StackOptions, wait_until};
+use finial_tests::{Stack, StackOptions, free_port, wait_until};
 use serde_json::Value;
 
 use super::{LIMIT, Mixed, binaries, run};
-
-fn free_port() -> u16 {
-    TcpListener::bind(("127.0.0.1", 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port on loopback")
-        .port()
-}
 
 fn endpoint(port: u16) -> String {
     format!(

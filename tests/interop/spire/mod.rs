@@ -4,14 +4,13 @@
 mod bench;
 mod federation;
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use finial_identity::key::PrivateKey;
 use finial_identity::x509::Certificate;
-use finial_tests::{Entry, Program, Stack, StackOptions, finial, wait_until};
+use finial_tests::{Entry, Output, Program, Stack, StackOptions, finial, free_port, wait_until};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
 
@@ -29,18 +28,8 @@ fn binaries() -> Option<PathBuf> {
 
 /// Runs a program to its end; it must exit 0. Gives what it printed.
 fn run(program: &Path, args: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(args)
-        .output()
-        .expect("the program starts");
-    let text = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(
-        output.status.success(),
-        "{} {args:?} failed\n{text}{}",
-        program.display(),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    text
+    let output = Output::of(Command::new(program).args(args));
+    output.ok(format!("{} {args:?}", program.display())).stdout
 }
 
 /// The original server and our agent.
@@ -55,10 +44,7 @@ impl Mixed {
     /// `server` and `node_attestor` are lines inside the server's block and the attestor's data at the server.
     fn start(binaries: PathBuf, server: &str, attestor: &str, at_server: &str) -> (Self, u16) {
         let dir = TempDir::with_prefix("finial-spire-").expect("a temporary directory");
-        let port = TcpListener::bind(("127.0.0.1", 0))
-            .and_then(|listener| listener.local_addr())
-            .expect("a free port on loopback")
-            .port();
+        let port = free_port();
         let root = dir.path().display();
         let config = format!(
             r#"server {{
@@ -92,8 +78,8 @@ plugins {{
         let socket = mixed.server_socket();
         let healthy = || {
             let mut command = Command::new(mixed.binaries.join("spire-server"));
-            let output = command.args(["healthcheck", "-socketPath", &socket]).output();
-            output.is_ok_and(|output| output.status.success())
+            let output = Output::of(command.args(["healthcheck", "-socketPath", &socket]));
+            output.status.success()
         };
         wait_until("the original server to be healthy", LIMIT, healthy);
         let bundle = mixed.server(&["bundle", "show", "-format", "pem"]);
@@ -123,11 +109,7 @@ plugins {{
             .chain(args.iter().copied())
             .chain(["-socketPath", &socket])
             .collect();
-        let output = Command::new(finial())
-            .args(&all)
-            .output()
-            .expect("the program starts");
-        String::from_utf8_lossy(&output.stdout).into_owned()
+        finial_tests::run(all).stdout
     }
 
     fn start_agent(&mut self, port: u16, attestor: &str, data: &str, args: &[&str]) {
@@ -404,10 +386,7 @@ plugins {{
     stack.create_entry(&Entry::for_me("/web"));
     let socket = format!("{dir}/public/agent.sock");
     wait_until("the original agent to serve", LIMIT, || {
-        let mut command = Command::new(finial());
-        let output = command
-            .args(["agent", "api", "fetch", "x509", "-socketPath", &socket])
-            .output();
-        output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(&stack.id("/web")))
+        let fetched = finial_tests::run(["agent", "api", "fetch", "x509", "-socketPath", &socket]);
+        fetched.stdout.contains(&stack.id("/web"))
     });
 }

@@ -7,8 +7,8 @@
 //! <socket_dir>/pods/<uid>/sockets/         0755, mounted into the pod
 //! ```
 //!
-//! A pod's folder appears and goes whole, by `rename` from and to a name that begins with a dot. Nobody but its
-//! owner can enter `pods`, so a socket is reached through the mount in its pod alone.
+//! A pod's folder appears and disappears atomically, by `rename` from and to a name that begins with a dot. Only its
+//! owner can enter `pods`, so a socket can be reached only through the mount in its pod.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -28,7 +28,7 @@ pub struct SocketTree {
     root: PathBuf,
 }
 
-/// Whose folder this is, as the kubelet told the driver.
+/// The pod of this folder, from the kubelet's request to the driver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PodRecord {
     /// The pod's UID.
@@ -55,7 +55,7 @@ pub enum RecordError {
     Name {
         /// Which one.
         field: &'static str,
-        /// What stands there.
+        /// What is there.
         value: String,
     },
     /// The folder has another pod's UID.

@@ -1,4 +1,4 @@
-//! `spire.agent.debug.v1.Debug`: a look at the running agent.
+//! `spire.agent.debug.v1.Debug`: the state of the running agent.
 
 use std::sync::{Arc, Mutex, PoisonError};
 

@@ -1,7 +1,7 @@
 //! The admin socket: what operators and delegates may ask, and workloads may not.
 //!
-//! Whoever may open the socket (the agent's user and group) may call what stands here; the delegated identity API
-//! asks besides who calls. Which services there are is decided where the parts are put together: each is added
+//! Whoever may open the socket (the agent's user and group) may call the services here; the delegated identity API
+//! also attests its caller. `app` decides which services there are: each is added
 //! to [`LocalRoutes`](super::routes::LocalRoutes).
 
 mod debug;

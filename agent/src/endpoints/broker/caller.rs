@@ -1,4 +1,4 @@
-//! The broker at the other end of a connection, and whether it is still believed.
+//! The broker at the other end of a connection, and whether its SVID is still valid.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,7 +37,7 @@ pub struct BrokerCaller {
     pub admitted: Arc<Admitted>,
 }
 
-/// Whom the agent believes: the bundles that it holds at the moment.
+/// The bundles that the agent has at the moment, to verify brokers.
 #[derive(Clone, Debug)]
 pub(super) struct Trust {
     bundles: Arc<dyn BundleSource>,

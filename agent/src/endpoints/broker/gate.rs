@@ -23,7 +23,7 @@ pub(super) struct GateLayer {
     pub(super) trust: Trust,
 }
 
-/// Refuses what no service shall see.
+/// Refuses what no service must see.
 #[derive(Clone, Debug)]
 pub(super) struct Gate<S> {
     trust: Trust,

@@ -1,6 +1,6 @@
 //! The listeners of the Broker Endpoint: TLS with X509-SVIDs on both sides (SPIFFE Broker Endpoint §3.1, §5).
 //!
-//! The agent shows its own SVID, and verifies brokers against the bundles that it holds, each as they are at the
+//! The agent uses its own SVID, and verifies brokers with its bundles, both as they are at the time of the
 //! handshake. A connection lasts no longer than the certificate that it was opened with.
 
 use std::io;

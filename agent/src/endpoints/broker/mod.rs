@@ -1,10 +1,10 @@
 //! The SPIFFE Broker Endpoint and API (both Incubating): identities of workloads for authorized brokers.
 //!
-//! A broker connects over TLS, on a Unix socket or over TCP, and shows an X509-SVID whose SPIFFE ID stands in the
-//! configuration (`caller`, `listener`); each request carries `broker.spiffe.io: true` (`gate`). It names a workload
-//! by a `reference` of a type that it may use (`allowed`), which is found on this machine (`target`), attested as if
-//! the workload itself had called, and gets what that would get, less the identities that are for nobody else. The
-//! messages are those of the Workload API: the fields of both have the same numbers.
+//! A broker connects over TLS, on a Unix socket or over TCP, with an X509-SVID whose SPIFFE ID is in the configuration
+//! (`caller`, `listener`); each request carries `broker.spiffe.io: true` (`gate`). It names a workload by a `reference`
+//! of a type that it may use (`allowed`), which is found on this machine (`target`), attested as if the workload itself
+//! had called; the broker gets the workload's identities, without those that must not be given to others. The messages
+//! are those of the Workload API: the fields of both have the same numbers.
 
 mod allowed;
 mod caller;
@@ -192,7 +192,7 @@ impl BrokerApi {
         })
     }
 
-    /// A type that is not known is told from one that is not allowed (§3.1.4); what a reference says is looked at only
+    /// An unknown type gets another error than one that is not allowed (§3.1.4); the content of a reference is read only
     /// for a broker that may use its type.
     fn read(
         &self,

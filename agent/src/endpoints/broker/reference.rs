@@ -1,4 +1,4 @@
-//! What a broker calls a workload by (SPIFFE Broker API §3.1).
+//! References by which a broker names a workload (SPIFFE Broker API §3.1).
 
 use finial_proto::spiffe::broker as pb;
 use prost::{DecodeError, Message as _};
@@ -36,9 +36,9 @@ pub struct KubernetesObject {
     pub plural: String,
     /// `core` for core resources.
     pub group: String,
-    /// Its name, if it is told.
+    /// Its name, if it is given.
     pub key: Option<ObjectKey>,
-    /// Its UID, if it is told; with `key`, the object of that name must have it.
+    /// Its UID, if it is given; with `key`, the object of that name must have it.
     pub uid: Option<Uuid>,
 }
 

@@ -65,7 +65,7 @@ impl Refusal {
         }
     }
 
-    /// What a broker can tell the refusals about a workload apart by.
+    /// By which a broker can distinguish the refusals about a workload.
     fn reason(&self) -> Option<&'static str> {
         match self {
             Self::Reference(_) => Some("WORKLOAD_REFERENCE_INVALID"),

@@ -19,12 +19,12 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Finds what a reference names on this machine. Nothing that it says is believed: facts are found out afterwards,
+    /// Finds what a reference names on this machine. Nothing that it says is trusted: facts are found out afterwards,
     /// by the attestors.
     ///
     /// # Errors
-    /// `NotFound` when there is no such workload, `Unimplemented` when nobody here knows workloads of that kind,
-    /// `InvalidArgument` when one of that kind cannot be named so, `Unavailable` when it cannot be told.
+    /// `NotFound` when there is no such workload, `Unimplemented` when no attestor here supports workloads of that kind,
+    /// `InvalidArgument` when one of that kind cannot be named so, `Unavailable` when it cannot be found out.
     pub(super) async fn find(
         reference: &Reference,
         procfs: &ProcFs,
@@ -55,7 +55,7 @@ impl Target {
     }
 
     /// # Errors
-    /// The workload has ended, or it cannot be told whether it has.
+    /// The workload has ended, or it cannot be found out whether it has.
     pub(super) async fn check_alive(&self) -> Result<(), Status> {
         match &self.workload {
             Workload::Process(process) if process.is_alive() => Ok(()),
@@ -68,7 +68,7 @@ impl Target {
         }
     }
 
-    /// What to tell a broker of a status that is meant for the workload itself.
+    /// The status for a broker, from one that is meant for the workload itself.
     pub(super) fn explain(&self, status: Status) -> Status {
         let has_ended = match &self.workload {
             Workload::Process(process) => !process.is_alive(),

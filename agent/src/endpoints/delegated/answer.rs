@@ -38,7 +38,7 @@ impl<'a> Identities<'a> {
         self.entries.is_empty()
     }
 
-    /// How many X509-SVIDs that may be handed out there are, and how many are yet to be issued.
+    /// How many X509-SVIDs that may be served there are, and how many are yet to be issued.
     pub(super) fn issued_and_missing(&self, now: OffsetDateTime) -> (usize, usize) {
         let (mut issued, mut missing) = (0, 0);
         for entry in self.handed_out() {
@@ -76,7 +76,7 @@ impl<'a> Identities<'a> {
         }
     }
 
-    /// The X509-SVIDs of administrators and of downstream servers are for nobody but themselves.
+    /// The X509-SVIDs of administrators and of downstream servers are given only to themselves.
     fn handed_out(&self) -> impl Iterator<Item = &&'a Arc<CachedEntry>> {
         self.entries
             .iter()

@@ -45,7 +45,7 @@ impl Delegate {
     /// Finds out who calls.
     ///
     /// # Errors
-    /// `PermissionDenied` when that is no delegate; `Unavailable` when it cannot be told who it is.
+    /// `PermissionDenied` when that is no delegate; `Unavailable` when it cannot be found out who it is.
     pub(super) async fn open<M>(shared: Arc<Shared>, request: &Request<M>) -> Result<Self, Status> {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
@@ -115,7 +115,7 @@ impl Delegate {
     /// are worth is told by [`Delegate::snapshot`].
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be told.
+    /// `Unavailable` when it cannot be found out.
     pub(super) async fn attest_again(&mut self) -> Result<bool, Status> {
         let facts = attest(&self.shared, &self.admitted, &self.process).await?;
         if facts == *self.facts {

@@ -1,8 +1,8 @@
 //! `spire.api.agent.delegatedidentity.v1.DelegatedIdentity`: identities on behalf of other workloads.
 //!
-//! A delegate is a process whose own identity stands in `authorized_delegates`: it is attested as a workload is,
-//! and must match an entry with such an ID, at the begin of a call and for as long as a stream lasts. It names for
-//! whom it asks by selectors, which are believed, or by a pid, whose process is held and attested here.
+//! A delegate is a process whose own identity is in `authorized_delegates`: it is attested like a workload,
+//! and must match an entry with such an ID, at the beginning of a call and for as long as a stream lasts. It names the
+//! workload by selectors, which are not checked, or by a pid, whose process is held and attested here.
 
 mod answer;
 mod delegate;

@@ -29,13 +29,13 @@ pub(super) trait Content: Send + 'static {
         std::future::ready(Ok(true))
     }
 
-    /// Counts what was published so far as heard of; called before a snapshot is looked at.
+    /// Marks everything published so far as seen; called before a snapshot is read.
     fn mark_seen(&mut self);
 
     /// Completes when a snapshot was published in which there may be something else to send.
     ///
     /// # Errors
-    /// When there is nobody any more for whom the delegate asked.
+    /// When the workload for which the delegate asked has ended.
     fn news(&mut self) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
@@ -43,7 +43,7 @@ pub(super) trait Content: Send + 'static {
 #[derive(Debug)]
 pub(super) enum Look<M> {
     Ready(M),
-    /// The server has not told it yet.
+    /// The server has not sent it yet.
     NotSynced,
     /// Look again when something changes, or at this time.
     Wait(Option<Instant>),
@@ -101,7 +101,7 @@ impl<C: Content> Updates<C> {
                     return Ok(message);
                 }
                 Look::Ready(_not_confirmed) => {
-                    // Looked at anew afterwards: much may change while somebody is attested.
+                    // Looked at again afterwards: much may change while somebody is attested.
                     confirmed = self.confirm().await?;
                     continue;
                 }
@@ -166,7 +166,7 @@ impl Content for X509Svids {
         } else if is_first {
             Look::End(Status::unavailable("no X509-SVID has been issued yet"))
         } else {
-            // They ran out while the server is away; the next ones will come on this stream.
+            // They ran out while the server cannot be reached; the next ones will come on this stream.
             Look::Wait(None)
         }
     }

@@ -36,11 +36,11 @@ struct Held {
 }
 
 impl Target {
-    /// Either by selectors, which are believed, or by a pid.
+    /// Either by selectors, which are not checked, or by a pid.
     ///
     /// # Errors
     /// `InvalidArgument` for both, none, or what is no selector; `NotFound` when there is no such process (a pid
-    /// may be another's the next time, so nobody shall try again unasked); `Unavailable` when it cannot be
+    /// may be another's the next time, so callers must look the pid up again first); `Unavailable` when it cannot be
     /// attested or too many are held.
     pub(super) async fn of(
         shared: &Shared,

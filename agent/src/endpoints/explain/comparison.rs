@@ -10,11 +10,11 @@ use finial_proto::finial::agent::explain::v1::{Difference, Match, NearMiss, Verd
 use super::redaction::Redaction;
 use crate::svids::{CachedEntry, Snapshot};
 
-/// Most near misses that are told.
+/// The largest number of near misses that are reported.
 pub(super) const NEAREST: usize = 10;
 /// An entry with more selectors that do not hold is no near miss.
 const FARTHEST: usize = 3;
-/// Most facts of the same kind that are told beside a selector that does not hold.
+/// The largest number of facts of the same kind that are reported with a selector that does not match.
 const FOUND: usize = 8;
 
 /// What the facts come to.
@@ -53,7 +53,7 @@ pub(super) fn compare(snapshot: &Snapshot, facts: &HashSet<Selector>, redaction:
     Comparison { matches, near_misses }
 }
 
-/// What an operator needs to hear first. `attested` is whether every attestor could tell.
+/// The verdict for the operator. `attested` is whether no attestor failed.
 pub(super) fn verdict(snapshot: &Snapshot, matches: &[Match], attested: bool, may_serve: bool) -> Verdict {
     let usable = || matches.iter().filter(|found| !found.store_svid);
     if !may_serve {

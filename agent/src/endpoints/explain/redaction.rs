@@ -1,4 +1,4 @@
-//! Which values of selectors an operator does not want to see in the answers of `finial why`.
+//! Values of selectors that are hidden in the answers of `finial why`.
 
 use finial_identity::selector::Selector;
 

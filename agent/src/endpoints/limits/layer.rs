@@ -1,4 +1,4 @@
-//! Asks for each call whether it may be made, before its message is read and its caller is looked at.
+//! Checks the limits for each call, before its message is read and its caller is attested.
 
 use std::convert::Infallible;
 use std::pin::Pin;

@@ -1,5 +1,5 @@
-//! Gives memory back to the system after many connections went away, as when a node's pods are replaced: the
-//! allocator would keep it for the next crowd.
+//! Returns memory to the system after many connections were closed, as when a node's pods are replaced: the
+//! allocator would keep it otherwise.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::Admission;
 
 /// Between looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// A crowd: fewer connections are not worth the milliseconds that it takes to look through the heap.
+/// With fewer closed connections, returning their memory is not worth the milliseconds that it takes.
 const CROWD: usize = 500;
 
 /// How many connections there were and are.
@@ -21,7 +21,7 @@ struct Crowd {
 }
 
 impl Crowd {
-    /// Whether a crowd has left, and nobody else is leaving or coming. Asked once a look.
+    /// Whether many connections were closed, and none is being opened or closed now. Called once in each interval.
     fn has_left(&mut self, open: usize) -> bool {
         let is_calm = open.abs_diff(self.last) < CROWD / 10;
         self.last = open;

@@ -1,8 +1,8 @@
-//! Reads from a client no faster than its calls can be decided on.
+//! Reads from a client no faster than its calls can be checked.
 //!
-//! A client may send thousands of requests in one go. Each becomes a task, and whoever comes after them waits for all
-//! of them. So little is read at a time, others have their turn in between, and a user that calls faster than it can be
-//! served is not read from for a while: its calls wait with it and not here.
+//! A client may send thousands of requests at once. Each becomes a task, and later callers would wait for all of them.
+//! So only a little is read at a time, alternating with other connections, and nothing is read for a while from a user
+//! that calls faster than it can be served: its calls wait in the client and not here.
 
 use std::io;
 use std::pin::Pin;

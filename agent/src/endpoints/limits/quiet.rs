@@ -1,4 +1,4 @@
-//! Connections on which nothing happens do not stay.
+//! Closes idle connections.
 
 use std::io;
 use std::pin::Pin;
@@ -7,17 +7,17 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep};
 
-/// How long a client may take to say that it speaks HTTP/2: the preface and the head of its settings.
+/// How long a client may take to begin HTTP/2: the preface and the head of its settings.
 const GREETING: Duration = Duration::from_secs(10);
 const GREETING_BYTES: usize = 24 + 9;
-/// How long a connection without an open call stays after the client was heard of last. Clients connect anew without
+/// How long a connection without an open call stays open after the last data from the client. Clients connect again without
 /// being told to.
 const IDLE: Duration = Duration::from_secs(10 * 60);
 
 /// Watches how long a client has been quiet.
 #[derive(Debug)]
 pub struct Quiet {
-    /// Looked at when it is over; not wound up anew with each byte.
+    /// Checked when it has expired; not restarted with each byte.
     timer: Pin<Box<Sleep>>,
     heard: usize,
     last: Instant,

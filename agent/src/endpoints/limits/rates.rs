@@ -53,8 +53,8 @@ impl Rates {
         is_there
     }
 
-    /// Takes tokens of the bucket for all methods, also those that are not there: whoever does not stop asking waits the
-    /// longer, but not for ever.
+    /// Takes tokens of the bucket for all methods, also those that are not there: a caller that does not stop asking waits the
+    /// longer, but not forever.
     pub(super) fn spend(&mut self, holder: Holder, cost: f64, rate: Rate, now: Instant) {
         self.level((holder, ""), rate, now).take(cost, now);
     }
@@ -77,7 +77,7 @@ impl Rates {
 }
 
 impl Level {
-    /// A bucket that nobody has taken from.
+    /// A full bucket.
     pub(super) fn full(rate: Rate, now: Instant) -> Self {
         Self {
             rate,

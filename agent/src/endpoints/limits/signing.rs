@@ -1,4 +1,5 @@
-//! How often something new is signed for one user or container. Whoever wants more waits, in the order of coming.
+//! How often something new is signed for one user or container. Calls above the limit wait, in the order of their
+//! arrival.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -9,7 +10,7 @@ use tokio::time::Instant;
 use super::rates::{Level, Rate};
 use super::who::{Holder, Who};
 
-/// A server signs 500 times a second for one agent unless told otherwise: nobody gets more than half of that.
+/// A server signs 500 times a second for one agent by default: no caller gets more than half of that.
 const RATE: Rate = Rate {
     per_second: 250.0,
     burst: 500.0,

@@ -1,4 +1,4 @@
-//! Whom connections and calls are counted for.
+//! The user, container or pod that a connection or call is counted for.
 
 use tokio::net::unix::UCred;
 
@@ -15,7 +15,7 @@ pub enum Who {
         /// Its pid namespace, by the inode, when that is not the agent's own: the processes of one container or pod.
         container: Option<u64>,
     },
-    /// A pod: whoever calls on its socket, and its processes where they are known by their cgroup.
+    /// A pod: the callers on its socket, and its processes that are identified by their cgroup.
     Pod(PodNumber),
     /// A broker, by its place in the configuration.
     Broker(usize),
@@ -48,8 +48,8 @@ impl Who {
             return Self::Pod(pod);
         }
         let container = pid
-            .and_then(|pid| pid_namespace(procfs, pid))
-            .filter(|namespace| pid_namespace(procfs, std::process::id()) != Some(*namespace));
+            .and_then(|pid| procfs.pid_namespace(pid))
+            .filter(|namespace| procfs.own_pid_namespace() != Some(*namespace));
         Self::Process { uid, container }
     }
 
@@ -120,12 +120,6 @@ impl PodNumber {
 /// The pod whose process has these control groups.
 fn pod_of(cgroups: &str) -> Option<PodNumber> {
     PodNumber::parse(&pod_uid(cgroups)?)
-}
-
-/// `None` where it may not be looked at, as for an agent that is not root; then users alone are told apart.
-fn pid_namespace(procfs: &ProcFs, pid: u32) -> Option<u64> {
-    let told = rustix::fs::stat(procfs.folder(pid).join("ns/pid")).ok()?;
-    Some(told.st_ino)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! Sockets for the CSI driver's folders: one for each pod, or one for all.
 //!
 //! The driver makes a folder with the pod's facts and mounts a part of it into the pod; this opens the Workload API's
-//! socket in it, for as long as the folder stands. Whoever calls there is of that pod: the kernel need not show its
+//! socket in it, for as long as the folder exists. A caller there belongs to that pod: the agent need not see its
 //! process.
 
 mod names;
@@ -27,9 +27,9 @@ use crate::config::{CsiSettings, PodRecord, RecordError, SocketTree, TreeError};
 use crate::workload::ProcFs;
 use crate::workload::pods::Pod;
 
-/// How often the folders are looked at although nothing was told of them.
+/// How often the folders are read without a notification.
 const RESCAN: Duration = Duration::from_secs(30);
-/// Most pods with a socket; a kubelet has 110 unless told otherwise.
+/// Most pods with a socket; a kubelet has 110 by default.
 const MAX_PODS: usize = 2048;
 
 /// Why there can be no sockets for pods.
@@ -38,7 +38,7 @@ pub enum PodSocketsError {
     /// The tree cannot be used.
     #[error("agent.csi.socket_dir: {0}")]
     Tree(#[from] TreeError),
-    /// Nobody tells of new folders.
+    /// There are no notifications of new folders.
     #[error("agent.csi.socket_dir: watch folder of pods: {0}")]
     Watch(io::Error),
     /// The socket of all pods cannot be opened.
@@ -49,7 +49,7 @@ pub enum PodSocketsError {
 /// Why one socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
-    /// It cannot be told whose it is.
+    /// It cannot be found out whose it is.
     #[error("record of pod: {0}")]
     Record(#[from] RecordError),
     /// The socket itself.
@@ -94,7 +94,7 @@ pub struct PodSocketParts {
 /// A folder that has its socket.
 #[derive(Debug)]
 struct Open {
-    /// Which folder it was; a pod's may be made anew.
+    /// Which folder it was; a pod's may be made again.
     folder: (u64, u64),
     /// Ends the socket when dropped.
     _end: tokio::sync::oneshot::Sender<()>,
@@ -196,7 +196,7 @@ impl Pods {
         let standing: HashSet<&String> = uids.iter().take(MAX_PODS).collect();
         let tree = &self.tree;
         self.open.retain(|uid, open| {
-            // Its socket may have been removed, or the folder made anew.
+            // Its socket may have been removed, or the folder made again.
             let stays = standing.contains(uid)
                 && identity(&tree.sockets_of(uid)).is_ok_and(|found| found == open.folder)
                 && tree

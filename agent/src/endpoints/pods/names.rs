@@ -1,4 +1,4 @@
-//! Further names of a socket: links beside it, which lead to it from wherever the folder is mounted.
+//! Further names of a socket: relative links in the same folder, which work wherever the folder is mounted.
 
 use std::io;
 use std::path::Path;

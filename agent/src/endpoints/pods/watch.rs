@@ -1,4 +1,4 @@
-//! Tells when folders come and go, by inotify(7).
+//! Reports created and deleted folders, by inotify(7).
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// Room for some events; what is told does not matter, only that something is.
+/// Room for some events; only their arrival matters, not their content.
 const EVENT_BYTES: usize = 4096;
 
 /// Watches one folder.

@@ -1,4 +1,4 @@
-//! `DeltaSecrets`: a response holds what the client does not have yet, and the names of what is gone.
+//! `DeltaSecrets`: a response holds what the client does not have yet, and the names of removed secrets.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -37,7 +37,7 @@ pub trait Protocol: Send + 'static {
     /// Takes a request up.
     ///
     /// # Errors
-    /// When the stream cannot go on.
+    /// When the stream cannot continue.
     fn receive(&mut self, request: Self::Request) -> Result<(), Status>;
 
     /// What the client asks for, once it has asked.
@@ -47,7 +47,7 @@ pub trait Protocol: Send + 'static {
     fn requester(&self) -> &Requester;
 
     /// The response that is due when there is `found` of what the client asks for, if one is. `is_gone` tells
-    /// of a name that is not found whether the client may no longer have what it stands for.
+    /// of a name that is not found whether the client must no longer have the secret with that name.
     fn reply(&self, found: &Found, is_gone: &dyn Fn(&str) -> bool, nonce: String) -> Option<Self::Reply>;
 
     /// Notes that a response is sent, and gives its bytes.

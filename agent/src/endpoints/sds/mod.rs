@@ -1,8 +1,8 @@
 //! Envoy's secret discovery service v3: certificates and trust bundles for Envoy, on the same socket.
 //!
-//! The caller is attested as for the Workload API; the security header is not asked for, as Envoy does not send it.
-//! What is asked for by a name and is not there yet is left out and sent when it is there: a stream is never ended
-//! because of a name, for Envoy would wait long before it comes back. `secrets` knows the names,
+//! The caller is attested as for the Workload API; the security header is not required, because Envoy does not send it.
+//! A secret that does not exist yet is left out of the response and sent when it exists: a stream is never ended
+//! because of a name, because Envoy would wait long before it connects again. `secrets` knows the names,
 //! `state_of_the_world` and `delta` are the two protocols, without waiting, and `exchange` is the loop around them.
 
 mod delta;

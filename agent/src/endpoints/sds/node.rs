@@ -1,4 +1,4 @@
-//! What an Envoy says about itself.
+//! The `node` message of an Envoy.
 
 use finial_proto::envoy::config::core::v3::Node;
 use finial_proto::envoy::config::core::v3::node::UserAgentVersionType;

@@ -73,7 +73,7 @@ enum Meaning {
 ///
 /// # Errors
 /// When bundles of several trust domains are asked for without the SPIFFE validator: a plain list of
-/// authorities would let each of them speak for all.
+/// authorities would let each of them sign for all trust domains.
 pub(super) fn find(
     asked: &Asked,
     view: &View,
@@ -122,7 +122,7 @@ pub(super) fn find(
     Ok(found)
 }
 
-/// Whether a name stands for nothing that this caller may have. What is about to be signed, has run out or was
+/// Whether no secret with this name exists for this caller. What is about to be signed, has run out or was
 /// not fetched yet is not gone.
 pub(super) fn is_gone(name: &str, view: &View, settings: &SdsSettings) -> bool {
     let entries = view.entries_of_any_hint();

@@ -61,7 +61,7 @@ impl Session {
     /// new: it may have given up the user or the groups that the first answer was for.
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be told who calls.
+    /// `Unavailable` when it cannot be found out who calls.
     pub async fn open<M>(sessions: &Sessions, request: &Request<M>, access: Access) -> Result<Self, Status> {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
@@ -73,11 +73,11 @@ impl Session {
         Self::of(sessions, workload, admitted, request.metadata(), access, false).await
     }
 
-    /// A session about a workload for which somebody else asks, who was found out and authorized before. Identities
-    /// that are for nobody but the workload itself are left out, and without any the answer is a refusal.
+    /// A session about a workload for which an authorized delegate or broker asks. Identities
+    /// that are only for the workload itself are left out, and without any the answer is a refusal.
     ///
     /// # Errors
-    /// `Unavailable` when nothing can be told about the workload.
+    /// `Unavailable` when the workload cannot be attested.
     pub async fn on_behalf_of(
         sessions: &Sessions,
         workload: Workload,
@@ -149,7 +149,7 @@ impl Session {
         }
     }
 
-    /// From now on the caller's SVIDs are issued and renewed for as long as the session lives.
+    /// From now on the caller's SVIDs are issued and renewed as long as the session exists.
     pub fn want_svids(&mut self) {
         self.subscription.want();
     }
@@ -332,7 +332,7 @@ impl Session {
         } else if issued > 0 {
             Verdict::Ready(view)
         } else if self.answered {
-            // The caller's SVIDs run out while the server is away; the next ones will come on this stream.
+            // The caller's SVIDs run out while the server cannot be reached; the next ones will come on this stream.
             Verdict::Wait(None)
         } else {
             Verdict::End(Status::unavailable("no X509-SVID has been issued yet"))
@@ -356,7 +356,7 @@ impl Session {
         let age = Duration::try_from(self.shared.parts.clock.now() - started_at).unwrap_or_default();
         let left = (2 * lag).checked_sub(age)?;
         let patience = self.patience.map_or(lag, |patience| patience * 3 / 4);
-        // Counted from the call's begin, not anew with each look.
+        // Counted from the call's begin, not again with each look.
         Some((Instant::now() + left).min(self.opened + lag.min(patience)))
     }
 
@@ -454,7 +454,7 @@ pub fn denied() -> Status {
     Status::permission_denied("no identity issued")
 }
 
-/// The answer when it cannot be told who calls.
+/// The answer when it cannot be found out who calls.
 pub fn attestation_failed() -> Status {
     Status::unavailable("workload attestation failed")
 }

@@ -1,4 +1,4 @@
-//! Which facts about callers may stand in the log (`log_selectors`).
+//! Which facts about callers may be logged (`log_selectors`).
 
 use std::collections::HashSet;
 
@@ -10,7 +10,7 @@ use finial_identity::selector::Selector;
 pub struct LoggedSelectors(Vec<String>);
 
 impl LoggedSelectors {
-    /// Lets selectors that are one of these beginnings, or go on with a colon behind one, stand in the log.
+    /// Allows selectors that are equal to one of these prefixes, or begin with one and a colon, in the log.
     pub fn new(prefixes: Vec<String>) -> Self {
         Self(prefixes)
     }

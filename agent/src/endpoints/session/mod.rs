@@ -1,8 +1,8 @@
 //! Who calls, what that caller may have, and when it changes: the same for all services of the socket.
 //!
-//! A [`Session`] is an attested call. It shows the [`View`] that its caller has of the present snapshot, waits for
-//! what is worth waiting for, and attests the process again before it gets anything new. Services make messages
-//! of views; callers with the same identities share one view and what was made of it.
+//! A [`Session`] is an attested call. It gives the [`View`] that its caller has of the present snapshot, waits for
+//! changes of it, and attests the process again before it gets anything new. Services make messages
+//! from views; callers with the same identities share one view and its messages.
 
 mod attested;
 mod logged;
@@ -38,13 +38,13 @@ pub enum Access {
     X509Svids,
     /// The identities, to obtain something else for them.
     Identities,
-    /// X.509 bundles to hand out.
+    /// X.509 bundles to serve.
     X509Bundles,
-    /// JWT bundles to hand out.
+    /// JWT bundles to serve.
     JwtBundles,
     /// The identities, to obtain WIT-SVIDs for them.
     WitSvids,
-    /// WIT bundles to hand out.
+    /// WIT bundles to serve.
     WitBundles,
     /// Bundles to validate with; no identity is needed.
     Validation,
@@ -78,7 +78,7 @@ pub struct CallerPolicy {
     pub allowed_foreign_jwt_claims: Vec<String>,
     /// How long the first answer may wait for the entries to be synced.
     pub sync_interval: Duration,
-    /// Which facts about callers may stand in the log (`log_selectors`).
+    /// Which facts about callers may be logged (`log_selectors`).
     pub logged_selectors: LoggedSelectors,
 }
 

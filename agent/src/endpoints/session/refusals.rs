@@ -1,4 +1,4 @@
-//! Callers that were refused, by a short code that they were told and that an operator can look up.
+//! Callers that were refused, by a short code that they got and that an operator can look up.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -31,9 +31,9 @@ pub struct Refused {
     pub pid: u32,
     /// When that process started.
     pub started_at: Option<OffsetDateTime>,
-    /// The facts that were found; `None` when an attestor could not tell.
+    /// The facts that were found; `None` when an attestor failed.
     pub selectors: Option<Arc<Selectors>>,
-    /// Why an attestor could not tell, or what the caller was told.
+    /// Why an attestor failed, or what the caller was told.
     pub reason: String,
 }
 
@@ -76,7 +76,7 @@ impl Refusals {
         found.map(|(_code, refused)| refused.clone())
     }
 
-    /// Whether the same process was refused the same for the same facts before. What is logged once tells an operator all.
+    /// Whether the same process was refused the same for the same facts before. Then it is not logged again.
     pub fn is_repeated(&self, refused: &Refused) -> bool {
         let key = |refused: &Refused| (refused.pid, refused.started_at, refused.access);
         let last = self.locked();

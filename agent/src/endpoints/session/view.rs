@@ -44,7 +44,7 @@ impl View {
         }
     }
 
-    /// The view without the identities of administrators and of downstream servers, which are for nobody but
+    /// The view without the identities of administrators and of downstream servers, which are given only to
     /// themselves.
     pub(super) fn handed_out(self: Arc<Self>) -> Arc<Self> {
         struct HandedOut(Arc<View>);
@@ -85,7 +85,7 @@ impl View {
         (self.issued, self.entries.len() - self.issued)
     }
 
-    /// Whether an SVID is among them that must not be handed out any more.
+    /// Whether an SVID is among them that must not be served any more.
     pub(super) fn holds_expired(&self, now: OffsetDateTime) -> bool {
         let mut svids = self.entries_of_any_hint.iter().filter_map(|entry| svid_of(entry));
         svids.any(|svid| svid.usable_until() <= now)

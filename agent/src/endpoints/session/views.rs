@@ -17,7 +17,7 @@ pub(super) struct Views {
 #[derive(Debug, Default)]
 struct State {
     version: u64,
-    /// By the address of the set, which is held beside the view and so cannot be another's.
+    /// By the address of the set, which is kept with the view, so that no other set can have the address.
     by_selectors: HashMap<usize, (Arc<Selectors>, Arc<View>)>,
     /// By the addresses of the entries, which the view holds.
     by_entries: HashMap<Vec<usize>, Arc<View>>,
@@ -105,7 +105,7 @@ mod tests {
             let _another = again.derived(|_view| AlsoMade);
             assert!(Arc::ptr_eq(&made, &again.derived(|_view| Made)));
         }
-        // Another snapshot is looked at anew, and an old one never spoils the present.
+        // A new snapshot is evaluated again, and an old one never replaces a newer one.
         world.publish_entries(vec![world.entry("b")]);
         let newer = views.view(&world.svids.snapshot(), &one);
         assert_eq!(newer.entries()[0].entry_id, "b");

@@ -14,7 +14,7 @@ use zeroize::Zeroizing;
 
 use crate::endpoints::session::View;
 
-/// Clients refuse larger messages unless told otherwise.
+/// Clients refuse larger messages by default.
 const CLIENT_LIMIT: usize = 4 * 1024 * 1024;
 
 /// `X509SVIDResponse`, of the identities that have an SVID.

@@ -1,4 +1,4 @@
-//! The JWT profile's two calls that are no streams.
+//! The two unary calls of the JWT profile.
 
 use std::collections::BTreeMap;
 

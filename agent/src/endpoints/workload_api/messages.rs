@@ -1,4 +1,4 @@
-//! The streams of the API: the whole state at first, and again whenever it is another for this caller.
+//! The streams of the API: the whole state at first, and again whenever it has changed for this caller.
 
 use std::fmt;
 

@@ -1,4 +1,5 @@
-//! The configuration of `finial agent helper`: spiffe-helper's keys in HCL, JSON or YAML. All mistakes are told at once.
+//! The configuration of `finial agent helper`: spiffe-helper's keys in HCL, JSON or YAML. All mistakes are reported at
+//! once.
 
 mod arguments;
 mod paths;
@@ -69,7 +70,7 @@ pub(super) struct JwtSvidOutput {
     pub(super) file: OutputFile,
 }
 
-/// The program that uses the files, or tells another one about them.
+/// The program that uses the files, or notifies another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct CommandLine {
     pub(super) program: String,
@@ -113,7 +114,7 @@ impl HelperConfig {
         Self::parse(&text, flags, env)
     }
 
-    /// Checks a text as if it were the file that the flags name, whose ending tells the format.
+    /// Checks a text as if it were the file that the flags name, whose extension is the format.
     ///
     /// # Errors
     /// All mistakes at once.

@@ -253,7 +253,7 @@ fn check_each_file_is_named_once(config: &HelperConfig, root: &Section<'_>) {
     }
 }
 
-/// Whom to tell of a renewal, and whether that can ever happen.
+/// The process that is signalled at a renewal, and whether that is possible.
 fn check_telling(config: &HelperConfig, root: &Section<'_>, warnings: &mut Vec<String>) {
     if config.pid_file.is_some() && root.string("renew_signal").is_none() {
         root.problem("pid_file_name", "needs renew_signal beside it");

@@ -1,4 +1,4 @@
-//! From the agent's answers to what stands in the files. Nothing is written of an answer that is not whole.
+//! From the agent's answers to the contents of the files. An incomplete answer is not written at all.
 
 use std::collections::BTreeMap;
 
@@ -38,7 +38,7 @@ pub(super) enum ContentError {
         /// Why.
         source: X509Error,
     },
-    /// A program with this bundle could trust nobody.
+    /// The bundle has no authority.
     #[error("bundle holds no authority that has not expired")]
     EmptyBundle,
     /// The name of a trust domain is none.
@@ -63,7 +63,7 @@ pub(super) enum ContentError {
     Expired(OffsetDateTime),
 }
 
-/// What stands in the three files of an X.509-SVID.
+/// What is in the three files of an X.509-SVID.
 #[derive(PartialEq, Eq)]
 pub(super) struct X509Files {
     pub(super) spiffe_id: SpiffeId,

@@ -213,7 +213,7 @@ pub(super) fn publisher(
     }
 }
 
-/// Hands content to the writer. What cannot be used is told, and what stands in the files stays.
+/// Passes content to the writer. Content that cannot be used is logged, and the files are kept.
 fn take<T>(
     content: Result<T, ContentError>,
     news: &watch::Sender<Option<Arc<T>>>,

@@ -16,7 +16,7 @@ use super::feed::{self, CallError, Feed, JwtBundles, X509Svids};
 use super::swap::SwapError;
 use super::tokens::{self, TokenError};
 
-/// Between attempts: somebody waits for us.
+/// Between attempts: short, because another program waits for the files.
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
@@ -55,7 +55,7 @@ enum Attempt {
     TryAgain(String),
 }
 
-/// Fetches and writes everything that is configured; each thing is tried until `limit` is over, for ever with none.
+/// Fetches and writes everything that is configured; each thing is tried until `limit` is over, forever with none.
 ///
 /// # Errors
 /// [`OnceError`] of the first that failed.

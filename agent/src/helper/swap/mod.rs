@@ -1,13 +1,13 @@
 //! Files that change together.
 //!
-//! Beside the first file, `svid.pem`, stand `..svid.pem.data`, a link to a directory, and that directory,
+//! Next to the first file, `svid.pem`, are `..svid.pem.data`, a link to a directory, and that directory,
 //! `..svid.pem.v<time>-<random>`, which holds all files of one version. The configured names are links through the
 //! first: `svid.pem -> ..svid.pem.data/svid.pem`. A new version is a new directory, complete and synced before the
-//! one link is renamed over the old; so whoever looks the link up once sees files that belong together, and every
-//! single file is whole. The version that was replaced stays until the next one, for readers that are under way.
+//! one link is renamed over the old; so a reader that resolves the link once sees files that belong together, and every
+//! single file is complete. The replaced version stays until the next one, for readers that are still using it.
 //!
-//! Plain files that stand in the place of the links, from a program that wrote them one by one, first become a
-//! version themselves, so that taking over changes nothing for a reader.
+//! Plain files in the place of the links, from a program that wrote them one by one, first become a
+//! version themselves, so that a reader sees no change.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -76,7 +76,7 @@ enum Standing {
     Nothing,
     /// A file that some other program wrote.
     PlainFile,
-    /// A link of ours, to somewhere else than this configuration has it.
+    /// A link of the helper, with another target than in this configuration.
     OldLink,
     Link,
 }
@@ -281,7 +281,7 @@ impl Slot {
     }
 }
 
-/// Places a link whatever stands there, as one step, durably.
+/// Places a link whatever is there, as one step, durably.
 fn put_link(path: &Path, target: &Path, prefix: &str) -> Result<(), SwapError> {
     let folder = path.parent().unwrap_or(Path::new("/"));
     let temporary = folder.join(format!("{prefix}.{}.tmp", Uuid::new_v4().simple()));

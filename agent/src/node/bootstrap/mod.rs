@@ -1,7 +1,7 @@
-//! Whom to trust at first contact.
+//! The trust bundle for the first contact with the server.
 //!
-//! A bundle that an earlier run saved wins over the configured source, as with SPIRE's agents. The source is asked at
-//! each attempt, so what it says may change.
+//! A bundle that an earlier run saved takes precedence over the configured source, as with SPIRE's agents. The source
+//! is read at each attempt, so it may change.
 
 mod url;
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! A trust bundle over HTTP: with TLS that the web's authorities vouch for, or over a Unix socket of this machine.
+//! A trust bundle over HTTP: with TLS verified by the system's root certificates, or over a Unix socket of this machine.
 //!
 //! One GET, answered with 200 and a body of bounded size in bounded time. Redirects are not followed: they would lead
 //! away from the host that the operator chose.
@@ -47,7 +47,7 @@ pub(super) fn system_roots() -> Result<RootCertStore, FetchError> {
     Ok(roots)
 }
 
-/// What `https` URL `url` answers. The host must be one that `roots` vouch for.
+/// The answer of `https` URL `url`. The certificate of its host is verified with `roots`.
 pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, FetchError> {
     let host = url.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
@@ -74,7 +74,7 @@ pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, Fe
     within_time(exchange).await
 }
 
-/// What the server at `socket` answers to `http` URL `url`, which is told who asks and why.
+/// The answer of the server at `socket` to `http` URL `url`; the query says who asks and why.
 pub(super) async fn fetch_over_socket(
     url: &Uri,
     socket: &Path,
@@ -120,7 +120,7 @@ fn path_and_query(url: &Uri) -> &str {
     url.path_and_query().map_or("/", http::uri::PathAndQuery::as_str)
 }
 
-/// Adds what SPIRE's agents tell such a server.
+/// Adds the query parameters of SPIRE's agents.
 fn with_query(target: &str, request: &BundleRequest<'_>) -> String {
     let since = request.since.format(&Rfc3339).unwrap_or_default();
     let mode = if request.is_again {

@@ -2,7 +2,6 @@
 #![allow(clippy::disallowed_methods, reason = "tests own their tasks and files")]
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use finial_identity::spiffe_id::TrustDomain;
 use rustls::RootCertStore;
@@ -15,7 +14,7 @@ use super::tests::{first, td};
 use super::url::{self, FetchError};
 use super::{BootstrapSource, BundleFormat, BundleRequest, MAX_BUNDLE, workload_api};
 use crate::endpoints::testing::World;
-use crate::test_pki::Authority;
+use crate::test_pki::{Authority, NamedServer};
 
 /// Reads the head of a request, passes it on, and answers.
 async fn answer(
@@ -140,27 +139,10 @@ async fn a_server_that_does_not_answer_is_given_up() {
 
 /// A web server for `localhost` and the authority that vouches for it.
 async fn serve_web(with: Vec<u8>) -> (u16, RootCertStore, mpsc::UnboundedReceiver<String>) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
-    params.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let mut ca = rcgen::CertificateParams::default();
-    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_certificate = ca.self_signed(&ca_key).unwrap();
-    let certificate = params.signed_by(&key, &rcgen::Issuer::new(ca, ca_key)).unwrap();
+    let server = NamedServer::new(&["localhost"]);
     let mut roots = RootCertStore::empty();
-    roots.add(ca_certificate.der().clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![certificate.der().clone()],
-            rustls_pki_types::PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let tls = TlsAcceptor::from(Arc::new(tls));
+    roots.add(server.authority).unwrap();
+    let tls = TlsAcceptor::from(server.tls);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let (sender, heads) = mpsc::unbounded_channel();

@@ -1,4 +1,4 @@
-//! The tokens held, the least recently used of which goes first.
+//! The cached tokens; the least recently used is dropped first.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,7 +29,7 @@ pub struct Token<T> {
     issued_at: OffsetDateTime,
     expires_at: OffsetDateTime,
     renew_at: OffsetDateTime,
-    /// It must not be handed out any more.
+    /// It must not be served any more.
     forgotten: AtomicBool,
 }
 
@@ -72,7 +72,7 @@ impl Key {
 }
 
 impl<T: Signed> Token<T> {
-    /// `drawn` in `[0, 1)` spreads when it is renewed: when about half of its life is over.
+    /// `drawn` in `[0, 1)` spreads when it is renewed: when about half of its lifetime is over.
     pub(super) fn new(value: T, drawn: f64) -> Self {
         let (issued_at, expires_at) = value.life();
         Self {
@@ -95,13 +95,13 @@ impl<T: Signed> Token<T> {
         now < self.renew_at
     }
 
-    /// Whether so little of its life remains that a new one is worth waiting for.
+    /// Whether so little of its lifetime remains that a new one is worth waiting for.
     pub(super) fn is_ending(&self, now: OffsetDateTime) -> bool {
         let life = self.expires_at - self.issued_at;
         self.expires_at - now < life / 8
     }
 
-    /// Whether it may be handed out.
+    /// Whether it may be served.
     pub fn is_valid(&self, now: OffsetDateTime) -> bool {
         now < self.expires_at && !self.forgotten.load(Ordering::Relaxed)
     }
@@ -221,5 +221,5 @@ impl<T> Tokens<T> {
     }
 }
 
-/// Looking at all of them costs time, and those that have expired are handed out to nobody.
+/// Looking at all of them costs time, and those that have expired are served to nobody.
 const PRUNED_EVERY: Duration = Duration::MINUTE;

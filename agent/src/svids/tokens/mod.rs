@@ -1,9 +1,9 @@
-//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their life, requested once for all who
-//! wait, and forgotten wherever they are.
+//! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their lifetime, requested once for all
+//! waiting calls, and dropped when their key is tainted or revoked.
 //!
-//! A token past half of its life that is still valid is handed out when no new one comes in time: after
-//! `hit_timeout`, or as soon as the server has failed once. From then on nobody waits for that token's successor,
-//! which is asked for in the background, until there is one or the token expires.
+//! A token past half of its lifetime that is still valid is returned when no new one comes in time: after
+//! `hit_timeout`, or as soon as the server has failed once. From then on no call waits for the new token,
+//! which is requested in the background, until there is one or the token expires.
 
 mod kept;
 mod source;
@@ -243,7 +243,7 @@ struct Inner<T: Signed> {
     jitter: Jitter,
     counters: Arc<CacheCounters>,
     state: Mutex<State<T>>,
-    /// Requests that go on although nobody waits for them.
+    /// Requests that continue although nobody waits for them.
     renewals: mpsc::Sender<Shared<Running<T>>>,
     renewing: tokio::sync::Mutex<mpsc::Receiver<Shared<Running<T>>>>,
 }
@@ -251,7 +251,7 @@ struct Inner<T: Signed> {
 struct State<T: Signed> {
     tokens: Tokens<T>,
     withdrawn: Withdrawn,
-    /// Requests under way that those who come may join. Weak: one that nobody waits for any more is dropped.
+    /// Running requests that later callers can join. Weak: one without waiting callers is dropped.
     requests: HashMap<Arc<Key>, Joinable<T>>,
     requests_after_sweep: usize,
     next_request: u64,
@@ -275,7 +275,7 @@ struct Request<T: Signed> {
 /// What the cache has.
 enum Found<T: Signed> {
     Fresh(Arc<Token<T>>),
-    /// Past half of its life; with the request that it is worth to wait for.
+    /// Past half of its lifetime; with the request that it is worth to wait for.
     Aging(Arc<Token<T>>, Option<Request<T>>),
     Nothing(Request<T>),
 }
@@ -488,7 +488,7 @@ const DEFAULT_HIT_TIMEOUT: Duration = Duration::from_secs(5);
 const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 /// Renewals in the background at one time.
 const MAX_RENEWALS: usize = 1000;
-/// Larger tokens, in bytes, are handed out and not kept.
+/// Larger tokens, in bytes, are served and not kept.
 const MAX_CACHED_TOKEN: usize = 16 * 1024;
 const WITHDRAWN: &str = "signed by an authority that was tainted or revoked meanwhile";
 const FIRST_RETRY: Duration = Duration::from_millis(200);

@@ -12,7 +12,7 @@ use tonic::Code;
 use crate::svids::counters::{CacheCounters, TokenCounters};
 use crate::upstream::{SignedJwt, Upstream, UpstreamError};
 
-/// Signs JWT-SVIDs: the server, or what stands for it in tests.
+/// Signs JWT-SVIDs: the server, or a fake in tests.
 #[async_trait]
 pub trait JwtSource: Send + Sync + fmt::Debug {
     /// One JWT-SVID for an entry.

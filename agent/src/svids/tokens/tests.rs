@@ -1,4 +1,4 @@
-//! The cache in paused time, in front of a server that can be told to fail or to fall silent.
+//! The cache in paused time, with a server that can be made to fail or not to answer.
 
 use super::*;
 use crate::upstream::UpstreamError;

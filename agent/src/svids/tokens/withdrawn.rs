@@ -1,4 +1,4 @@
-//! Which keys were forgotten while tokens were being signed.
+//! Keys that were withdrawn while tokens were being signed.
 
 use std::collections::{HashSet, VecDeque};
 

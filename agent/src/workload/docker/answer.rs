@@ -1,4 +1,4 @@
-//! What an engine says about a container, and the facts in it.
+//! An engine's answer about a container, and the facts in it.
 
 use std::collections::BTreeMap;
 
@@ -45,7 +45,7 @@ struct Config {
 /// An answer that cannot be understood.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AnswerError {
-    /// It is not the JSON that is expected. What stands there may be secret and is not told.
+    /// It is not the JSON that is expected. It may contain secrets and is not shown.
     #[error("answer cannot be understood: line {line}, column {column}")]
     Json {
         /// Where, from 1.

@@ -21,7 +21,7 @@ const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
 /// How long an engine has for an answer.
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(10);
 
-/// How much of a refusal is told.
+/// How much of an error response is reported.
 const MAX_REFUSAL: usize = 200;
 
 /// An engine that is asked.
@@ -35,7 +35,7 @@ pub(super) struct Engine<'a> {
     pub(super) api_version: Option<&'a str>,
 }
 
-/// Why an engine did not tell about a container.
+/// Why there is no answer from an engine about a container.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EngineError {
     #[error("connect: {0}")]

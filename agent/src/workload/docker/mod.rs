@@ -1,15 +1,15 @@
 //! The workload attestor `docker`: what Docker or Podman was told about the container that a process is in.
 //!
 //! Facts: `label`, `env`, `image_id`, `image_config_digest`. The container is found by the names of the process's
-//! control groups; the engine that made it is asked, which for a user's own Podman is that user's. Such a user decides
-//! what its containers are called and labelled, so its engine is asked only where the operator trusts that user, and
-//! what it says carries the fact `podman_user:<uid>` as well. A name is not
-//! believed alone: who may make control groups, such as a user in the part of the tree that systemd delegates, may
-//! name one after the container of another. So the container's first process, which the engine names, must be in
-//! that very group; and one that only has a container's group mounted must share the mounts of its first process.
+//! control groups, and the engine that made it is asked; for a user's own Podman that is the user's engine. Such a user
+//! chooses the names and labels of its containers, so its engine is asked only when the operator trusts that user, and
+//! its answer also has the fact `podman_user:<uid>`. A name is not enough: whoever may make control groups, such as a
+//! user in the part of the tree that systemd delegates, may name one after another user's container. So the container's
+//! first process, which the engine names, must be in the same group; and a process that only has a container's group
+//! mounted must share the mounts of its first process.
 //!
 //! A process in no container, in one that the engine does not have, or in one of a user who is not trusted, has no such
-//! facts. An engine that cannot be reached, or whose answer is not understood, leaves them unknown.
+//! facts. If the engine cannot be reached, or its answer cannot be parsed, attestation fails.
 
 mod answer;
 mod engine;
@@ -39,7 +39,7 @@ const NAME: &str = "docker";
 const MAX_REQUESTS: usize = 16;
 /// How many of them are to a user's own engine, which may be as slow as that user likes.
 const MAX_USER_REQUESTS: usize = 4;
-/// Of how many users who are not trusted it is told once each.
+/// For how many users who are not trusted this is logged, once each.
 const MAX_TOLD: usize = 1024;
 
 /// Attests by what a container engine knows.

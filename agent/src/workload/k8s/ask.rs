@@ -1,4 +1,4 @@
-//! One GET, over TLS or to this machine, bounded in size and time; and what opens the door: certificates and tokens in
+//! One GET, over TLS or to this machine, bounded in size and time; and its credentials: certificates and tokens in
 //! files.
 
 use std::net::IpAddr;
@@ -25,10 +25,10 @@ use super::pods::PodsError;
 pub(super) const MAX_FILE: usize = 1024 * 1024;
 /// How long an answer may take.
 pub(super) const ANSWER_TIME: Duration = Duration::from_secs(10);
-/// How much of a refusal is told.
+/// How much of an error response is reported.
 const MAX_REFUSAL: usize = 200;
 
-/// Why the kubelet, or the API server, did not tell.
+/// Why there is no answer from the kubelet or the API server.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// A file cannot be read.
@@ -58,7 +58,7 @@ pub enum AskError {
         /// What happened.
         source: std::io::Error,
     },
-    /// It does not speak HTTP.
+    /// The answer is not HTTP.
     #[error("http: {0}")]
     Http(#[from] hyper::Error),
     /// The request cannot be written.
@@ -78,7 +78,7 @@ pub enum AskError {
     /// The list of pods cannot be understood.
     #[error("{0}")]
     Malformed(PodsError),
-    /// What it tells is not what it was asked for.
+    /// The answer is not what was asked for.
     #[error("answered with something else than {0}")]
     OtherObject(String),
     /// It did not answer in time.

@@ -20,7 +20,7 @@ use super::ask::{self, ANSWER_TIME, AskError, MAX_FILE, certificates, token, unu
 use super::trust;
 use crate::config::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 
-/// Where it tells.
+/// Where its list of pods is.
 const PODS: &str = "/pods";
 /// Most bytes of a list: 500 pods, which are many for a node, have some 20 MB.
 const MAX_LIST: usize = 96 * 1024 * 1024;
@@ -39,7 +39,7 @@ pub(super) struct Kubelet {
     access: Mutex<Option<(Instant, Access)>>,
 }
 
-/// What opens the kubelet's door.
+/// The credentials for the kubelet.
 #[derive(Clone)]
 struct Access {
     tls: Arc<ClientConfig>,
@@ -159,7 +159,7 @@ impl Access {
     }
 }
 
-/// Whom to believe. The kubelet's own certificate may be missing, and so may the authorities, but not both.
+/// How the kubelet is verified. Its own certificate may be missing, and so may the authorities, but not both.
 fn verifier(verification: &KubeletVerification) -> Result<Arc<dyn ServerCertVerifier>, AskError> {
     let (authorities, own) = match verification {
         KubeletVerification::Skip => return Ok(trust::of_anybody()),

@@ -1,12 +1,12 @@
 //! The workload attestor `k8s`: what the node's kubelet knows about the pod that a process is in.
 //!
 //! Facts: those of the pod (`ns`, `sa`, `pod-label`, …), of the container (`container-name`, `container-image`), and,
-//! where that is asked for, of the namespace (`ns-label`), which only the API server knows.
-//! The names of the process's control groups say which pod and container it is in; the kubelet's list says what
-//! they are. Both must agree. Mounts of control groups are not looked at, unlike by SPIRE: anybody can make those.
+//! if configured, of the namespace (`ns-label`), which only the API server knows.
+//! The names of the process's control groups say which pod and container it is in; the kubelet's list has their
+//! facts. Both must agree. Mounts of control groups are not used, unlike in SPIRE: any process can make them.
 //!
-//! A process in no container of a kubelet is known to have no such facts. A kubelet that cannot be asked, or that
-//! does not list the container in time, leaves them unknown, and so does an API server that does not know the namespace.
+//! A process in no container of a kubelet has no such facts. If the kubelet cannot be reached, or does not list the
+//! container in time, or the API server does not know the namespace, attestation fails.
 
 mod ask;
 mod kubelet;

@@ -1,4 +1,5 @@
-//! The labels of namespaces, which the kubelet does not know: asked of the API server, by the account of the agent's pod.
+//! The labels of namespaces, which the kubelet does not know: from the API server, with the service account of the
+//! agent's pod.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +21,7 @@ use crate::config::ApiServer;
 const FRESH: Duration = Duration::from_secs(5);
 /// Most bytes of a namespace.
 const MAX_NAMESPACE: usize = 2 * 1024 * 1024;
-/// How many namespaces are remembered before those are forgotten that nobody has asked for of late.
+/// How many namespaces are cached before those that were not used recently are dropped.
 const MANY: usize = 512;
 /// Most characters of a namespace's name.
 const MAX_NAME: usize = 63;
@@ -75,7 +76,7 @@ impl Namespaces {
     /// The labels of a namespace, as they were a few seconds ago at most. May be dropped at any time.
     ///
     /// # Errors
-    /// When the API server does not tell, also that there is no such namespace.
+    /// When the API server gives no labels, also because there is no such namespace.
     pub(super) async fn labels(&self, name: &str) -> Result<Arc<Labels>, Arc<AskError>> {
         let place = self.place(name);
         let mut last = place.lock().await;

@@ -9,16 +9,16 @@ use axum::routing::get;
 use finial_identity::process::TaskSet;
 use finial_identity::process::http_listener::{HttpListener, TlsSource};
 use finial_identity::x509::Certificate;
-use rustls_pki_types::PrivateKeyDer;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::test_pki::NamedServer;
 
 fn namespace(name: &str, labels: &Value) -> Value {
     json!({"kind": "Namespace", "apiVersion": "v1", "metadata": {"name": name, "labels": labels}})
 }
 
-/// Gives these answers, the last one for ever.
+/// Gives these answers, the last one forever.
 #[derive(Debug)]
 struct Fake {
     answers: Vec<Option<Value>>,
@@ -107,25 +107,7 @@ async fn namespaces_that_nobody_asks_for_any_more_are_forgotten() {
 
 /// An API server whose certificate names 127.0.0.1; gives the place of its authority and of a good token.
 async fn with_api_server(work: impl AsyncFnOnce(ApiServer, &std::path::Path)) {
-    let mut authority = rcgen::CertificateParams::new(Vec::new()).unwrap();
-    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let ca_key = rcgen::KeyPair::generate().unwrap();
-    let ca = authority.self_signed(&ca_key).unwrap();
-    let issuer = rcgen::Issuer::new(authority, ca_key);
-    let own_key = rcgen::KeyPair::generate().unwrap();
-    let params = rcgen::CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let own = params.signed_by(&own_key, &issuer).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let tls = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(
-            vec![own.der().clone()],
-            PrivateKeyDer::try_from(own_key.serialize_der()).unwrap(),
-        )
-        .unwrap();
-    let tls = Arc::new(tls);
+    let NamedServer { authority, tls, .. } = NamedServer::new(&["127.0.0.1"]);
     let tokens = Arc::new(Mutex::new(Vec::<String>::new()));
     let routes = Router::new()
         .route("/api/v1/namespaces/{name}", get(answer))
@@ -140,7 +122,7 @@ async fn with_api_server(work: impl AsyncFnOnce(ApiServer, &std::path::Path)) {
         ca_path: dir.path().join("ca"),
         token_path: dir.path().join("token"),
     };
-    std::fs::write(&server.ca_path, Certificate::parse(ca.der()).unwrap().to_pem()).unwrap();
+    std::fs::write(&server.ca_path, Certificate::parse(&authority).unwrap().to_pem()).unwrap();
     std::fs::write(&server.token_path, "good").unwrap();
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();

@@ -1,4 +1,4 @@
-//! One list of pods for all who ask: at most one request is under way, and one is made in an interval.
+//! One list of pods for all callers: at most one request at a time, and at most one in an interval.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,8 +1,8 @@
-//! Whether the kubelet is the one that answers.
+//! Verification of the kubelet's certificate.
 //!
-//! Kubelets have certificates of the cluster's authority, or make their own. At a node's name both chain and name are
-//! checked; at an address the chain alone, for few certificates name 127.0.0.1. A certificate that stands in a file
-//! itself is trusted as it is, so a kubelet's own can be given; that one vouches for no other.
+//! Kubelets have certificates of the cluster's CA, or self-signed ones. With a node's name both chain and name are
+//! checked; with an address only the chain, because few certificates name 127.0.0.1. A certificate that is itself in a
+//! file is trusted as it is, so a kubelet's self-signed one can be given; it is not trusted as an authority.
 
 use std::sync::Arc;
 
@@ -28,7 +28,7 @@ struct KubeletVerifier {
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-/// Trusts these authorities and those that they vouch for, and the kubelet's own certificates.
+/// Trusts certificates of these authorities, and the kubelet's own certificates.
 pub(super) fn of_certificates(
     authorities: Vec<CertificateDer<'static>>,
     own: Vec<CertificateDer<'static>>,
@@ -40,7 +40,7 @@ pub(super) fn of_certificates(
     verifier(Trust::Certificates { known, roots })
 }
 
-/// Trusts whoever answers.
+/// Trusts every certificate.
 pub(super) fn of_anybody() -> Arc<dyn ServerCertVerifier> {
     verifier(Trust::Anybody)
 }

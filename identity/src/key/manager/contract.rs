@@ -1,4 +1,4 @@
-//! What every key manager promises.
+//! Tests that every key manager must pass.
 
 use std::sync::Arc;
 

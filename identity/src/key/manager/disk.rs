@@ -103,7 +103,7 @@ impl PrivateKeyManager for DiskKeyManager {
 }
 
 impl Inner {
-    /// The file first, then memory: a key that could not be kept is not handed out.
+    /// The file first, then memory: a key that could not be kept is not returned.
     fn set(&self, id: String, key: Arc<PrivateKey>) -> Result<(), KeyError> {
         let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut keys = self.keys.lock().clone();

@@ -1,4 +1,4 @@
-//! Keys that are gone when the process ends.
+//! Keys in memory only.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -2,7 +2,7 @@
 //! Kubernetes 1.26 among them.
 //!
 //! A symbol is replaced by one whose code has as many bits, so nothing moves. Symbols with codes of more than eight
-//! bits are not looked at: they stand in no path that a client of ours has, and few have such a substitute.
+//! bits are not replaced: they are in no path that our clients use, and few have such a substitute.
 
 use tonic::codegen::http::uri::Authority;
 

@@ -1,4 +1,4 @@
-//! The operator's hand on the authorities.
+//! Manual operations on the authorities.
 
 use finial_proto::spire::api::server::bundle::v1::GetBundleRequest;
 use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;

@@ -1,4 +1,4 @@
-//! The end.
+//! Stopping the server.
 
 use finial_proto::finial::server::sync::v1::WatchRequest;
 use finial_proto::finial::server::sync::v1::sync_client::SyncClient;

@@ -1,4 +1,4 @@
-//! What a cluster's API server says about a token.
+//! Review of a token by a cluster's API server.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -22,7 +22,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(10);
 const ACCOUNT_PREFIX: &str = "system:serviceaccount:";
 const POD_NAME: &str = "authentication.kubernetes.io/pod-name";
 const POD_UID: &str = "authentication.kubernetes.io/pod-uid";
-/// The node that a token was made for; API servers from 1.30 on tell.
+/// The node that a token was made for; API servers from 1.30 on report it.
 const NODE_NAME: &str = "authentication.kubernetes.io/node-name";
 const NODE_UID: &str = "authentication.kubernetes.io/node-uid";
 
@@ -81,7 +81,7 @@ impl Cluster {
     /// The agent that this token was made for. `peer` is where it was sent from, if that is known.
     ///
     /// # Errors
-    /// A token that is not good for an agent of this cluster, or an API server that cannot tell.
+    /// A token that is not valid for an agent of this cluster, or an API server without an answer.
     pub(super) async fn examine(&self, token: &str, peer: Option<IpAddr>) -> Result<Agent, AttestError> {
         let holder = self.holder(token).await?;
         let pod = self.pod(&holder).await?;

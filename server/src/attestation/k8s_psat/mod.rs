@@ -1,7 +1,7 @@
-//! `k8s_psat`: an agent in a Kubernetes cluster shows the service account token that the kubelet projected into its
+//! `k8s_psat`: an agent in a Kubernetes cluster sends the service account token that the kubelet projected into its
 //! pod for this server. The cluster's API server says whose token it is and of which pod; the pod says which node.
 //!
-//! The payload is `{"cluster": …, "token": …}`; there is no challenge. No text that leaves here shows the token.
+//! The payload is `{"cluster": …, "token": …}`; there is no challenge. No error or log message contains the token.
 
 mod cluster;
 mod objects;

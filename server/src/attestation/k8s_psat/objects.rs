@@ -1,4 +1,4 @@
-//! What is asked of pods and nodes when an agent attests, and no more of them.
+//! The fields of pods and nodes that are needed when an agent attests.
 
 use std::error::Error;
 

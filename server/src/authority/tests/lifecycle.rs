@@ -1,4 +1,4 @@
-//! Authorities are prepared, activated, tainted, revoked and forgotten in their time.
+//! Authorities are prepared, activated, tainted, revoked and removed at the right times.
 
 use super::*;
 
@@ -101,7 +101,7 @@ async fn own_svid_is_renewed_at_half_its_life() {
         leaf.not_after() - leaf.not_before(),
         time::Duration::seconds(3610)
     );
-    // The ten seconds that it is backdated by are no part of its life.
+    // The ten seconds that it is backdated by are no part of its lifetime.
     tokio::time::advance(Duration::from_secs(1800)).await;
     manager.step().await;
     assert_eq!(serial(), first);

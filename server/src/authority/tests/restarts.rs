@@ -1,4 +1,4 @@
-//! What survives a restart, or being cut off at any moment.
+//! What survives a restart, or an interruption at any moment.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The WIT authority beside the others.
+//! The WIT authority together with the others.
 
 use finial_identity::key::JwsAlgorithm;
 use finial_identity::wit::{DEFAULT_SKEW, UnprovenWit, validate};

@@ -1,4 +1,4 @@
-//! What each rule makes of one pod, and why. For operators; looks at what the last pass made and changes nothing.
+//! The result of each rule for one pod, and why. For operators; reads the result of the last pass and changes nothing.
 
 use std::sync::Arc;
 

@@ -1,5 +1,5 @@
-//! Who wins where several objects declare the same entry: same SPIFFE ID, parent and set of selectors. A
-//! stored entry wins over all of them, and an entry of another cluster may.
+//! Which object is used when several declare the same entry: same SPIFFE ID, parent and set of selectors. A
+//! stored entry takes precedence over all of them, and an entry of another cluster may.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -193,7 +193,7 @@ impl Keys {
             self.unsettled.extend(self.turned(is_taken));
         }
         let unsettled = std::mem::take(&mut self.unsettled);
-        // All that was counted goes before anything counts anew: an owner may have moved from one key to another.
+        // All that was counted goes before anything counts again: an owner may have moved from one key to another.
         for uuid in &unsettled {
             let counted = self
                 .keys

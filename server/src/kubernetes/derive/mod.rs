@@ -1,9 +1,9 @@
-//! From objects to derived entries, statuses and the pods that something is wrong with. Pure: what comes out
-//! depends on the objects, the stored entries and the settings alone, so that every server and every restart
+//! From objects to derived entries, statuses and the pods with problems. Pure: the result
+//! depends only on the objects, the stored entries and the settings, so that every server and every restart
 //! derives the same.
 //!
-//! [`Deriver`] takes facts one by one in any order and computes anew only the pods whose inputs changed;
-//! [`derive`] does it all at once. Both give the same.
+//! [`Deriver`] takes facts one by one in any order and evaluates only the pods whose inputs changed;
+//! [`derive`] evaluates everything at once. Both give the same result.
 
 mod explain;
 mod keys;
@@ -46,16 +46,16 @@ pub struct Settings {
     pub cluster_domain: String,
     /// Namespaces that rules pass over.
     pub ignored_namespaces: RegexSet,
-    /// The class of objects that are ours.
+    /// The class of the objects that this server uses.
     pub class_name: Option<String>,
-    /// Whether objects without a class are ours too.
+    /// Whether objects without a class are used too.
     pub watches_classless: bool,
     /// The parent ID of a node's entries.
     pub parent_id: Arc<Template>,
 }
 
 impl Settings {
-    /// Whether an object of this class is ours.
+    /// Whether objects of this class are used.
     pub fn is_ours(&self, class: Option<&str>) -> bool {
         let class = class.filter(|class| !class.is_empty());
         let own = self.class_name.as_deref().filter(|own| !own.is_empty());
@@ -72,7 +72,7 @@ pub enum Fact {
     Node(Arc<str>, Option<Arc<Node>>),
     /// The labels of a namespace.
     Namespace(Arc<str>, Option<Arc<Labels>>),
-    /// The pods behind a service, by the name of the object that tells them.
+    /// The pods behind a service, by the name of the object that lists them.
     Endpoints(NamespacedName, Option<Arc<ServiceEndpoints>>),
     /// A `ClusterSPIFFEID`, by name.
     Rule(Arc<str>, Option<Arc<ClusterSPIFFEID>>),
@@ -354,11 +354,5 @@ fn entry_id(cluster_name: &str, key: Uuid) -> String {
     format!("k8s.{cluster_name}.{key}")
 }
 
-#[cfg(test)]
-mod explain_tests;
-#[cfg(test)]
-mod history_tests;
-#[cfg(test)]
-mod samples_tests;
 #[cfg(test)]
 pub(crate) mod tests;

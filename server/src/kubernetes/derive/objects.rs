@@ -1,4 +1,4 @@
-//! The objects of a cluster as far as rules depend on them, with what finds a change's pods.
+//! The objects of a cluster as far as rules depend on them, with indexes that find the pods affected by a change.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
@@ -34,7 +34,7 @@ impl fmt::Display for NamespacedName {
     }
 }
 
-/// The pods behind a service, ready or not, as one object tells them.
+/// The pods behind a service, ready or not, as listed in one object.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ServiceEndpoints {
     /// The service's name.
@@ -54,7 +54,7 @@ pub struct Objects {
     pub(super) statics: BTreeMap<Arc<str>, Arc<ClusterStaticEntry>>,
     by_node: HashMap<Arc<str>, HashSet<NamespacedName>>,
     by_namespace: HashMap<Arc<str>, HashSet<NamespacedName>>,
-    /// Which objects tell of services of a pod, by the pod's namespace and uid.
+    /// Which objects list a pod for services, by the pod's namespace and uid.
     services: HashMap<(Arc<str>, String), BTreeSet<NamespacedName>>,
 }
 
@@ -222,7 +222,7 @@ impl Objects {
         true
     }
 
-    /// The pods that it concerns: those that it told of, and those that it tells of now.
+    /// The affected pods: those that it listed before, and those that it lists now.
     pub(super) fn set_endpoints(
         &mut self,
         name: NamespacedName,

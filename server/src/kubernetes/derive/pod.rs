@@ -1,4 +1,4 @@
-//! What the rules make of one pod.
+//! The entries that rules give to one pod.
 
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@ use super::keys::{Candidate, Declared, DerivedEntry, Owner, Rank, created_at};
 use crate::kubernetes::admission;
 use crate::kubernetes::resources::ClusterStaticEntry;
 
-/// A static entry that is ours.
+/// A static entry of the class of this server.
 #[derive(Debug)]
 pub(super) struct StaticState {
     /// What it declares, or why nothing: a word and a text.

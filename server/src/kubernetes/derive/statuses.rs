@@ -1,4 +1,4 @@
-//! What is counted for each object, and the statuses that follow.
+//! Counts for each object, and the statuses made from them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -35,7 +35,7 @@ pub struct StaticStatus {
     pub generation: Option<i64>,
 }
 
-/// A rule that is ours, with what is counted for it.
+/// A rule of the class of this server, with its counts.
 #[derive(Debug)]
 pub(super) struct RuleState {
     pub(super) rule: Result<Arc<Rule>, String>,
@@ -74,7 +74,7 @@ impl RuleState {
         };
     }
 
-    /// Forgets what was counted, before all pods are counted anew.
+    /// Forgets what was counted, before all pods are counted again.
     pub(super) fn reset(&mut self) {
         self.pods = 0;
         self.failed.clear();
@@ -135,7 +135,7 @@ impl Deriver {
         }
     }
 
-    /// Puts the statuses that differ from those told before into the pass.
+    /// Puts the statuses that have changed into the pass.
     pub(super) fn changed_statuses(&mut self, pass: &mut Pass) {
         let rules: BTreeMap<_, _> = self
             .rules

@@ -1,4 +1,4 @@
-//! `ClusterStaticEntry`: one registration entry, spelled out.
+//! `ClusterStaticEntry`: one registration entry with all its fields.
 
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,9 @@
 //! The custom resources by which operators declare identities: group `spire.spiffe.io`, version
 //! `v1alpha1`, with the kinds, fields and meaning that SPIRE's controller manager gave them.
 //!
-//! What a schema can say stands in the generated definitions, rules in CEL included. API servers before
-//! Kubernetes 1.25 do not run those, so `admission` checks everything again; those before 1.23 do not even take them, so
-//! the chart's files are without, and this server adds them where they are served.
+//! The generated definitions contain everything that a schema can express, rules in CEL included. API servers before
+//! Kubernetes 1.25 do not run those rules, so `admission` checks everything again; those before 1.23 do not even accept
+//! them, so the chart's files do not have them, and this server adds them where they are supported.
 
 mod cluster_federated_trust_domain;
 mod cluster_spiffe_id;

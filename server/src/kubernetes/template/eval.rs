@@ -1,4 +1,4 @@
-//! Runs a template.
+//! Evaluates a template.
 
 use std::borrow::Cow;
 

@@ -1,10 +1,10 @@
 //! Templates of SPIFFE IDs, DNS names and selectors: the language of Go's `text/template` over facts
 //! about a pod and its node.
 //!
-//! `lexer` -> `parser` (with the check of field names) -> `eval`. An engine of our own, because the
-//! data must answer by Go's field names with Go's zero values, because what is not known must be
-//! refused when a rule is admitted and never rendered as empty, and because rendering must be bounded;
-//! the crate that does Go templates in general does none of these.
+//! `lexer` -> `parser` (with the check of field names) -> `eval`. We have our own engine, because
+//! fields must have Go's names and Go's zero values, because unknown fields must be
+//! refused when a rule is admitted and never rendered as empty, and because rendering must be limited;
+//! the general crate for Go templates does none of these.
 
 mod eval;
 mod functions;

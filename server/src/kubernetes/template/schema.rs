@@ -1,4 +1,4 @@
-//! What templates can address: the fields of Kubernetes' objects by their Go names, with their types.
+//! The fields that templates can use: those of Kubernetes' objects by their Go names, with their types.
 
 use std::collections::{HashMap, HashSet};
 

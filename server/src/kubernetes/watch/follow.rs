@@ -1,4 +1,4 @@
-//! One watch: list, then changes, then again; for as long as the server runs.
+//! One watch: list, then changes, then again, as long as the server runs.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -31,11 +31,11 @@ pub(super) type Told = Option<DynamicObject>;
 /// The answer to a question about one object.
 pub(super) type Answer = Pin<Box<dyn Future<Output = kube::Result<Told>> + Send>>;
 
-/// What is watched, and what becomes of it.
+/// What is watched, and what is made of it.
 pub(super) struct Watched {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
-    /// What an object tells.
+    /// The fact in an object.
     pub(super) news: fn(&NamespacedName, Told) -> serde_json::Result<News>,
     /// Asks for one object.
     pub(super) ask: Box<dyn Fn(&NamespacedName) -> Answer + Send + Sync>,
@@ -133,7 +133,7 @@ impl Following {
         self.tell_of(&name, Some(object)).await
     }
 
-    /// Tells what became of an object. One that cannot be understood counts as not there: what follows from objects
+    /// Reports a change of an object. One that cannot be parsed counts as absent: what follows from objects
     /// must not depend on what they were before.
     async fn tell_of(&self, name: &NamespacedName, told: Told) -> Result<(), Closed> {
         let news = match (self.watched.news)(name, told) {

@@ -1,4 +1,4 @@
-//! What is watched, with as little of each object as rules need.
+//! The kinds that are watched, with only the fields that rules need.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::kubernetes::derive::{Fact, NamespacedName, SCHEDULED, ServiceEndpoint
 use crate::kubernetes::objects::{Endpoint, EndpointSlice, Endpoints, Node, Pod};
 use crate::kubernetes::resources::{ClusterFederatedTrustDomain, ClusterSPIFFEID, ClusterStaticEntry};
 
-/// How many news may wait.
+/// How many events may wait.
 const CHANNEL: usize = 1024;
 /// How long after a failure the API server's version is asked for again.
 const ASK_AGAIN: Duration = Duration::from_secs(2);

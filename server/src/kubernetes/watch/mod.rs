@@ -1,5 +1,5 @@
-//! From the API server to facts. A watch that is late, tells things twice or out of order, is lost or silent
-//! changes nothing by that; what is gone is so only when the API server says so of that very object.
+//! From the API server to facts. A watch that is late, sends events twice or out of order, or ends
+//! removes nothing; an object is removed only when the API server reports that it was deleted.
 
 mod follow;
 mod kinds;
@@ -21,7 +21,7 @@ pub enum Kind {
     Nodes,
     /// Namespaces.
     Namespaces,
-    /// What tells the pods behind services.
+    /// The kind that lists the pods behind services.
     Endpoints,
     /// `ClusterSPIFFEID`
     Rules,
@@ -62,17 +62,17 @@ impl Kind {
     }
 }
 
-/// What a watch tells.
+/// An event of a watch.
 #[derive(Clone, Debug)]
 pub enum News {
     /// An object changed or is gone.
     Fact(Fact),
     /// A federation relationship changed or is gone.
     Federation(Arc<str>, Option<Arc<ClusterFederatedTrustDomain>>),
-    /// All objects of the kind were told once.
+    /// All objects of the kind were listed once.
     Synced(Kind),
     /// The API server answered.
     Heard(Kind),
-    /// The watch failed and will be begun anew; what was told stays true.
+    /// The watch failed and will be started again; what it reported stays valid.
     Lost(Kind, String),
 }

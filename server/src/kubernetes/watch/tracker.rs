@@ -6,7 +6,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::kubernetes::derive::NamespacedName;
 
-/// How many deleted objects are remembered, against late news of them.
+/// How many deleted objects are remembered, because events about them may come late.
 const REMEMBERED: usize = 16_384;
 
 /// The objects of one kind.

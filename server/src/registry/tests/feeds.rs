@@ -1,4 +1,4 @@
-//! What open feeds of agents are told.
+//! What open feeds send to agents.
 
 use super::*;
 

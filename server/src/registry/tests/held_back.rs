@@ -1,4 +1,4 @@
-//! Content of the store that is not taken up.
+//! Content of the store that is held back.
 
 use super::*;
 

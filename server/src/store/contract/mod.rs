@@ -1,4 +1,4 @@
-//! What every store must do; each clause gets a store of its own, of trust domain `example.test`.
+//! Tests that every store must pass; each gets a new store, of trust domain `example.test`.
 
 mod agents;
 mod bundles;
@@ -21,7 +21,7 @@ use self::revisions::*;
 use super::*;
 use crate::store::testing::{agent, domain, entry, id};
 
-/// Runs every clause on a store that `open` makes anew.
+/// Runs every clause on a store that `open` makes again.
 pub(crate) async fn all(open: impl AsyncFn() -> Arc<dyn Store>) {
     creates_entries_and_answers_each_in_order(&*open().await).await;
     similar_entries_and_taken_ids_are_refused_in_one_call_as_in_many(&*open().await).await;

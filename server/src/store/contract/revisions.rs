@@ -1,4 +1,4 @@
-//! Revisions and what carries them.
+//! Revisions and their changes.
 
 use super::*;
 

@@ -224,8 +224,8 @@ async fn dissociate(work: &mut Work, id: &str, trust_domain: &TrustDomain) -> Re
     }
 }
 
-/// As [`stored`]. What was left out is told here, where all bundles are read when the server starts, and not each time
-/// that one of them is.
+/// As [`stored`]. Authorities that were left out are logged here, where all bundles are read when the server starts,
+/// and not each time that one of them is read.
 fn listed(row: &SqliteRow, own: &TrustDomain) -> Result<StoredBundle, StoreError> {
     let (stored, skipped) = stored(row, own)?;
     let trust_domain = &stored.bundle.trust_domain;

@@ -1,4 +1,4 @@
-//! Registration entries: one row with the encoded entry, and what must be found by content.
+//! Registration entries: one row with the encoded entry, and columns for searches.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! The embedded store: one SQLite file in WAL mode, one writer with group commit, a few readers.
 //!
-//! `open` decides whether the file is ours; `writer` owns the only connection that writes; the
+//! `open` decides whether the file is one of Finial; `writer` owns the only connection that writes; the
 //! aggregates are one file each; `history` is the log of changes.
 
 mod agents;
@@ -32,7 +32,7 @@ use self::writer::{Work, Writer};
 use super::schema;
 use super::{OpenError, StoreError};
 
-/// Connections that read beside the writer.
+/// Connections that read in parallel to the writer.
 const READERS: usize = 2;
 
 /// A store in a SQLite file.
@@ -51,7 +51,7 @@ impl SqliteStore {
     /// Opens the store at `path`, or makes one with mode 0600; its directory must exist.
     ///
     /// # Errors
-    /// [`OpenError`]: the file is SPIRE's, somebody else's, a newer version's, another trust
+    /// [`OpenError`]: the file is SPIRE's, another program's, a newer version's, another trust
     /// domain's or in use; it is then left as it was.
     pub async fn open(path: &Path, trust_domain: &TrustDomain, clock: Clock) -> Result<Self, OpenError> {
         let opened = open::open(path, trust_domain).await?;
@@ -116,7 +116,7 @@ impl SqliteStore {
     }
 
     /// Completes once the store takes no writes any more: it was closed, or its writer has failed,
-    /// and then every write gets [`StoreError::Closed`] for ever.
+    /// and then every write gets [`StoreError::Closed`] forever.
     pub async fn closed(&self) {
         self.writer.closed().await;
     }

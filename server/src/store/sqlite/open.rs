@@ -1,8 +1,8 @@
-//! Opening the file: whose it is, is it ours, which schema it has.
+//! Opens the file: which program and which trust domain it belongs to, and which schema it has.
 //!
-//! A file that is not ours is recognised by reading it as bytes, never by SQLite, which would write
-//! beside it or into it. A new file is made under another name and renamed when it is complete, so
-//! that our application id stands in its header for as long as it exists.
+//! A file of another program is recognised by reading its bytes, without SQLite, which would write
+//! to it or make files next to it. A new file is made under another name and renamed when it is complete, so
+//! that it has our application id in its header from the beginning.
 
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read};
@@ -141,7 +141,7 @@ fn names_spire_tables(path: &Path) -> Result<bool, OpenError> {
         .any(|table| content.windows(table.len()).any(|window| window == *table)))
 }
 
-/// One server on one file. The lock lies beside the file: SQLite's own locks would be lost with the
+/// One server on one file. The lock is a separate file next to it: SQLite's own locks would be lost with the
 /// first descriptor of the file that is closed.
 fn lock(path: &Path) -> Result<File, OpenError> {
     let lock_path = beside(path, "-lock");

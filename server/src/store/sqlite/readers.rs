@@ -1,5 +1,5 @@
-//! A few connections that read beside the writer. A pool of our own because that of sqlx works with
-//! timers, which run ahead of the database's threads when a test pauses time.
+//! A few connections that read in parallel to the writer. We have our own pool because the one of sqlx uses
+//! timers, which expire too early when a test pauses time.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};

@@ -1,4 +1,4 @@
-//! Federation relationships. Only the bundle that comes with one is a change that others hear of.
+//! Federation relationships. Only a bundle that is stored with one is recorded as a change.
 
 use async_trait::async_trait;
 use finial_identity::bundle::Bundle;

@@ -1,5 +1,5 @@
 //! The one writer. Jobs that wait when a transaction begins share it, each under a savepoint, and
-//! are answered after its commit; so a thousand small writes cost a few syncs of the disk.
+//! are answered after its commit; so a thousand small writes need only a few syncs of the disk.
 
 use std::sync::Arc;
 

@@ -115,7 +115,7 @@ async fn nothing_more_is_sent_for_a_pod_that_is_gone_even_if_another_has_its_nam
     let mut client = stage.client().await;
     let mut stream = svids(&mut client, pod(Some(("shop", "web")), "")).await.unwrap();
     assert_eq!(paths(&next(&mut stream).await.unwrap()), ["/web"]);
-    // What holds for the pod is asked anew before anything new is given.
+    // What holds for the pod is asked again before anything new is given.
     pods.set(Some(&[("web", UID, &["k8s:ns:shop", "k8s:pod-label:app:new"])]));
     let renamed = of(&stage, "new", &["k8s:pod-label:app:new"]);
     let web = || of(&stage, "web", OF_WEB);

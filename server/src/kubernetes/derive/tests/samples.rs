@@ -2,8 +2,8 @@
 
 use serde_json::{Value as Json, json};
 
-use super::tests::{PARENT, fixed, namespace, rule, service, settings};
-use super::*;
+use super::super::*;
+use super::{PARENT, fixed, namespace, rule, service, settings};
 use crate::kubernetes::template::Scope;
 
 const NODE_ID: &str = "spiffe://example.test/spire/agent/k8s_psat/demo/node-1";

@@ -1,7 +1,9 @@
+//! The result of each rule for one pod, as `finial why` reports it.
+
 use serde_json::{Value as Json, json};
 
-use super::tests::{fixed, namespace, node, pod, rule, settings};
-use super::*;
+use super::super::*;
+use super::{fixed, namespace, node, pod, rule, settings};
 use crate::registry::{LabelDifference, RuleOutcome};
 
 /// What is said of pod `shop/a`, with these facts beside a node and a namespace.

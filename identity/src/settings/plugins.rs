@@ -1,8 +1,37 @@
-//! A plugin's own data: `plugin_data` in its block, or all of the file that `plugin_data_file` names.
+//! The blocks of `plugins`, the same for server and agent: which are enabled, which keys no built-in plugin can have, and
+//! a plugin's own data, `plugin_data` in its block or all of the file that `plugin_data_file` names.
 
 use std::path::{Path, PathBuf};
 
 use super::{ConfigError, Document, Problems, Section};
+
+/// The blocks of a kind that are not switched off, with their names.
+pub fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
+    let mut found = plugins.labelled(kind);
+    found.retain(|(_name, section)| section.bool("enabled").unwrap_or(true));
+    found
+}
+
+/// The one block of a kind. None and several are reported.
+pub fn exactly_one<'a>(plugins: &Section<'a>, kind: &str) -> Option<(String, Section<'a>)> {
+    let mut found = enabled(plugins, kind);
+    if found.len() != 1 {
+        plugins.problem(
+            kind,
+            format!("exactly one {kind} is required, found {}", found.len()),
+        );
+        return None;
+    }
+    found.pop()
+}
+
+/// Reports a plugin that is not built in.
+pub fn not_served(section: &Section<'_>, kind: &str, name: &str) {
+    section.problem(
+        "plugin_data",
+        format!("{kind} {name:?} is not served by this version"),
+    );
+}
 
 /// What the block of a built-in plugin says.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
-//! Random histories: what is derived step by step is what is derived at once.
+//! Random histories: deriving step by step gives the same as deriving everything at once.
 
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::tests::{fixed, namespace, node, pod, rule, service, settings};
-use super::*;
+use super::super::*;
+use super::{fixed, namespace, node, pod, rule, service, settings};
 
 const NAMESPACES: [&str; 3] = ["shop", "bank", "kube-system"];
 

@@ -1,0 +1,100 @@
+//! What one pass after a change looks at, and what it reports.
+
+use super::*;
+
+#[test]
+fn a_pass_tells_only_what_changed() {
+    let mut deriver = Deriver::new(settings());
+    for fact in [
+        node("n1", "node-1"),
+        namespace("shop", &[]),
+        rule("r", 0, &json!({"podSelector": {"matchLabels": {"app": "web"}}})),
+        pod("shop", "a", &json!({})),
+        pod("shop", "b", &json!({})),
+    ] {
+        deriver.apply(fact);
+    }
+    let first = deriver.pass(&|_| false);
+    assert_eq!(
+        (first.upserts.len(), first.removals.len(), first.rules.len()),
+        (2, 0, 1)
+    );
+    assert_eq!(deriver.pass(&|_| false), Pass::default());
+    // The same again, and a heartbeat of the node, change nothing.
+    deriver.apply(pod("shop", "a", &json!({"metadata": {"resourceVersion": "99"}})));
+    deriver.apply(node("n1", "node-1"));
+    assert_eq!(deriver.pass(&|_| false), Pass::default());
+    deriver.apply(pod("shop", "a", &json!({"metadata": {"labels": {"app": "x"}}})));
+    let relabelled = deriver.pass(&|_| false);
+    assert_eq!((relabelled.upserts.len(), relabelled.removals.len()), (0, 1));
+    assert_eq!(relabelled.rules["r"].stats.pods_selected, 1);
+    // A new node object is a new agent.
+    deriver.apply(node("n1", "node-9"));
+    let moved = deriver.pass(&|_| false);
+    assert_eq!((moved.upserts.len(), moved.removals.len()), (1, 1));
+    deriver.apply(Fact::Pod(NamespacedName::new("shop", "b"), None));
+    assert_eq!(deriver.pass(&|_| false).removals.len(), 1);
+    assert!(deriver.derivation().entries.is_empty());
+}
+
+#[test]
+fn a_look_at_what_others_took_asks_once_for_each_key_and_touches_what_turned_alone() {
+    let mut deriver = Deriver::new(settings());
+    for fact in [node("n1", "u"), namespace("shop", &[]), rule("r", 0, &json!({}))] {
+        deriver.apply(fact);
+    }
+    for n in 0..1_000 {
+        deriver.apply(pod("shop", &format!("p{n}"), &json!({})));
+    }
+    deriver.pass(&|_| false);
+    let asked = std::cell::Cell::new(0);
+    let taken = |entry: &Entry| {
+        asked.set(asked.get() + 1);
+        entry.selectors[0].to_string() == "k8s:pod-uid:uid-shop-p7"
+    };
+    deriver.others_changed();
+    let pass = deriver.pass(&taken);
+    assert_eq!((pass.removals.len(), pass.upserts.len()), (1, 0));
+    assert_eq!(asked.get(), 1_001, "each key, and the one that turned once more");
+    asked.set(0);
+    deriver.others_changed();
+    assert_eq!(deriver.pass(&taken), Pass::default());
+    assert_eq!(asked.get(), 1_000);
+    asked.set(0);
+    deriver.apply(pod("shop", "p8", &json!({"metadata": {"labels": {"x": "y"}}})));
+    deriver.pass(&taken);
+    assert_eq!(asked.get(), 1, "a pod is its own affair");
+}
+
+#[test]
+fn ten_thousand_pods_are_derived_at_once_and_one_costs_little() {
+    #![allow(clippy::disallowed_methods)] // measures
+    let mut deriver = Deriver::new(settings());
+    for n in 0..100 {
+        deriver.apply(node(&format!("n{n}"), &format!("node-{n}")));
+        deriver.apply(namespace(&format!("ns{n}"), &[]));
+    }
+    deriver.apply(rule("r", 0, &json!({"autoPopulateDNSNames": true})));
+    for n in 0..10_000 {
+        let more = json!({"spec": {"nodeName": format!("n{}", n % 100)}});
+        deriver.apply(pod(&format!("ns{}", n / 100), &format!("p{n}"), &more));
+    }
+    let began = std::time::Instant::now();
+    assert_eq!(deriver.pass(&|_| false).upserts.len(), 10_000);
+    let full = began.elapsed();
+    let began = std::time::Instant::now();
+    for n in 0..100 {
+        let name = format!("p{n}");
+        deriver.apply(pod(
+            "ns0",
+            &name,
+            &json!({"metadata": {"labels": {"changed": "1"}}, "spec": {"nodeName": "n1"}}),
+        ));
+        deriver.pass(&|_| false);
+    }
+    let one = began.elapsed() / 100;
+    println!(
+        "10,000 pods: {full:?}; one pod: {one:?}; ratio {:.0}",
+        full.as_secs_f64() / one.as_secs_f64()
+    );
+}
