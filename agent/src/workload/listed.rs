@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep_until};
 
 use super::AttestorError;
 use super::pods::PodFacts;
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
 /// How often it is looked whether a pod is still there, and how long after a list without it another must have been
 /// asked for before it counts as gone: a kubelet that has just been started anew does not know its pods yet.

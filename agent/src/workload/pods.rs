@@ -12,7 +12,7 @@ use super::container::{self, ContainerError};
 use super::k8s::pod_uid;
 use super::listed::{ListedPod, Listing, PodReference};
 use super::{AttestorError, Process};
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
 /// Type of the selectors, which SPIRE's workload attestor `k8s` has.
 const KIND: &str = "k8s";
@@ -58,8 +58,8 @@ pub trait PodFacts: Send + Sync + std::fmt::Debug {
     /// When any of them cannot be found out.
     async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError>;
 
-    /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. What
-    /// was heard of the kubelet before that time may be taken for granted. May be dropped at any time.
+    /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. The answer
+    /// is from a list of the kubelet's that is no older than `max_age`. May be dropped at any time.
     ///
     /// # Errors
     /// When it cannot be found out.
@@ -284,7 +284,7 @@ impl Workload {
 }
 
 /// Static pods have UIDs without dashes, which names of groups may be shown with.
-pub(super) fn is_same_uid(one: &str, other: &str) -> bool {
+pub(crate) fn is_same_uid(one: &str, other: &str) -> bool {
     let digits = |uid: &str| uid.replace(['-', '_'], "").to_ascii_lowercase();
     digits(one) == digits(other)
 }

@@ -13,13 +13,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Declarations;
-use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
+use super::derive::{
+    Derivation, Deriver, Explained, Fact, NamespacedName, Objects, Pass, RuleStatus, Settings, StaticStatus,
+};
 use super::federations::Federations;
 use super::objects::Node;
 use super::orphans::Orphans;
-use super::outbox::Outbox;
+use super::outbox::{Before, Outbox};
 use super::times::Times;
 use super::watch::{Kind, News, Watches};
+use crate::config::psat_agent_path;
 use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
 
@@ -128,7 +131,10 @@ impl Cluster {
                     }
                     continue;
                 }
-                _ = compare.tick() => self.compare(),
+                _ = compare.tick() => {
+                    self.compare();
+                    self.repeat(&outbox);
+                }
             }
             self.pass(Some(&outbox));
         }
@@ -140,12 +146,17 @@ impl Cluster {
         objects.into_iter().for_each(|object| self.take(object));
         let mut revisions = self.registry.revisions();
         let mut contests = self.registry.contests();
+        let mut refreshes = self.declarations.states.clone();
         loop {
             self.pass(None);
             let changed = tokio::select! {
                 () = stop.stopped() => return Ok(()),
                 changed = revisions.changed() => changed,
                 changed = contests.changed() => changed,
+                Ok(()) = refreshes.changed() => {
+                    self.federations.refreshed();
+                    continue;
+                }
                 Some(question) = self.questions.recv() => {
                     self.answer(question);
                     continue;
@@ -254,17 +265,41 @@ impl Cluster {
         if let Some(outbox) = outbox {
             let objects = self.deriver.objects();
             for (name, status) in pass.rules {
-                let before = objects.rule(&name).and_then(|rule| rule.status.clone());
+                let before = rule_before(objects, &name);
                 outbox.put_rule(name, status, before);
             }
             for (name, status) in pass.statics {
-                let before = objects.fixed(&name).and_then(|object| object.status.clone());
+                let before = static_before(objects, &name);
                 outbox.put_static(name, status, before);
             }
             for problem in pass.problems {
-                outbox.put_problem(problem);
+                outbox.put_problem(problem, self.clock.now());
             }
         }
+    }
+
+    /// Writes everything again: others may have overwritten a status, and there may have been too many Events.
+    fn repeat(&self, outbox: &Outbox) {
+        if !self.source.is_settled {
+            return;
+        }
+        let objects = self.deriver.objects();
+        let Derivation {
+            rules,
+            statics,
+            problems,
+            ..
+        } = self.deriver.derivation();
+        let rules = rules.into_iter().map(|(name, status)| {
+            let before = rule_before(objects, &name);
+            (name, status, before)
+        });
+        let statics = statics.into_iter().map(|(name, status)| {
+            let before = static_before(objects, &name);
+            (name, status, before)
+        });
+        outbox.put_all(rules.collect(), statics.collect(), self.federations.statuses());
+        outbox.offer_problems(problems.into_values().collect(), self.clock.now());
     }
 
     /// Publishes which relationships are declared, and the state of each.
@@ -295,7 +330,7 @@ impl Cluster {
         if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
             return None;
         }
-        let path = format!("/spire/agent/k8s_psat/{}/{before}", self.name());
+        let path = psat_agent_path(self.name(), before);
         SpiffeId::new(self.registry.trust_domain(), &path).ok()
     }
 
@@ -307,11 +342,8 @@ impl Cluster {
             .nodes()
             .filter_map(|node| node.metadata.uid.as_deref())
             .collect();
-        let prefix = format!(
-            "spiffe://{}/spire/agent/k8s_psat/{}/",
-            self.registry.trust_domain(),
-            self.name()
-        );
+        let path = psat_agent_path(self.name(), "");
+        let prefix = format!("spiffe://{}{path}", self.registry.trust_domain());
         let agents = self.registry.agents_beginning(&prefix).into_iter();
         let without_node = agents.filter(|agent| {
             let uid = agent.as_str().strip_prefix(prefix.as_str());
@@ -390,6 +422,26 @@ impl Cluster {
 
     fn name(&self) -> &str {
         &self.deriver.settings().cluster_name
+    }
+}
+
+fn rule_before(objects: &Objects, name: &str) -> Before<RuleStatus> {
+    let object = objects.rule(name);
+    Before {
+        uid: object
+            .and_then(|object| object.metadata.uid.clone())
+            .unwrap_or_default(),
+        status: object.and_then(|object| object.status.clone()),
+    }
+}
+
+fn static_before(objects: &Objects, name: &str) -> Before<StaticStatus> {
+    let object = objects.fixed(name);
+    Before {
+        uid: object
+            .and_then(|object| object.metadata.uid.clone())
+            .unwrap_or_default(),
+        status: object.and_then(|object| object.status.clone()),
     }
 }
 

@@ -22,7 +22,7 @@ pub enum Who {
 
 /// One of those to whose share a caller's connections and calls count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Holder {
+pub(in crate::endpoints) enum Holder {
     User(u32),
     Container(u64),
     Pod(PodNumber),
@@ -77,6 +77,11 @@ impl Who {
         shares.into_iter().flatten()
     }
 
+    /// On whose account it goes what becomes of the call: whoever could have made any number of the others.
+    pub(super) fn accountable(self) -> Holder {
+        self.holders().next().unwrap_or(self.narrowest())
+    }
+
     /// The user whose container it is, unless that is root, whom many containers have.
     pub(super) fn user_of_container(self) -> Option<u32> {
         match self {
@@ -106,7 +111,7 @@ impl From<u32> for Who {
 #[allow(clippy::disallowed_methods)] // A /proc laid out by hand.
 mod tests {
     use super::*;
-    use crate::config::PodRecord;
+    use crate::socket_tree::PodRecord;
 
     const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
     const OTHER: &str = "00000000-25a7-4c0b-9ab1-4e2f1bd4a9b1";

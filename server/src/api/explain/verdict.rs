@@ -187,8 +187,13 @@ fn without_entry(seen: &Seen<'_>) -> (Verdict, String) {
         .pod
         .as_ref()
         .is_some_and(|pod| pod.is_namespace_ignored);
+    let covering = rules
+        .iter()
+        .find(|rule| matches!(rule.outcome, RuleOutcome::Matches(_) | RuleOutcome::Masked { .. }));
     let why = if is_ignored {
         format!("rules pass over namespace {namespace}")
+    } else if let Some(rule) = covering {
+        format!("ClusterSPIFFEID {} covers the pod", rule.name)
     } else {
         let near = rules.iter().find_map(|rule| match &rule.outcome {
             RuleOutcome::NearlyMatches(difference) => Some(format!(
@@ -446,7 +451,21 @@ mod tests {
                 });
             },
             Verdict::DecidedByAgent,
-            "1 entries",
+            "no rule covers the pod; the agent of its node decides about 1 entries",
+        );
+        check(
+            |world| {
+                let mine = Found {
+                    undecided: vec!["k8s:container-name:app".to_owned()],
+                    is_at_agent: true,
+                    hop: signed(NOW + 5),
+                    ..found()
+                };
+                world.report.rules = vec![rule("backend", RuleOutcome::Matches(Arc::clone(&mine.entry)))];
+                world.found.push(mine);
+            },
+            Verdict::DecidedByAgent,
+            "ClusterSPIFFEID backend covers the pod; the agent of its node decides about 1 entries",
         );
     }
 

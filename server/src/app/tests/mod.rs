@@ -14,3 +14,4 @@ mod stopping;
 mod svids;
 mod watching;
 mod wit;
+mod writes;
