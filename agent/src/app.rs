@@ -14,11 +14,13 @@ use finial_identity::process::private_file::{self, FileError, FileMode};
 use finial_identity::process::selinux;
 use finial_identity::process::unix_listener::ListenError;
 use finial_identity::process::{Clock, TaskError, TaskSet, limits};
+use finial_identity::settings::{DataFile, Variables};
 use finial_identity::traces::TraceExporter;
 use finial_identity::x509::X509Svid;
 use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::transport::Channel;
+use zeroize::Zeroizing;
 
 use crate::config::{AdminSettings, Config, Essentials, JoinToken, Keys};
 use crate::endpoints::admin::{DebugParts, DebugService, LoggerService};
@@ -35,18 +37,14 @@ use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::node::{
-    Jitter, JoinTokenAttestor, K8sPsatAttestor, Node, NodeAttestor, NodeError, NodeSettings, NodeState,
-    RotationStrategy, X509PopAttestor,
+    Jitter, Node, NodeAttestors, NodeError, NodeSettings, NodeState, RotationStrategy, SetAside,
 };
 use crate::socket_tree::SocketTree;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::tokens::JwtCacheSettings;
 use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
 use crate::telemetry::LogControl;
-use crate::workload::{
-    DEFAULT_DEADLINE, DockerAttestor, K8sAttestor, ProcFs, SystemdAttestor, UnixAttestor,
-    WorkloadAttestation, WorkloadAttestor,
-};
+use crate::workload::{ConfiguredAttestors, ProcFs};
 
 /// What the agent tells the server about itself.
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -98,7 +96,15 @@ pub struct Bound {
     metrics_addr: Option<SocketAddr>,
     broker_addr: Option<SocketAddr>,
     state: watch::Receiver<NodeState>,
+    plugin_files: PluginFiles,
     tasks: TaskSet,
+}
+
+/// The files that hold data of plugins (`plugin_data_file`).
+#[derive(Clone, Debug)]
+pub struct PluginFiles {
+    attestors: ConfiguredAttestors,
+    fixed: Vec<DataFile>,
 }
 
 /// Reads what an earlier run saved and binds all sockets. `log` is what the admin socket changes. Must be called on the runtime that runs the agent; one
@@ -122,7 +128,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     };
     let pod_sockets = config.csi().map(PodSockets::open).transpose()?;
     label_sockets(&config);
-    let node = open_node(&config, &clock, &jitter)?;
+    let (node, lost) = open_node(&config, &clock, &jitter)?;
     let handle = node.handle();
     let (state, own_svid) = (handle.state(), handle.svid());
     let own_bundle = handle.bundle_source();
@@ -179,11 +185,13 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         clock: clock.clone(),
     };
 
+    let (attestors, attestation) =
+        ConfiguredAttestors::new(config.workload_attestors().clone(), clock.clone());
     let mut tasks = TaskSet::new();
     let stop = tasks.stop_signal();
     let parts = SessionParts {
         refusals: Refusals::default(),
-        attestation: attestation(&config, &clock),
+        attestation,
         svids,
         sync: SyncMode::new(move || counters.is_pushed()),
         node: state.clone(),
@@ -203,7 +211,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         .sds()
         .map(|settings| Sds::new(sessions.clone(), settings.clone()));
     let probed = workload_api.as_ref().map(|_| essentials.socket_path.clone());
-    let probe = Probe::new(probed, state.clone());
+    let probe = Probe::new(probed, state.clone()).telling(lost);
     let routes = LocalRoutes::new(probe.clone())
         .with_any(workload_api)
         .with_any(sds)
@@ -274,6 +282,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         metrics_addr,
         broker_addr,
         state,
+        plugin_files: PluginFiles {
+            attestors,
+            fixed: config.fixed_files().to_vec(),
+        },
         tasks,
     })
 }
@@ -310,6 +322,11 @@ impl Bound {
         self.state.clone()
     }
 
+    /// What is to be read again when the operator says so (SIGUSR1).
+    pub fn plugin_files(&self) -> PluginFiles {
+        self.plugin_files.clone()
+    }
+
     /// Works until `shutdown` completes, or the agent is banned, or attesting for the first time can never succeed.
     ///
     /// # Errors
@@ -319,6 +336,23 @@ impl Bound {
         let outcome = self.tasks.run_until_first_exit(shutdown).await;
         tracing::info!("agent stopped");
         outcome
+    }
+}
+
+impl PluginFiles {
+    /// Reads them again. Workload attestors take what changed; what else there is counts at the next start. `env` looks
+    /// variables up.
+    pub async fn read_again(&mut self, env: Variables<'_>) {
+        if !self.attestors.has_files() && self.fixed.is_empty() {
+            tracing::info!("no plugin reads its data from a file");
+        }
+        self.attestors.read_again(env).await;
+        for file in &self.fixed {
+            tracing::info!(
+                path = %file.path().display(),
+                "data of this plugin is read at start: a change has its effect after a restart"
+            );
+        }
     }
 }
 
@@ -383,14 +417,30 @@ fn admin_routes(
         .build()
 }
 
-fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, BuildError> {
+/// The node, and what is said of files of an earlier run that could not be read.
+fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<(Node, Vec<String>), BuildError> {
     let essentials = config.essentials();
+    let token = join_token(essentials)?;
+    let token = token.as_ref().map(|token| token.as_str());
+    let attestors = NodeAttestors::new(config.node_attestor(), token);
+    let mut lost = Vec::new();
     let keys: Arc<dyn PrivateKeyManager> = match &essentials.keys {
         Keys::Memory => Arc::new(MemoryKeyManager::new()),
         Keys::Disk(directory) => {
             private_file::create_private_dir(directory, FileMode::PRIVATE_DIR)
                 .map_err(BuildError::KeyDirectory)?;
-            Arc::new(DiskKeyManager::open(&directory.join(KEYS_FILE))?)
+            match DiskKeyManager::open(&directory.join(KEYS_FILE)) {
+                Err(KeyError::Corrupted { path, why }) if attestors.are_repeatable() => {
+                    let file = SetAside::of(path.clone(), why, clock.now().unix_timestamp());
+                    tracing::error!(file = %file, "the agent's keys are lost, it attests anew");
+                    lost.push(file.to_string());
+                    match file.is_away() {
+                        true => Arc::new(DiskKeyManager::open(&path)?),
+                        false => Arc::new(MemoryKeyManager::new()),
+                    }
+                }
+                opened => Arc::new(opened?),
+            }
         }
     };
     let settings = NodeSettings {
@@ -403,60 +453,22 @@ fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<Node, Bu
         rotation: RotationStrategy::new(config.availability_target()),
         agent_version: VERSION.to_owned(),
     };
-    let attestor: Option<Arc<dyn NodeAttestor>> = match (config.x509pop(), config.k8s_psat()) {
-        (Some(settings), _) => Some(Arc::new(X509PopAttestor::new(settings.clone()))),
-        (_, Some(settings)) => Some(Arc::new(K8sPsatAttestor::new(settings.clone()))),
-        (None, None) => join_token_attestor(essentials)?,
-    };
-    Ok(Node::open(
-        settings,
-        keys,
-        attestor,
-        clock.clone(),
-        jitter.clone(),
-    )?)
+    let node = Node::open(settings, keys, attestors, clock.clone(), jitter.clone())?;
+    lost.extend(node.set_aside().map(ToString::to_string));
+    Ok((node, lost))
 }
 
-/// Without a token only an SVID that an earlier run saved helps.
-fn join_token_attestor(essentials: &Essentials) -> Result<Option<Arc<dyn NodeAttestor>>, BuildError> {
+fn join_token(essentials: &Essentials) -> Result<Option<Zeroizing<String>>, BuildError> {
     Ok(match &essentials.join_token {
         None => None,
-        Some(JoinToken::Given(token)) => Some(Arc::new(JoinTokenAttestor::new(token))),
+        Some(JoinToken::Given(token)) => Some(token.clone()),
         Some(JoinToken::File(path)) => {
             let token = private_file::read_secret(path, MAX_TOKEN_FILE).map_err(BuildError::JoinToken)?;
-            let token = String::from_utf8_lossy(token.as_bytes());
-            Some(Arc::new(JoinTokenAttestor::new(&token)))
+            Some(Zeroizing::new(
+                String::from_utf8_lossy(token.as_bytes()).into_owned(),
+            ))
         }
     })
-}
-
-fn attestation(config: &Config, clock: &Clock) -> WorkloadAttestation {
-    let configured = config.workload_attestors();
-    let mut pod_facts = None;
-    let mut attestors: Vec<Arc<dyn WorkloadAttestor>> = Vec::new();
-    if let Some(settings) = configured.unix {
-        attestors.push(Arc::new(UnixAttestor::new(
-            settings,
-            Path::new("/"),
-            clock.clone(),
-        )));
-    }
-    if let Some(settings) = &configured.docker {
-        attestors.push(Arc::new(DockerAttestor::new(settings.clone())));
-    }
-    if let Some(settings) = &configured.k8s {
-        let k8s = Arc::new(K8sAttestor::new(settings.clone()));
-        attestors.push(Arc::clone(&k8s) as Arc<dyn WorkloadAttestor>);
-        pod_facts = Some(k8s);
-    }
-    if configured.systemd {
-        attestors.push(Arc::new(SystemdAttestor::new()));
-    }
-    let attestation = WorkloadAttestation::new(attestors, DEFAULT_DEADLINE);
-    match pod_facts {
-        Some(of_kubelet) => attestation.with_pod_facts(of_kubelet),
-        None => attestation,
-    }
 }
 
 #[cfg(test)]
@@ -663,6 +675,47 @@ mod tests {
         };
         let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), waiting);
         outcome.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_token_beside_another_attestor_is_for_the_first_time_alone() {
+        let setup = Setup::new();
+        let path = |name: &str| setup.dir.path().join(name).display().to_string();
+        let text = format!(
+            r#"agent {{
+                trust_domain = "example.org" server_address = "{}" server_port = {}
+                trust_bundle_path = "{}" data_dir = "{}" socket_path = "{}" join_token = "token"
+            }}
+            plugins {{
+                KeyManager "disk" {{ plugin_data {{ directory = "{}" }} }}
+                NodeAttestor "k8s_psat" {{ plugin_data {{ cluster = "demo" token_path = "{}" }} }}
+                WorkloadAttestor "unix" {{}}
+            }}"#,
+            setup.server.address.ip(),
+            setup.server.address.port(),
+            path("bundle.pem"),
+            path("agent"),
+            path("agent/public/api.sock"),
+            path("agent"),
+            path("token"),
+        );
+        let config = Config::parse(&text, Path::new("agent.conf"), &Default::default()).unwrap();
+        for attestor in ["join_token", "k8s_psat"] {
+            let agent = build(config.clone(), Clock::system(), log()).await.unwrap();
+            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+            let mut state = agent.state();
+            let serving = async {
+                state.wait_for(NodeState::is_serving).await.unwrap();
+                drop(stop);
+            };
+            let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), serving);
+            outcome.unwrap();
+            let calls = setup.server.calls("attest ");
+            assert_eq!(calls.last().unwrap(), &format!("attest {attestor}"));
+            // The next start must attest again, with the same configuration.
+            std::fs::remove_file(path("agent/keys.json")).unwrap();
+        }
+        assert_eq!(setup.server.calls("attest ").len(), 2);
     }
 
     #[tokio::test]

@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 
 use crate::config::Rebootstrap;
 use crate::node::{
-    BootstrapSource, BundleFormat, Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeError, NodeHandle,
-    NodeSettings, NodeState, RotationStrategy,
+    BootstrapSource, BundleFormat, Jitter, JoinTokenAttestor, Node, NodeAttestor, NodeAttestors, NodeError,
+    NodeHandle, NodeSettings, NodeState, RotationStrategy,
 };
 use crate::svids::{
     CachedEntry, JwtCache, JwtCacheSettings, Snapshot, SvidCache, SyncCounters, SyncSettings, Synchronizer,
@@ -138,7 +138,8 @@ pub(crate) fn open_as(
 ) -> Result<Node, NodeError> {
     let keys = DiskKeyManager::open(&settings.data_dir.join("keys.json")).unwrap();
     let keys: Arc<dyn PrivateKeyManager> = Arc::new(keys);
-    Node::open(settings, keys, attestor, clock, Jitter::new(|| 0.5))
+    let attestors = NodeAttestors::only(attestor);
+    Node::open(settings, keys, attestors, clock, Jitter::new(|| 0.5))
 }
 
 /// What an agent of `server` that lives in `dir` is started with.

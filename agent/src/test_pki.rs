@@ -32,12 +32,17 @@ impl Authority {
 
     /// An authority that signs by this clock.
     pub(crate) fn new_at(trust_domain: &str, clock: Clock) -> Self {
+        Self::new_for(trust_domain, clock, Duration::days(3650 * 2))
+    }
+
+    /// The same, with a certificate that is valid for so long.
+    pub(crate) fn new_for(trust_domain: &str, clock: Clock, lifetime: Duration) -> Self {
         let now = clock.now();
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let mut params = params(
             &format!("spiffe://{trust_domain}"),
             now - Duration::days(1),
-            now + Duration::days(3650 * 2),
+            now + lifetime,
         );
         params.distinguished_name = authority_name(&key);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);

@@ -73,16 +73,19 @@ pub fn restart_kubelet(cluster: &Cluster, node: &str) {
 
 /// Ends a node's kubelet; `inside/node` starts another one.
 pub fn replace_kubelet(cluster: &Cluster, node: &str) {
+    // The file is empty while it is written.
     let pid = || {
         let read = Output::of(cluster.enter_node(node, "cat").args(["/run/kubelet.pid"]));
-        read.stdout.trim().to_owned()
+        read.stdout.trim().parse::<u32>().ok()
     };
-    let before = pid();
+    let before = pid().expect("the pid of the kubelet");
     let told = Output::of(
         cluster
             .enter_node(node, "sh")
             .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]),
     );
     assert!(told.status.success(), "{}", told.stderr);
-    wait_until("another kubelet", READY, || pid() != before);
+    wait_until("another kubelet", READY, || {
+        pid().is_some_and(|now| now != before)
+    });
 }

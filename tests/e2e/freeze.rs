@@ -3,10 +3,13 @@
 use std::time::{Duration, Instant};
 
 use finial_identity::x509::Certificate;
+use finial_proto::workload::X509svidResponse;
 use finial_tests::{Entry, Stack, StackOptions, wait_until};
 use rustix::process::Signal;
 
+use crate::agent_pod::AgentPod;
 use crate::watcher::{MANY, watcher};
+use crate::wire::x509_stream;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -119,6 +122,63 @@ fn a_server_that_outlived_its_authority_makes_another_and_its_agents_say_what_th
     stack.start_agent(&["-joinToken", &token]);
     stack.wait_agent();
     assert!(stack.agent().terminate().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stack_that_outlived_every_certificate_in_its_sleep_heals_without_a_hand_on_it() {
+    let pod = AgentPod::new();
+    let mut stack = Stack::server_only(pod.options(StackOptions {
+        ca_ttl: "30s".into(),
+        x509_svid_ttl: "20s".into(),
+        server: "agent_ttl = \"20s\"".into(),
+        agent: "rebootstrap_mode = \"auto\" rebootstrap_delay = \"2s\"".into(),
+        ..StackOptions::default()
+    }));
+    let _mounted = pod.mount_bundle(&stack);
+    stack.start_agent(&[]);
+    stack.wait_agent();
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    let (agent_id, agent_pid) = (stack.agent_id(), stack.agent().pid());
+    let mut open = x509_stream(stack.agent_socket()).await;
+    let first = open.next().await.expect("an identity");
+    let former = authorities(&first);
+
+    stack.server().signal(Signal::STOP);
+    stack.agent().signal(Signal::STOP);
+    // Every certificate expires: those of authorities, server, agent and workload.
+    pass(Duration::from_secs(35));
+    let now = time::OffsetDateTime::now_utc();
+    assert!(former.iter().all(|authority| authority.not_after() < now));
+    stack.server().signal(Signal::CONT);
+    stack.agent().signal(Signal::CONT);
+
+    let (leaf, next) = loop {
+        let update = open.next().await.expect("the stream that was open stays open");
+        let chain = Certificate::parse_many(&update.svids[0].x509_svid);
+        let leaf = chain.expect("certificates").remove(0);
+        if leaf.not_after() > time::OffsetDateTime::now_utc() {
+            break (leaf, authorities(&update));
+        }
+    };
+    let signer = next
+        .iter()
+        .find(|authority| authority.subject_key_id() == leaf.authority_key_id());
+    let signer = signer.expect("who signed is in the bundle that came with it");
+    assert!(!former.contains(signer), "it is a new authority");
+    stack.wait_server();
+    stack.wait_agent();
+    assert_eq!((stack.agent_id(), stack.agent().pid()), (agent_id, agent_pid));
+    let said = stack.agent_lines();
+    let attested = said.iter().filter(|line| line.contains("agent attested"));
+    assert!(attested.count() >= 2, "{}", said.join("\n"));
+    // A change reaches the workload: the agent has its server again.
+    stack.create_entry(&Entry::for_me("/later"));
+    stack.wait_identity("/later");
+}
+
+fn authorities(update: &X509svidResponse) -> Vec<Certificate> {
+    Certificate::parse_many(&update.svids[0].bundle).expect("certificates")
 }
 
 /// Waits although nothing is to be seen: certificates expire.

@@ -368,20 +368,28 @@ fn a_denial_and_a_restart_of_the_agent_leave_the_files_alone() {
 fn as_the_first_process_of_a_container_it_collects_orphans() {
     let beside = Beside::start(StackOptions::default());
     beside.stack.create_entry(&Entry::for_me("/web"));
-    let unshare = ["--pid", "--kill-child", "--mount-proc"];
+    let unshare = [
+        "--pid",
+        "--kill-child",
+        "--mount",
+        "--propagation",
+        "private",
+        "--mount-proc",
+    ];
     let probe = Command::new("unshare").args(unshare).arg("true").output();
     if !probe.is_ok_and(|output| output.status.success()) {
         // Not a program that can be installed, but a right: nothing to require.
         finial_tests::skipped("unshare --pid needs rights that this user lacks");
         return;
     }
-    // The script leaves an orphan that ends later, and looks for zombies after that.
+    // The script leaves a process that ends once it is an orphan. One that nobody collects stays in /proc for good.
     let script = beside.script(
-        r#"sh -c 'sh -c "sleep 0.2; echo orphan >> $0" "$0" &' "$T"
+        r#"orphan='while ! grep -q "^PPid:.1$" /proc/$$/status; do sleep 0.05; done
+echo $$ > "$0.pid"; echo orphan >> "$0"'
+sh -c 'sh -c "$1" "$0" &' "$T" "$orphan"
 while ! grep -q orphan "$T" 2>/dev/null; do sleep 0.05; done
-sleep 0.5
-grep -l "^State:.Z" /proc/[0-9]*/status >> "$T" 2>/dev/null
-echo looked >> "$T""#,
+while [ -e "/proc/$(cat "$T.pid")" ]; do sleep 0.05; done
+echo collected >> "$T""#,
     );
     let mut command = Command::new("unshare");
     command
@@ -389,10 +397,10 @@ echo looked >> "$T""#,
         .arg(finial())
         .args(["agent", "helper", "-config"]);
     let _helper = Program::start("helper", command.arg(beside.configure(&script)));
-    wait_until("the script to look", LIMIT, || {
-        beside.told().iter().any(|line| line == "looked")
+    wait_until("the orphan to be collected", LIMIT, || {
+        beside.told().iter().any(|line| line == "collected")
     });
-    assert_eq!(beside.told(), ["orphan", "looked"]);
+    assert_eq!(beside.told(), ["orphan", "collected"]);
 }
 
 #[test]
@@ -414,7 +422,8 @@ fn probes_follow_the_files() {
     assert!(ask("/ready").contains(r#""x509_write_status":"written""#));
 }
 
-fn get(port: u16, path: &str) -> std::io::Result<String> {
+/// The answer of a listener on loopback, headers first.
+pub fn get(port: u16, path: &str) -> std::io::Result<String> {
     use std::io::{Read, Write};
     let mut stream = std::net::TcpStream::connect(("127.0.0.1", port))?;
     write!(

@@ -4,20 +4,28 @@ use std::path::Path;
 use std::time::Duration;
 
 use finial_tests::{Entry, Stack, StackOptions, wait_until};
+use tonic::Code;
 
-use crate::watcher::{MANY, watcher};
+use crate::wire::x509_stream;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
-#[test]
-fn a_ban_ends_streams_with_a_denial_and_the_process_with_a_failure() {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ban_ends_streams_with_a_denial_and_the_process_with_a_failure() {
     let mut stack = Stack::start(StackOptions::default());
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
-    let mut client = watcher(&stack, MANY);
-    client.wait_for_line("update 1 ", LIMIT);
+    let mut open = x509_stream(stack.agent_socket()).await;
+    let first = open.next().await.expect("an identity");
+    assert_eq!(first.svids[0].spiffe_id, stack.id("/me"));
     let id = stack.agent_id();
     stack.server_cli_ok(&["agent", "ban", "-spiffeID", &id]);
+    let ended = loop {
+        if let Err(status) = open.next().await {
+            break status;
+        }
+    };
+    assert_eq!(ended.code(), Code::PermissionDenied, "{ended:?}");
     let status = stack.agent().wait_exit(LIMIT);
     assert!(!status.success(), "{status}");
     let said = stack.agent_lines();

@@ -1,6 +1,7 @@
 //! The real program from outside: what an operator types, what a workload sees, what goes wrong.
 
 mod admin;
+mod agent_pod;
 mod authorization;
 mod bad_input;
 mod bench;
@@ -29,6 +30,7 @@ mod raw_http2;
 mod rotation;
 mod scale;
 mod scrape;
+mod signals;
 mod telemetry;
 mod traces;
 mod watcher;

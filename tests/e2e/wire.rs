@@ -2,9 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
+use finial_proto::workload::X509svidResponse;
 use hyper_util::rt::TokioIo;
+use prost::Message as _;
 use rustls::ClientConfig;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::CryptoProvider;
@@ -109,6 +112,36 @@ fn tls_connector(identity: Option<Identity>) -> anyhow::Result<TlsConnector> {
 pub async fn call(channel: &Channel, method: &str, message: Vec<u8>) -> Result<Vec<u8>, Status> {
     call_with(channel, method, message, &[]).await
 }
+
+/// The open stream of X.509-SVIDs that the agent at this socket has for this process.
+pub async fn x509_stream(socket: PathBuf) -> X509Stream {
+    let channel = unix(socket).await.expect("the Workload API");
+    let mut grpc = Grpc::new(channel);
+    grpc.ready().await.expect("a connection");
+    let mut request = Request::new(Vec::new());
+    let header = "true".parse().expect("an ASCII value");
+    request.metadata_mut().insert("workload.spiffe.io", header);
+    let path = http::uri::PathAndQuery::from_static("/SpiffeWorkloadAPI/FetchX509SVID");
+    let answers = grpc.server_streaming(request, path, Raw).await;
+    X509Stream(answers.expect("a stream").into_inner())
+}
+
+/// See [`x509_stream`].
+#[derive(Debug)]
+pub struct X509Stream(tonic::Streaming<Vec<u8>>);
+
+impl X509Stream {
+    /// What comes next, or the status that ends the stream.
+    pub async fn next(&mut self) -> Result<X509svidResponse, Status> {
+        let message = tokio::time::timeout(PATIENCE, self.0.message()).await;
+        let message = message.expect("something comes in time")?;
+        let message = message.ok_or_else(|| Status::ok("the stream ended without a status"))?;
+        Ok(X509svidResponse::decode(message.as_slice()).expect("an answer of the Workload API"))
+    }
+}
+
+/// Longer than anything takes that is waited for here.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// [`call`] with metadata.
 pub async fn call_with(

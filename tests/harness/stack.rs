@@ -28,6 +28,10 @@ pub struct StackOptions {
     pub agent_blocks: String,
     /// `plugin_data` of the `unix` workload attestor.
     pub unix_attestor: String,
+    /// `plugin_data_file` of it instead.
+    pub unix_attestor_file: Option<PathBuf>,
+    /// The agent's `NodeAttestor` block.
+    pub node_attestor: String,
     /// Lines inside the agent's `plugins { }`.
     pub agent_plugins: String,
     /// Variables of the server's environment.
@@ -48,6 +52,8 @@ impl Default for StackOptions {
             server_blocks: String::new(),
             agent_blocks: String::new(),
             unix_attestor: String::new(),
+            unix_attestor_file: None,
+            node_attestor: r#"NodeAttestor "join_token" { plugin_data {} }"#.into(),
             agent_plugins: String::new(),
             server_env: Vec::new(),
             agent_env: Vec::new(),
@@ -344,6 +350,10 @@ plugins {{
             jwt = options.jwt_svid_ttl,
             extra = options.server,
         );
+        let unix = match &options.unix_attestor_file {
+            Some(file) => format!("plugin_data_file = \"{}\"", file.display()),
+            None => format!("plugin_data {{ {} }}", options.unix_attestor),
+        };
         let agent = format!(
             r#"agent {{
   trust_domain = "{td}"
@@ -357,8 +367,8 @@ plugins {{
 }}
 plugins {{
   KeyManager "disk" {{ plugin_data {{ directory = "{dir}/agent" }} }}
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
-  WorkloadAttestor "unix" {{ plugin_data {{ {unix} }} }}
+  {node_attestor}
+  WorkloadAttestor "unix" {{ {unix} }}
   {plugins}
 }}
 {blocks}
@@ -367,7 +377,7 @@ plugins {{
             td = options.trust_domain,
             port = self.port,
             extra = options.agent,
-            unix = options.unix_attestor,
+            node_attestor = options.node_attestor,
             plugins = options.agent_plugins,
         );
         std::fs::write(self.dir().join("server.conf"), server).expect("server.conf is written");

@@ -6,8 +6,9 @@ use anyhow::Context;
 use clap::{ArgMatches, Command};
 use finial_identity::command::Console;
 use finial_identity::command::flags::{switch, text, tristate, value};
+use finial_identity::process::Clock;
+use finial_identity::process::signals::Signals;
 use finial_identity::process::umask::{UMASK_FLOOR, raise_umask_floor};
-use finial_identity::process::{Clock, signals};
 use zeroize::Zeroizing;
 
 use crate::app;
@@ -92,11 +93,15 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
     for warning in config.warnings() {
         tracing::warn!(configuration = %warning, "configuration has a part that deserves attention");
     }
-    let stopped = signals::told_to_end(log.clone()).context("listen for signals")?;
-    let mut bound = app::build(config, clock, log).await.context("start the agent")?;
+    let signals = Signals::listen().context("listen for signals")?;
+    let mut bound = app::build(config, clock, log.clone())
+        .await
+        .context("start the agent")?;
     if let Some((_traces, exporter, channel)) = collector {
         bound.export_traces(exporter, channel);
     }
+    let (mut files, env) = (bound.plugin_files(), console.variable);
+    let stopped = signals.told_to_end(log, async || files.read_again(env).await);
     bound.run(stopped).await?;
     Ok(())
 }

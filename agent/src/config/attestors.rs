@@ -2,12 +2,18 @@
 
 use std::path::{Path, PathBuf};
 
-use finial_identity::settings::Section;
-use finial_identity::settings::plugins::{enabled, finish_plugin, not_served};
+use finial_identity::settings::plugins::{enabled, not_served};
+use finial_identity::settings::{ConfigError, DataFile, Plugin, Section, Variables};
 
 use super::cgroup_patterns::CgroupPatterns;
 use super::k8s::{self, K8sSettings};
 use super::rootless::{self, TrustedUsers};
+
+const UNIX: &str = "unix";
+const DOCKER: &str = "docker";
+const K8S: &str = "k8s";
+const SYSTEMD: &str = "systemd";
+const SERVED: [&str; 4] = [UNIX, DOCKER, K8S, SYSTEMD];
 
 /// The socket of Docker's daemon.
 const DOCKER_SOCKET: &str = "unix:///var/run/docker.sock";
@@ -17,7 +23,7 @@ const PODMAN_SOCKET: &str = "unix:///run/podman/podman.sock";
 const PODMAN_SOCKET_TEMPLATE: &str = "unix:///run/user/%d/podman/podman.sock";
 
 /// Which facts about workloads are found out.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct WorkloadAttestors {
     /// `WorkloadAttestor "unix"`
     pub unix: Option<UnixSettings>,
@@ -27,6 +33,8 @@ pub struct WorkloadAttestors {
     pub k8s: Option<K8sSettings>,
     /// `WorkloadAttestor "systemd"`
     pub systemd: bool,
+    /// Whose data is in a file (`plugin_data_file`), by name.
+    pub files: Vec<(&'static str, DataFile)>,
 }
 
 /// What `WorkloadAttestor "unix"` finds out.
@@ -98,10 +106,43 @@ impl UserSocket {
 
 impl WorkloadAttestors {
     /// The same, with values from the environment for what the file does not set.
-    pub(super) fn with_variables(self, env: &dyn Fn(&str) -> Option<String>) -> Self {
+    pub(super) fn with_variables(self, env: Variables<'_>) -> Self {
         Self {
             k8s: self.k8s.map(|settings| settings.with_variables(env)),
             ..self
+        }
+    }
+
+    /// The same, with the data of one attestor as a text has it that its file held. What deserves attention is added
+    /// to the warnings.
+    ///
+    /// # Errors
+    /// [`ConfigError`]: all mistakes at once.
+    pub fn with_data(
+        &self,
+        name: &str,
+        file: &DataFile,
+        text: &str,
+        env: Variables<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Self, ConfigError> {
+        let mut next = self.clone();
+        file.check(text, |data| next.take(name, data, warnings))?;
+        Ok(next.with_variables(env))
+    }
+
+    /// Takes the data of the attestor of this name.
+    fn take(&mut self, name: &str, data: Option<Section<'_>>, warnings: &mut Vec<String>) {
+        match name {
+            UNIX => self.unix = Some(read_unix(data)),
+            DOCKER => self.docker = Some(read_docker(data, warnings)),
+            K8S => self.k8s = Some(k8s::read(data, warnings)),
+            _ => {
+                if let Some(data) = data {
+                    data.finish();
+                }
+                self.systemd = true;
+            }
         }
     }
 }
@@ -121,15 +162,12 @@ pub(super) fn read(plugins: &Section<'_>, warnings: &mut Vec<String>) -> Workloa
                 format!("WorkloadAttestor {name:?} is configured twice"),
             );
         }
-        match name.as_str() {
-            "unix" => attestors.unix = Some(finish_plugin(section, read_unix)),
-            "docker" => attestors.docker = Some(finish_plugin(section, |data| read_docker(data, warnings))),
-            "k8s" => attestors.k8s = Some(finish_plugin(section, |data| k8s::read(data, warnings))),
-            "systemd" => {
-                finish_plugin(section, |data| data.map(Section::finish));
-                attestors.systemd = true;
+        match SERVED.into_iter().find(|served| *served == name) {
+            Some(name) => {
+                let read = Plugin::read(section, |data| attestors.take(name, data, warnings));
+                attestors.files.extend(read.file.map(|file| (name, file)));
             }
-            other => not_served(&section, "WorkloadAttestor", other),
+            None => not_served(&section, "WorkloadAttestor", &name),
         }
         seen.push(name);
     }

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_identity::key::KeyType;
-use finial_identity::settings::{Document, Telemetry};
+use finial_identity::settings::{DataFile, Document, Telemetry};
 use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
@@ -43,7 +43,7 @@ pub use self::csi::{CsiSettings, NODE_NAME_VARIABLE};
 pub use self::features::Features;
 pub use self::k8s::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 pub use self::limits::RateLimits;
-pub use self::node_attestor::{K8sPsatSettings, X509PopSettings};
+pub use self::node_attestor::{K8sPsatSettings, NodeAttestorSettings, X509PopSettings};
 pub use self::rootless::TrustedUsers;
 pub use self::sds::SdsSettings;
 use crate::telemetry::LogSettings;
@@ -236,8 +236,8 @@ pub struct Config {
     sds: Option<SdsSettings>,
     rate_limits: RateLimits,
     features: Features,
-    x509pop: Option<X509PopSettings>,
-    k8s_psat: Option<K8sPsatSettings>,
+    node_attestor: NodeAttestorSettings,
+    fixed_files: Vec<DataFile>,
     workload_attestors: WorkloadAttestors,
     health_checks: Option<HealthChecks>,
     admin: Option<AdminSettings>,
@@ -299,8 +299,8 @@ impl Config {
             sds: Some(SdsSettings::default()),
             rate_limits: RateLimits::default(),
             features: Features::default(),
-            x509pop: None,
-            k8s_psat: None,
+            node_attestor: NodeAttestorSettings::JoinToken,
+            fixed_files: Vec::new(),
             workload_attestors: WorkloadAttestors {
                 unix: Some(UnixSettings::default()),
                 ..WorkloadAttestors::default()
@@ -396,14 +396,14 @@ impl Config {
         self.sds.as_ref()
     }
 
-    /// `NodeAttestor "x509pop"`, when it is the one.
-    pub fn x509pop(&self) -> Option<&X509PopSettings> {
-        self.x509pop.as_ref()
+    /// The `NodeAttestor` block.
+    pub fn node_attestor(&self) -> &NodeAttestorSettings {
+        &self.node_attestor
     }
 
-    /// `NodeAttestor "k8s_psat"`, when it is the one.
-    pub fn k8s_psat(&self) -> Option<&K8sPsatSettings> {
-        self.k8s_psat.as_ref()
+    /// Files with data of plugins (`plugin_data_file`) that are read at start and not again.
+    pub fn fixed_files(&self) -> &[DataFile] {
+        &self.fixed_files
     }
 
     /// The `WorkloadAttestor` blocks.

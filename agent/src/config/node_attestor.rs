@@ -1,8 +1,21 @@
-//! Settings of the node attestors that have any.
+//! The `NodeAttestor` block.
 
 use std::path::PathBuf;
 
-use finial_identity::settings::Section;
+use finial_identity::settings::plugins::not_served;
+use finial_identity::settings::{Plugin, Section};
+
+/// How the agent proves to the server which node it runs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum NodeAttestorSettings {
+    /// `NodeAttestor "join_token"`: the token stands in the block `agent`.
+    #[default]
+    JoinToken,
+    /// `NodeAttestor "x509pop"`
+    X509Pop(X509PopSettings),
+    /// `NodeAttestor "k8s_psat"`
+    K8sPsat(K8sPsatSettings),
+}
 
 /// `plugin_data` of `NodeAttestor "x509pop"`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,8 +40,40 @@ pub struct K8sPsatSettings {
 /// Where the chart of SPIRE and ours mount the token.
 const TOKEN_PATH: &str = "/var/run/secrets/tokens/spire-agent";
 
+/// Reads the block of this name; `None` when something was reported.
+pub(super) fn read(name: &str, section: Section<'_>) -> Option<Plugin<NodeAttestorSettings>> {
+    type Read = fn(&Section<'_>) -> Option<NodeAttestorSettings>;
+    let (required, read_data): (&str, Read) = match name {
+        // Its token stands in the `agent` block.
+        "join_token" => ("", |_no_keys| Some(NodeAttestorSettings::JoinToken)),
+        "x509pop" => ("private_key_path and certificate_path", |data| {
+            read_x509pop(data).map(NodeAttestorSettings::X509Pop)
+        }),
+        "k8s_psat" => ("cluster", |data| {
+            read_k8s_psat(data).map(NodeAttestorSettings::K8sPsat)
+        }),
+        other => {
+            not_served(&section, "NodeAttestor", other);
+            return None;
+        }
+    };
+    if !required.is_empty() && !section.has_plugin_data() {
+        section.problem("plugin_data", format!("is required: {required}"));
+    }
+    let Plugin { data, file } = Plugin::read(section, |data| match data {
+        Some(data) => {
+            let settings = read_data(&data);
+            data.finish();
+            settings
+        }
+        None if required.is_empty() => Some(NodeAttestorSettings::JoinToken),
+        None => None,
+    });
+    data.map(|data| Plugin { data, file })
+}
+
 /// Reads the block; `None` when something was reported.
-pub(super) fn read_k8s_psat(data: &Section<'_>) -> Option<K8sPsatSettings> {
+fn read_k8s_psat(data: &Section<'_>) -> Option<K8sPsatSettings> {
     let cluster = data.required_string("cluster");
     let token_path = data.string("token_path").unwrap_or_else(|| TOKEN_PATH.to_owned());
     Some(K8sPsatSettings {
@@ -38,7 +83,7 @@ pub(super) fn read_k8s_psat(data: &Section<'_>) -> Option<K8sPsatSettings> {
 }
 
 /// Reads the block; `None` when something was reported.
-pub(super) fn read_x509pop(data: &Section<'_>) -> Option<X509PopSettings> {
+fn read_x509pop(data: &Section<'_>) -> Option<X509PopSettings> {
     if data.ignore("spiffe_endpoint_socket") {
         data.problem(
             "spiffe_endpoint_socket",
@@ -82,7 +127,8 @@ mod tests {
             certificate: "/c".into(),
             intermediates: None,
         };
-        assert_eq!(parse(files).unwrap().x509pop(), Some(&expected));
+        let config = parse(files).unwrap();
+        assert_eq!(config.node_attestor(), &NodeAttestorSettings::X509Pop(expected));
         for (wrong, why) in [
             ("{}", "plugin_data"),
             (
@@ -111,11 +157,13 @@ mod tests {
             token_path: "/var/run/secrets/tokens/spire-agent".into(),
         };
         let config = parse(r#"{ plugin_data { cluster = "demo" } }"#).unwrap();
-        assert_eq!(config.k8s_psat(), Some(&expected));
-        assert!(config.x509pop().is_none());
+        assert_eq!(
+            config.node_attestor(),
+            &NodeAttestorSettings::K8sPsat(expected.clone())
+        );
         let config = parse(r#"{ plugin_data { cluster = "demo" token_path = "/t" } }"#).unwrap();
         expected.token_path = "/t".into();
-        assert_eq!(config.k8s_psat(), Some(&expected));
+        assert_eq!(config.node_attestor(), &NodeAttestorSettings::K8sPsat(expected));
         for (wrong, why) in [
             ("{}", "plugin_data"),
             ("{ plugin_data { } }", "cluster"),

@@ -35,6 +35,7 @@ pub struct Probe {
     /// The agent's socket; `None` when the Workload API is switched off, which is healthy.
     socket_path: Option<Arc<PathBuf>>,
     node: watch::Receiver<NodeState>,
+    lost: Arc<[String]>,
 }
 
 /// What the probe found.
@@ -43,6 +44,7 @@ struct Finding {
     state: NodeState,
     /// The answer, or why there was none.
     answer: Result<(), Trouble>,
+    lost: Arc<[String]>,
 }
 
 /// What is wrong with the Workload API.
@@ -62,6 +64,16 @@ impl Probe {
         Self {
             socket_path: socket_path.map(Arc::new),
             node,
+            lost: Arc::new([]),
+        }
+    }
+
+    /// Also tells of files of an earlier run that could not be read, for as long as the agent runs.
+    #[must_use]
+    pub fn telling(self, lost: Vec<String>) -> Self {
+        Self {
+            lost: lost.into(),
+            ..self
         }
     }
 
@@ -76,6 +88,7 @@ impl Probe {
         Finding {
             state: self.node.borrow().clone(),
             answer,
+            lost: Arc::clone(&self.lost),
         }
     }
 }
@@ -110,7 +123,12 @@ impl Finding {
             Ok(()) => "ok".to_owned(),
             Err(trouble) => trouble.to_string(),
         };
-        let agent = json!({"state": self.state.to_string(), "workload_api": workload_api});
+        let mut agent = json!({"state": self.state.to_string(), "workload_api": workload_api});
+        if !self.lost.is_empty()
+            && let Some(agent) = agent.as_object_mut()
+        {
+            agent.insert("lost_files".to_owned(), json!(*self.lost));
+        }
         Map::from_iter([("agent".to_owned(), agent)])
     }
 }
@@ -204,7 +222,11 @@ mod tests {
     use super::*;
 
     fn finding(state: NodeState, answer: Result<(), Trouble>) -> (bool, bool) {
-        let finding = Finding { state, answer };
+        let finding = Finding {
+            state,
+            answer,
+            lost: Arc::new([]),
+        };
         (finding.is_live(), finding.is_ready())
     }
 

@@ -8,7 +8,8 @@ use async_trait::async_trait;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
 
-use super::{AttestorError, JoinTokenAttestor, NodeAttestor, NodeState};
+use super::{AttestorError, JoinTokenAttestor, NodeAttestor, NodeSettings, NodeState};
+use crate::config::{Rebootstrap, RebootstrapMode};
 use crate::test_agent::TestAgent;
 use crate::test_pki::Authority;
 use crate::test_server::entry;
@@ -79,6 +80,16 @@ fn assert_nothing_expired(world: &World, agent: &TestAgent) {
     if let Some(svid) = agent.node.svid().borrow().as_ref() {
         assert!(svid.leaf().not_after() > world.clock.now());
     }
+}
+
+/// The server gets another authority, which the bootstrap source knows. Gives the former one.
+fn rotate(world: &mut World, lifetime: time::Duration) -> Authority {
+    world.server.stop();
+    let former = world.server.rotate_authority(lifetime);
+    let bundle = world.server.state().bundle.to_pem();
+    std::fs::write(world.dir.path().join("bundle.pem"), bundle).unwrap();
+    world.server.resume();
+    former
 }
 
 #[tokio::test(start_paused = true)]
@@ -194,8 +205,20 @@ async fn a_server_that_denies_what_it_has_just_issued_is_not_asked_without_pause
 
 #[tokio::test(start_paused = true)]
 async fn a_machine_that_slept_for_two_days_heals_within_a_minute() {
-    let world = World::new();
-    let agent = settled(&world, Repeatable).await;
+    let mut world = World::new();
+    let day = time::Duration::days(1);
+    rotate(&mut world, day);
+    world.server.put(entry("a", 1));
+    let settings = NodeSettings {
+        rebootstrap: Rebootstrap {
+            mode: RebootstrapMode::Auto,
+            delay: 5 * SECOND,
+        },
+        ..world.settings()
+    };
+    let agent = world.start_as(settings, Repeatable);
+    let is_settled = || serial(&agent, "a").is_some() && is_serving(&agent);
+    world.until("an SVID", &agent, is_settled).await;
     let before = (agent_serial(&agent), serial(&agent, "a"));
     let id = SpiffeId::parse("spiffe://example.org/a").unwrap();
     let audience = ["x".to_owned()];
@@ -206,10 +229,11 @@ async fn a_machine_that_slept_for_two_days_heals_within_a_minute() {
         .await
         .unwrap();
     world.sleep(2 * DAY);
+    let former = rotate(&mut world, day);
+    assert!(former.certificate().not_after() < world.clock.now());
     let next = agent.cache.jwt_cache().fetch("a", &id, &audience, true).await;
-    assert_ne!(
-        next.unwrap().token,
-        jwt.token,
+    assert!(
+        next.map_or(true, |next| next.token != jwt.token),
         "a token that has expired is not handed out"
     );
     // The longest that anything sleeps.
@@ -220,6 +244,10 @@ async fn a_machine_that_slept_for_two_days_heals_within_a_minute() {
         is_serving(&agent) && now.0.is_some() && now.1.is_some() && now.0 != before.0 && now.1 != before.1
     };
     world.pass_until("recovery", &agent, MINUTE, healed).await;
+    let authority = world.server.state().authority.certificate();
+    assert_eq!(agent.node.own_bundle().x509_certificates(), [authority]);
+    let next = agent.cache.jwt_cache().fetch("a", &id, &audience, true).await;
+    assert_ne!(next.unwrap().token, jwt.token);
     let attempts = world.server.calls("attest").len() + world.server.calls("renew").len();
     assert!(attempts <= 3, "{:?}", world.server.calls(""));
     assert!(

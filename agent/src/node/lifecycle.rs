@@ -18,10 +18,10 @@ use super::obtain::saved_svid;
 use super::rebootstrap::ReturnPolicy;
 use super::renew::RenewalTime;
 use super::saving::Unsaved;
-use super::storage::AgentStorage;
+use super::storage::{AgentStorage, SetAside};
 use super::{
-    Backoff, HeldBundle, Jitter, News, NodeAttestor, NodeError, NodeHandle, NodeSettings, Shared, StateFacts,
-    bundle_of, renew,
+    Backoff, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Shared,
+    StateFacts, bundle_of, renew,
 };
 use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
 
@@ -30,8 +30,9 @@ use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
 pub struct Node {
     pub(super) settings: NodeSettings,
     pub(super) storage: Arc<AgentStorage>,
+    set_aside: Option<SetAside>,
     pub(super) keys: Arc<dyn PrivateKeyManager>,
-    pub(super) attestor: Option<Arc<dyn NodeAttestor>>,
+    pub(super) attestors: NodeAttestors,
     pub(super) clock: Clock,
     pub(super) jitter: Jitter,
     pub(super) handle: NodeHandle,
@@ -42,8 +43,6 @@ pub struct Node {
     /// The newest SVID while the disk does not have it.
     pub(super) unsaved: Option<Unsaved>,
     pub(super) reattestable: bool,
-    /// What a single-use attestor shows has been used or refused; there is no use in showing it again.
-    pub(super) spent: bool,
     pub(super) renewal: Schedule,
     pub(super) reattestation: Schedule,
     pub(super) saving: Schedule,
@@ -75,20 +74,30 @@ enum Wake {
 
 impl Node {
     /// Reads what an earlier run saved in the data directory and takes up its SVID if it is still good; the
-    /// network is not touched.
+    /// network is not touched. A corrupted file is set aside if an attestor can be used again and again.
     ///
     /// # Errors
     /// [`NodeError::Storage`], [`NodeError::OtherTrustDomain`], [`NodeError::CannotRebootstrap`].
     pub fn open(
         settings: NodeSettings,
         keys: Arc<dyn PrivateKeyManager>,
-        attestor: Option<Arc<dyn NodeAttestor>>,
+        mut attestors: NodeAttestors,
         clock: Clock,
         jitter: Jitter,
     ) -> Result<Self, NodeError> {
-        let storage = AgentStorage::open(&settings.data_dir)?;
+        let (storage, set_aside) = if attestors.are_repeatable() {
+            AgentStorage::open_or_set_aside(&settings.data_dir, clock.now())?
+        } else {
+            (AgentStorage::open(&settings.data_dir)?, None)
+        };
+        if let Some(file) = &set_aside {
+            tracing::error!(file = %file, "what an earlier run saved is lost, the agent attests anew");
+        }
         let data = storage.data();
-        let returning = ReturnPolicy::new(&settings, attestor.as_deref(), storage.path())?;
+        if !data.svid.is_empty() || set_aside.is_some() {
+            attestors.have_attested();
+        }
+        let returning = ReturnPolicy::new(&settings, attestors.configured(), storage.path())?;
         let saved = saved_svid(&data, &settings, storage.path().to_owned(), &*keys, &clock)?;
         if let Err(why) = &saved {
             tracing::info!(why = %why, "no saved SVID is taken up");
@@ -130,8 +139,9 @@ impl Node {
         };
         Ok(Self {
             storage: Arc::new(storage),
+            set_aside,
             keys,
-            attestor,
+            attestors,
             clock,
             handle: NodeHandle {
                 shared: Arc::new(shared),
@@ -141,7 +151,6 @@ impl Node {
             unused_key: None,
             unsaved: None,
             reattestable: data.reattestable,
-            spent: false,
             renewal: Schedule::new(&jitter),
             reattestation: Schedule::new(&jitter),
             saving: Schedule::new(&jitter),
@@ -154,6 +163,11 @@ impl Node {
             jitter,
             settings,
         })
+    }
+
+    /// The file of an earlier run that could not be read, if there was one.
+    pub fn set_aside(&self) -> Option<&SetAside> {
+        self.set_aside.as_ref()
     }
 
     /// How others see this node.
@@ -350,7 +364,7 @@ impl Node {
     }
 
     pub(super) fn may_attest(&self) -> bool {
-        self.attestor.is_some() && !self.spent
+        self.attestors.can_reattest()
     }
 
     fn is_evicted(&self) -> bool {

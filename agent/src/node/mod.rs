@@ -4,6 +4,7 @@
 //! the same name here, at the server and in the configuration.
 
 mod attest;
+mod attestors;
 mod backoff;
 mod bootstrap;
 mod bootstrapping;
@@ -44,6 +45,7 @@ use crate::config::Rebootstrap;
 use crate::upstream::{DenialReason, Upstream, UpstreamError};
 
 pub use self::attest::AttestError;
+pub use self::attestors::NodeAttestors;
 pub use self::backoff::{Backoff, Jitter};
 pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleRequest, bundle_of};
 pub use self::join_token::JoinTokenAttestor;
@@ -51,7 +53,7 @@ pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
 pub use self::rotation::{RotationStrategy, remaining_at_renewal};
 pub use self::state::NodeState;
-pub use self::storage::{AgentData, AgentStorage, StorageError};
+pub use self::storage::{AgentData, AgentStorage, SetAside, StorageError};
 pub use self::x509pop::X509PopAttestor;
 
 /// Proves to the server which node this is.

@@ -13,7 +13,7 @@ use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
 use super::rebootstrap::Trusted;
 use super::renew::RenewalTime;
 use super::saving::Use;
-use super::storage::{AgentData, StorageError};
+use super::storage::AgentData;
 use super::{Backoff, Node, NodeError, NodeSettings, renew};
 use crate::telemetry::metrics;
 use crate::upstream::{ServerTrust, UpstreamError};
@@ -115,10 +115,7 @@ impl Node {
 
     /// One attestation; the new SVID is in use afterwards, and saved if the disk takes it.
     pub(super) async fn attest(&mut self) -> Result<(), AttestError> {
-        let attestor = self.attestor.clone().ok_or(AttestError::NoAttestor)?;
-        if self.spent {
-            return Err(AttestError::Spent(attestor.name()));
-        }
+        let attestor = self.attestors.next()?;
         let trusted = self.trust().await?;
         if matches!(trusted.how, ServerTrust::Insecure) && !std::mem::replace(&mut self.warned_insecure, true)
         {
@@ -134,8 +131,9 @@ impl Node {
             })?;
         }
         let attested = attest::attest(self.upstream(), trusted.how.clone(), &*attestor, key).await;
-        let settled = attested.as_ref().map_or_else(AttestError::is_permanent, |_| true);
-        self.spent = attestor.works_once() && settled;
+        if attested.as_ref().map_or_else(AttestError::is_permanent, |_| true) {
+            self.attestors.shown();
+        }
         let attested = match attested {
             Ok(attested) => attested,
             Err(AttestError::Upstream { cause, .. }) => {
@@ -245,10 +243,10 @@ pub(super) fn saved_svid(
     let Some(leaf) = data.svid.first() else {
         return Ok(Err(NotTakenUp::None));
     };
-    let saved = leaf.spiffe_id().map_err(|error| StorageError::Corrupted {
-        path: path.clone(),
-        why: format!("svid[0]: {error}"),
-    })?;
+    let saved = match leaf.spiffe_id() {
+        Ok(saved) => saved,
+        Err(error) => return Ok(Err(NotTakenUp::Unusable(error))),
+    };
     if !saved.is_member_of(&settings.trust_domain) {
         return Err(NodeError::OtherTrustDomain {
             path,

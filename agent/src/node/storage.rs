@@ -1,9 +1,10 @@
 //! `agent-data.json`: the agent's SVID and bundle on disk, in SPIRE's format.
 //!
 //! Certificates are listed as base64 of their PEM text; all keys are always written, absent lists as `null`.
-//! The file is replaced atomically and is readable by its owner only. A file that cannot be read as such is an error
-//! that names it; it is never overwritten by a file with less content.
+//! The file is replaced atomically and is readable by its owner only. A file that cannot be read as such is never
+//! overwritten: it is an error that names it, or is set aside when the agent can do without.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -11,6 +12,7 @@ use data_encoding::BASE64;
 use finial_identity::process::private_file::{self, FileError, FileMode};
 use finial_identity::x509::Certificate;
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 /// What an agent remembers.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -37,7 +39,14 @@ pub struct BootstrapRecord {
 #[derive(Debug)]
 pub struct AgentStorage {
     path: PathBuf,
-    data: Mutex<AgentData>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    data: AgentData,
+    /// When the file was found to be corrupted, in seconds since 1970; while it stands in its place nothing is written.
+    in_the_way: Option<i64>,
 }
 
 /// Why the file could not be read or written.
@@ -65,18 +74,45 @@ impl AgentStorage {
         private_file::create_private_dir(data_dir, FileMode::PRIVATE_DIR)?;
         let path = data_dir.join(FILE_NAME);
         let data = if path.try_exists().unwrap_or(true) {
-            let bytes = private_file::read_bounded(&path, MAX_FILE)?;
-            decode(&bytes).map_err(|why| StorageError::Corrupted {
+            let corrupted = |why| StorageError::Corrupted {
                 path: path.clone(),
                 why,
-            })?
+            };
+            let bytes = match private_file::read_bounded(&path, MAX_FILE) {
+                Err(FileError::TooLarge { max, .. }) => Err(corrupted(format!("larger than {max} bytes"))),
+                bytes => bytes.map_err(StorageError::File),
+            }?;
+            decode(&bytes).map_err(corrupted)?
         } else {
             AgentData::default()
         };
-        Ok(Self {
+        Ok(Self::holding(path, data, None))
+    }
+
+    /// The same for an agent that can attest anew: a corrupted file is set aside and counts as none. Tells what was
+    /// done about it. If it cannot be set aside, that is tried again before anything is written.
+    ///
+    /// # Errors
+    /// [`StorageError::File`]
+    pub fn open_or_set_aside(
+        data_dir: &Path,
+        now: OffsetDateTime,
+    ) -> Result<(Self, Option<SetAside>), StorageError> {
+        let (path, why) = match Self::open(data_dir) {
+            Err(StorageError::Corrupted { path, why }) => (path, why),
+            opened => return opened.map(|storage| (storage, None)),
+        };
+        let now = now.unix_timestamp();
+        let aside = SetAside::of(path.clone(), why, now);
+        let in_the_way = aside.kept.is_err().then_some(now);
+        Ok((Self::holding(path, AgentData::default(), in_the_way), Some(aside)))
+    }
+
+    fn holding(path: PathBuf, data: AgentData, in_the_way: Option<i64>) -> Self {
+        Self {
             path,
-            data: Mutex::new(data),
-        })
+            held: Mutex::new(Held { data, in_the_way }),
+        }
     }
 
     /// Where the file is.
@@ -86,7 +122,7 @@ impl AgentStorage {
 
     /// What it holds.
     pub fn data(&self) -> AgentData {
-        self.locked().clone()
+        self.locked().data.clone()
     }
 
     /// Changes the data and writes the file, when that makes a difference. Blocks for as long as the disk
@@ -96,11 +132,20 @@ impl AgentStorage {
     /// [`StorageError::File`].
     pub fn update(&self, change: impl FnOnce(&mut AgentData)) -> Result<(), StorageError> {
         let mut held = self.locked();
-        let mut next = held.clone();
+        let mut next = held.data.clone();
         change(&mut next);
-        if next != *held {
+        if next != held.data {
+            if let Some(since) = held.in_the_way {
+                match private_file::set_aside(&self.path, CORRUPT, since) {
+                    Ok(kept) => tracing::info!(kept_as = %kept.display(), "corrupted file is set aside"),
+                    // Somebody took it away.
+                    Err(FileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                    Err(error) => return Err(error.into()),
+                }
+                held.in_the_way = None;
+            }
             private_file::write(&self.path, &encode(&next), FileMode::SECRET)?;
-            *held = next;
+            held.data = next;
         }
         Ok(())
     }
@@ -118,11 +163,49 @@ impl AgentStorage {
         Ok(())
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, AgentData> {
+    fn locked(&self) -> std::sync::MutexGuard<'_, Held> {
         // The data is replaced whole, so a panic cannot leave it half-changed.
-        self.data
+        self.held
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// A file of an earlier run that nobody can read, and that is not needed.
+#[derive(Debug)]
+pub struct SetAside {
+    path: PathBuf,
+    why: String,
+    kept: Result<PathBuf, FileError>,
+}
+
+impl SetAside {
+    /// Sets a corrupted file aside.
+    pub fn of(path: PathBuf, why: String, unix_time: i64) -> Self {
+        let kept = private_file::set_aside(&path, CORRUPT, unix_time);
+        Self { path, why, kept }
+    }
+
+    /// Whether its place is free.
+    pub fn is_away(&self) -> bool {
+        self.kept.is_ok()
+    }
+}
+
+impl std::fmt::Display for SetAside {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (path, why) = (self.path.display(), &self.why);
+        match &self.kept {
+            Ok(kept) => write!(
+                f,
+                "{path} was corrupted ({why}) and is kept as {}",
+                kept.display()
+            ),
+            Err(error) => write!(
+                f,
+                "{path} is corrupted ({why}) and could not be set aside: {error}"
+            ),
+        }
     }
 }
 
@@ -168,8 +251,12 @@ fn decode(bytes: &[u8]) -> Result<AgentData, String> {
         return Err("not a JSON object".to_owned());
     }
     let file: File = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    let svid = decode_certificates("svid", file.svid)?;
+    if let Some(leaf) = svid.first() {
+        leaf.spiffe_id().map_err(|error| format!("svid[0]: {error}"))?;
+    }
     Ok(AgentData {
-        svid: decode_certificates("svid", file.svid)?,
+        svid,
         bundle: decode_certificates("bundle", file.bundle)?,
         reattestable: file.reattestable,
         bootstrap: BootstrapRecord {
@@ -207,6 +294,8 @@ fn zero_time() -> String {
 }
 
 const FILE_NAME: &str = "agent-data.json";
+/// Stands in the name of a file that was set aside.
+const CORRUPT: &str = "corrupt";
 /// How SPIRE writes a time that was never set.
 const ZERO_TIME: &str = "0001-01-01T00:00:00Z";
 const MAX_FILE: usize = 16 << 20;
@@ -286,6 +375,53 @@ mod tests {
             );
             assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
         }
+    }
+
+    #[test]
+    fn a_corrupted_file_that_is_not_needed_is_kept_under_another_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let now = time::macros::datetime!(2030-01-02 03:04:05 UTC);
+        std::fs::write(&path, "{\"svid\":").unwrap();
+        let (storage, aside) = AgentStorage::open_or_set_aside(dir.path(), now).unwrap();
+        let kept = dir
+            .path()
+            .join(format!("agent-data.json.corrupt-{}", now.unix_timestamp()));
+        let said = aside.unwrap().to_string();
+        assert!(
+            said.contains("was corrupted (EOF") && said.contains(&*kept.to_string_lossy()),
+            "{said}"
+        );
+        assert_eq!(storage.data(), AgentData::default());
+        storage.update(|data| data.reattestable = true).unwrap();
+        assert_eq!(std::fs::read_to_string(&kept).unwrap(), "{\"svid\":");
+        assert_eq!(read(&path)["reattestable"], true);
+        let (storage, aside) = AgentStorage::open_or_set_aside(dir.path(), now).unwrap();
+        assert!(aside.is_none() && storage.data().reattestable);
+    }
+
+    #[test]
+    fn a_corrupted_file_that_cannot_be_set_aside_is_not_overwritten() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let now = time::macros::datetime!(2030-01-02 03:04:05 UTC);
+        let victim = dir.path().join("elsewhere");
+        std::fs::write(&victim, "{").unwrap();
+        std::os::unix::fs::symlink(&victim, &path).unwrap();
+        let (storage, aside) = AgentStorage::open_or_set_aside(dir.path(), now).unwrap();
+        let said = aside.unwrap().to_string();
+        assert!(said.contains("could not be set aside"), "{said}");
+        assert!(storage.update(|data| data.reattestable = true).is_err());
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "{");
+        // Whatever was in the way is repaired.
+        std::fs::remove_file(&path).unwrap();
+        std::fs::rename(&victim, &path).unwrap();
+        storage.update(|data| data.reattestable = true).unwrap();
+        let kept = dir
+            .path()
+            .join(format!("agent-data.json.corrupt-{}", now.unix_timestamp()));
+        assert_eq!(std::fs::read_to_string(kept).unwrap(), "{");
+        assert_eq!(read(&path)["reattestable"], true);
     }
 
     #[test]

@@ -181,6 +181,11 @@ impl TestServer {
         former
     }
 
+    /// Becomes a server whose authority is another one, of so short a life. To be called while it is stopped.
+    pub(crate) fn rotate_authority(&self, lifetime: time::Duration) -> Authority {
+        self.replace_authority(Authority::new_for("example.org", self.clock.clone(), lifetime))
+    }
+
     /// Becomes a server that was installed again.
     pub(crate) fn reinstall(&self) -> Authority {
         self.replace_authority(Authority::new_at("example.org", self.clock.clone()))

@@ -5,6 +5,7 @@
 //! attestor fails the attestation: with fewer facts a workload would lose identities without a visible
 //! reason. (SPIRE continues without the attestor that failed.)
 
+mod configured;
 pub mod container;
 pub mod docker;
 pub mod k8s;
@@ -26,16 +27,18 @@ use std::time::Duration;
 use async_trait::async_trait;
 use finial_identity::selector::{Selector, SelectorError};
 use futures_util::future::join_all;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Code;
 use tracing::Instrument;
 
+pub use self::configured::ConfiguredAttestors;
 pub use self::container::ContainerError;
 use self::container::{Cgroup, parse_cgroups};
 pub use self::docker::DockerAttestor;
 pub use self::k8s::K8sAttestor;
 pub use self::listed::{ListedPod, PodReference};
-pub use self::pods::{Pod, PodFacts, Workload};
+pub use self::pods::{Pod, PodFacts, PodNumber, Workload};
 pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
 pub use self::systemd::SystemdAttestor;
@@ -59,12 +62,18 @@ pub trait WorkloadAttestor: Send + Sync + std::fmt::Debug {
     async fn attest(&self, process: &Arc<Process>) -> Result<Vec<Selector>, AttestorError>;
 }
 
-/// The attestors of this agent.
+/// The attestors of this agent. Each question is put to those that there are when it is put.
 #[derive(Clone, Debug)]
 pub struct WorkloadAttestation {
-    attestors: Arc<[Arc<dyn WorkloadAttestor>]>,
-    pod_facts: Option<Arc<dyn PodFacts>>,
+    set: watch::Receiver<Arc<AttestorSet>>,
     deadline: Duration,
+}
+
+/// Attestors that are asked together.
+#[derive(Clone, Debug, Default)]
+struct AttestorSet {
+    attestors: Vec<Arc<dyn WorkloadAttestor>>,
+    pod_facts: Option<Arc<dyn PodFacts>>,
 }
 
 /// What one attestor said about a process, for those who want to know why an identity is or is not given.
@@ -178,20 +187,40 @@ pub enum AttestorError {
 impl WorkloadAttestation {
     /// Asks these attestors, all at once, each for at most `deadline`.
     pub fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>, deadline: Duration) -> Self {
-        Self {
-            attestors: attestors.into(),
+        Self::of(AttestorSet {
+            attestors,
             pod_facts: None,
-            deadline,
-        }
+        })
+        .0
+        .within(deadline)
     }
 
     /// Knows more about pods that call on sockets of their own than the sockets report.
     #[must_use]
     pub fn with_pod_facts(self, pod_facts: Arc<dyn PodFacts>) -> Self {
-        Self {
+        let set = AttestorSet {
+            attestors: self.set().attestors.clone(),
             pod_facts: Some(pod_facts),
-            ..self
-        }
+        };
+        Self::of(set).0.within(self.deadline)
+    }
+
+    /// Asks a set, and what takes its place.
+    fn of(set: AttestorSet) -> (Self, watch::Sender<Arc<AttestorSet>>) {
+        let (sender, receiver) = watch::channel(Arc::new(set));
+        let attestation = Self {
+            set: receiver,
+            deadline: DEFAULT_DEADLINE,
+        };
+        (attestation, sender)
+    }
+
+    fn within(self, deadline: Duration) -> Self {
+        Self { deadline, ..self }
+    }
+
+    fn set(&self) -> Arc<AttestorSet> {
+        Arc::clone(&self.set.borrow())
     }
 
     /// All facts about the caller.
@@ -211,7 +240,8 @@ impl WorkloadAttestation {
     /// # Errors
     /// [`FindPodError`].
     pub async fn find_pod(&self, meant: &PodReference) -> Result<Option<Arc<Pod>>, FindPodError> {
-        let kubelet = self.pod_facts.as_ref().ok_or(FindPodError::NoAttestor)?;
+        let set = self.set();
+        let kubelet = set.pod_facts.as_ref().ok_or(FindPodError::NoAttestor)?;
         let asked = tokio::time::timeout(self.deadline, kubelet.listed(meant, Duration::ZERO));
         let found = asked
             .await
@@ -223,8 +253,9 @@ impl WorkloadAttestation {
     /// containers calls is not known.
     async fn attest_pod(&self, pod: &Pod) -> Result<HashSet<Selector>, AttestError> {
         let timer = metrics().start("workload_api_workload_attestation");
+        let set = self.set();
         let asked = async {
-            let asked = tokio::time::timeout(self.deadline, pod.facts(self.pod_facts.as_ref()));
+            let asked = tokio::time::timeout(self.deadline, pod.facts(set.pod_facts.as_ref()));
             asked.await.unwrap_or(Err(AttestorError::TimedOut(self.deadline)))
         };
         let found = timer
@@ -276,7 +307,8 @@ impl WorkloadAttestation {
     /// What each attestor says, in the order of the configuration. Only of a process that is alive afterwards is
     /// it true ([`Process::is_alive`]).
     pub async fn examine(&self, process: &Arc<Process>) -> Vec<AttestorReport> {
-        let asked = self.attestors.iter().map(|attestor| async {
+        let set = self.set();
+        let asked = set.attestors.iter().map(|attestor| async {
             let (begun, name) = (Instant::now(), attestor.name());
             let span = tracing::info_span!(target: TRACE_TARGET, "workload_attestor", attestor = name);
             let timer = metrics()

@@ -9,6 +9,7 @@ use finial_identity::selector::Selector;
 use time::OffsetDateTime;
 
 use super::container::{self, ContainerError};
+use super::k8s::pod_uid;
 use super::listed::{ListedPod, Listing, PodReference};
 use super::{AttestorError, Process};
 use crate::socket_tree::PodRecord;
@@ -33,6 +34,10 @@ enum Presence {
     /// The kubelet lists it.
     Listed(Listing),
 }
+
+/// Tells pods apart where it is counted what each of them takes: the digits of a pod's UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PodNumber(u128);
 
 /// Who asks.
 #[derive(Clone, Debug)]
@@ -222,6 +227,25 @@ impl Pod {
             ("pod-name", &record.name),
             ("pod-uid", &record.uid),
         ]
+    }
+}
+
+impl PodNumber {
+    /// Of a UID, or of the hash that a static pod has for one, however its parts are joined.
+    pub fn parse(uid: &str) -> Option<Self> {
+        let digits: String = uid.chars().filter(|c| !matches!(c, '-' | '_')).collect();
+        let is_number = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        is_number.then(|| u128::from_str_radix(&digits, 16).ok().map(Self))?
+    }
+
+    /// Of a pod; where its UID is none of a known form, by the socket that it has.
+    pub fn of(pod: &Pod) -> Self {
+        Self::parse(&pod.record().uid).unwrap_or(Self(pod.place().into()))
+    }
+
+    /// Of the pod whose process has these control groups (`/proc/<pid>/cgroup`), if a kubelet made them.
+    pub fn in_cgroups(cgroups: &str) -> Option<Self> {
+        Self::parse(&pod_uid(cgroups)?)
     }
 }
 

@@ -121,6 +121,56 @@ pub fn remove(path: &Path) -> Result<bool, FileError> {
     Ok(true)
 }
 
+/// Gives a plain file another name beside it, `<name>.<why>-<unix time>`, and mode 0600, so that its own name is free.
+/// A file that has such a name already is left alone: a number is added. Tells the new name.
+///
+/// # Errors
+/// [`FileError::SymbolicLink`] and [`FileError::WrongKind`] when `path` is not a plain file;
+/// [`FileError::Io`] otherwise, then it has its name still.
+pub fn set_aside(path: &Path, why: &str, unix_time: i64) -> Result<PathBuf, FileError> {
+    let (parent, name) = split(path)?;
+    let stat = fs::lstat(path).map_err(|error| failed("examine file", path, error))?;
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => {}
+        FileType::Symlink => {
+            return Err(FileError::SymbolicLink {
+                path: path.to_owned(),
+            });
+        }
+        _ => {
+            return Err(FileError::WrongKind {
+                expected: "plain file",
+                path: path.to_owned(),
+            });
+        }
+    }
+    let directory = open_directory(parent)?;
+    for number in 1..=MOST_ASIDE {
+        let mut aside = name.to_owned();
+        aside.push(format!(".{why}-{unix_time}"));
+        if number > 1 {
+            aside.push(format!(".{number}"));
+        }
+        // A second name, then the first goes: unlike a rename, this takes nobody else's place.
+        match fs::linkat(&directory, name, &directory, &aside, AtFlags::empty()) {
+            Ok(()) => {}
+            Err(Errno::EXIST) => continue,
+            Err(error) => return Err(failed("set file aside", path, error)),
+        }
+        let aside = parent.join(aside);
+        let named = fs::chmod(&aside, FileMode::SECRET.bits())
+            .and_then(|()| fs::unlinkat(&directory, name, AtFlags::empty()));
+        if let Err(error) = named {
+            // The first name is there still, so the second is one too many.
+            let _leftover = fs::unlink(&aside);
+            return Err(failed("set file aside", path, error));
+        }
+        fs::fsync(&directory).map_err(|error| failed("sync directory", parent, error))?;
+        return Ok(aside);
+    }
+    Err(failed("set file aside under a free name", path, Errno::EXIST))
+}
+
 /// Reads a file of at most `max` bytes.
 ///
 /// # Errors
@@ -234,6 +284,9 @@ pub fn create_private_dir(path: &Path, mode: FileMode) -> Result<(), FileError> 
         Err(error) => Err(failed("create directory", path, error)),
     }
 }
+
+/// How many files of one name and second are kept beside each other.
+const MOST_ASIDE: u32 = 100;
 
 impl FileMode {
     /// 0600: keys, tokens, state.
@@ -466,6 +519,36 @@ mod tests {
         assert!(matches!(
             create_private_dir(&inner.join("file"), FileMode::PRIVATE_DIR),
             Err(FileError::WrongKind { .. })
+        ));
+    }
+
+    #[test]
+    fn what_is_set_aside_is_kept_whole_and_private_and_takes_nobodys_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("data.json");
+        let mut kept = Vec::new();
+        for content in ["first", "second", "third"] {
+            write(&path, content.as_bytes(), FileMode::PUBLIC).unwrap();
+            let aside = set_aside(&path, "corrupt", 1_800_000_000).unwrap();
+            assert!(!path.exists());
+            kept.push((aside, content));
+        }
+        let names: Vec<_> = kept
+            .iter()
+            .map(|(path, _)| path.file_name().unwrap().to_str().unwrap())
+            .collect();
+        let expected = ["", ".2", ".3"].map(|end| format!("data.json.corrupt-1800000000{end}"));
+        assert_eq!(names, expected);
+        for (path, content) in kept {
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+            assert_eq!(mode_of(&path), 0o600);
+        }
+        assert_eq!(names_in(dir.path()).len(), 3);
+        assert!(set_aside(&path, "corrupt", 0).is_err(), "there is no such file");
+        symlink(dir.path().join("victim"), &path).unwrap();
+        assert!(matches!(
+            set_aside(&path, "corrupt", 0),
+            Err(FileError::SymbolicLink { .. })
         ));
     }
 

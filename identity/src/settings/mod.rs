@@ -42,6 +42,7 @@ pub use duration::{DurationError, parse_duration};
 pub use file::{ConfigError, Variables};
 pub use health_checks::HealthChecks;
 pub use log::{LogFlags, read_log};
+pub use plugins::{DataFile, Plugin};
 pub use position::Position;
 pub use problems::{Problem, Problems, SettingsError};
 pub use reader::{Document, Format, expand_env};

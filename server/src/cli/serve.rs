@@ -4,8 +4,9 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{ArgMatches, Command};
+use finial_identity::process::Clock;
+use finial_identity::process::signals::Signals;
 use finial_identity::process::umask::raise_umask_floor;
-use finial_identity::process::{Clock, signals};
 
 use crate::app;
 use crate::config::{Config, DEFAULT_CONFIG_PATH, Flags};
@@ -69,11 +70,18 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
     for warning in config.warnings() {
         tracing::warn!(configuration = %warning, "configuration has a part that deserves attention");
     }
-    let stopped = signals::told_to_end(log.clone()).context("listen for signals")?;
-    let mut bound = app::build(config, clock, log).await.context("start the server")?;
+    let signals = Signals::listen().context("listen for signals")?;
+    let mut bound = app::build(config, clock, log.clone())
+        .await
+        .context("start the server")?;
     if let Some((_traces, exporter, channel)) = collector {
         bound.export_traces(exporter, channel);
     }
+    let stopped = signals.told_to_end(log, async || {
+        tracing::info!(
+            "files with data of plugins are read at start: a change has its effect after a restart"
+        );
+    });
     bound.run(stopped).await?;
     Ok(())
 }

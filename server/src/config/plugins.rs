@@ -2,8 +2,8 @@
 
 use std::path::PathBuf;
 
-use finial_identity::settings::Section;
-use finial_identity::settings::plugins::{enabled, exactly_one, finish_plugin, not_served};
+use finial_identity::settings::plugins::{enabled, exactly_one, not_served};
+use finial_identity::settings::{Plugin, Section};
 
 use super::Keys;
 use super::bundle_publisher::{self, ConfigMapPublisher};
@@ -42,12 +42,12 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     let mut psat = Vec::new();
     for (name, section) in enabled(&plugins, "NodeAttestor") {
         match name.as_str() {
-            "join_token" => finish_plugin(section, |data| data.map(Section::finish)).unwrap_or_default(),
+            "join_token" => read_plugin(section, |data| data.finish()).unwrap_or_default(),
             "k8s_psat" => {
-                if !section.has("plugin_data") {
+                if !section.has_plugin_data() {
                     section.problem("plugin_data", "is required: clusters");
                 }
-                psat = finish_plugin(section, |data| data.map(k8s_psat::read)).unwrap_or_default();
+                psat = read_plugin(section, k8s_psat::read).unwrap_or_default();
             }
             other => not_served(&section, "NodeAttestor", other),
         }
@@ -56,7 +56,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     for (name, section) in enabled(&plugins, "CredentialComposer") {
         if name == "uniqueid" {
             unique_id = true;
-            finish_plugin(section, |data| data.map(Section::finish));
+            read_plugin(section, |data| data.finish());
         } else {
             not_served(&section, "CredentialComposer", &name);
         }
@@ -64,8 +64,7 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     let mut configmap_publishers = Vec::new();
     for (name, section) in enabled(&plugins, "BundlePublisher") {
         if name == "k8s_configmap" {
-            configmap_publishers =
-                finish_plugin(section, |data| data.map(bundle_publisher::read)).unwrap_or_default();
+            configmap_publishers = read_plugin(section, bundle_publisher::read).unwrap_or_default();
         } else {
             not_served(&section, "BundlePublisher", &name);
         }
@@ -85,12 +84,16 @@ pub fn read(plugins: Section<'_>, warnings: &mut Vec<String>) -> Option<Plugins>
     })
 }
 
+/// Reads a built-in plugin's own data, if it has any.
+fn read_plugin<T>(section: Section<'_>, read: impl FnOnce(Section<'_>) -> T) -> Option<T> {
+    Plugin::read(section, |data| data.map(read)).data
+}
+
 fn read_sql(section: Section<'_>, warnings: &mut Vec<String>) -> Option<PathBuf> {
-    if !section.has("plugin_data") {
+    if !section.has_plugin_data() {
         section.problem("plugin_data", "is required: database_type and connection_string");
     }
-    finish_plugin(section, |data| {
-        let data = data?;
+    read_plugin(section, |data| {
         let kind = data.required_string("database_type");
         let connection = data.required_string("connection_string");
         // Pools, migrations and SQL logs are the store's own business here.
@@ -144,7 +147,7 @@ fn read_sql(section: Section<'_>, warnings: &mut Vec<String>) -> Option<PathBuf>
         };
         data.finish();
         path
-    })
+    })?
 }
 
 /// SPIRE takes a path or a `file:` URI with options; the options are ignored.
@@ -165,19 +168,18 @@ fn sqlite_path(connection: &str) -> Result<PathBuf, String> {
 fn read_key_manager(name: &str, section: Section<'_>) -> Option<Keys> {
     match name {
         "memory" => {
-            finish_plugin(section, |data| data.map(Section::finish));
+            read_plugin(section, |data| data.finish());
             Some(Keys::Memory)
         }
         "disk" => {
-            if !section.has("plugin_data") {
+            if !section.has_plugin_data() {
                 section.problem("plugin_data", "is required: keys_path");
             }
-            finish_plugin(section, |data| {
-                let data = data?;
+            read_plugin(section, |data| {
                 let path = data.required_string("keys_path");
                 data.finish();
                 path.map(|path| Keys::Disk(PathBuf::from(path)))
-            })
+            })?
         }
         other => {
             not_served(&section, "KeyManager", other);

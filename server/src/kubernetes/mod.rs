@@ -150,7 +150,17 @@ pub async fn start(
                     "kubernetes statuses",
                     Arc::clone(&outbox).run(client, clock.clone(), stop.clone()),
                 );
-                tasks.spawn("kubernetes", cluster.run(watches, outbox, stop));
+                let (evictions, agents) = orphans::channel();
+                tasks.spawn(
+                    "kubernetes evictions",
+                    orphans::evict(
+                        agents,
+                        Arc::clone(registry),
+                        configured.name.clone(),
+                        stop.clone(),
+                    ),
+                );
+                tasks.spawn("kubernetes", cluster.run(watches, outbox, evictions, stop));
             }
             ClusterSource::Manifests(path) => {
                 let objects = manifests(&configured.name, path)?;

@@ -1,11 +1,15 @@
 //! Files of the agent that were damaged. The agent continues to serve, shows the reason, and does not overwrite a file
 //! with less content.
 
+use std::net::TcpListener;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use finial_tests::{Entry, Stack, StackOptions};
+use finial_tests::{Entry, Stack, StackOptions, wait_until};
 
 use super::LIMIT;
+use crate::agent_pod::AgentPod;
+use crate::helper::get;
 
 const FILES: [&str; 2] = ["agent/keys.json", "agent/agent-data.json"];
 
@@ -53,6 +57,75 @@ fn a_file_that_is_empty_or_longer_than_it_was_written_is_named_and_left_alone() 
         std::fs::write(&path, good).expect("the file is restored");
     }
     serves_again(&mut stack);
+}
+
+#[test]
+fn a_file_that_is_cut_off_is_kept_aside_by_an_agent_that_can_attest_again() {
+    let pod = AgentPod::new();
+    let port = TcpListener::bind(("127.0.0.1", 0))
+        .and_then(|listener| listener.local_addr())
+        .expect("a free port")
+        .port();
+    let mut stack = Stack::server_only(pod.options(StackOptions {
+        agent_blocks: format!("health_checks {{ listener_enabled = true bind_port = \"{port}\" }}"),
+        ..StackOptions::default()
+    }));
+    let _mounted = pod.mount_bundle(&stack);
+    stack.start_agent(&[]);
+    stack.wait_agent();
+    for file in FILES {
+        assert!(stack.agent().terminate().success());
+        let path = stack.dir().join(file);
+        let good = std::fs::read(&path).expect("the file");
+        let broken = &good[..good.len() / 2];
+        std::fs::write(&path, broken).expect("the file is cut off");
+        // Until there is a server again the agent has nothing to serve, and says why.
+        stack.server().terminate();
+        stack.start_agent(&[]);
+        let said = stack.agent().wait_for_line("was corrupted", LIMIT);
+        assert!(said.contains("attests anew") && said.contains(file), "{said}");
+        let ready = || get(port, "/ready").unwrap_or_default();
+        wait_until("the listener to tell", LIMIT, || {
+            ready().contains("was corrupted")
+        });
+        stack.start_server();
+        stack.wait_agent();
+        stack.agent().wait_for_line("agent attested", LIMIT);
+        let told = ready();
+        assert!(
+            told.starts_with("HTTP/1.1 200") && told.contains(".corrupt-"),
+            "{told}"
+        );
+        let beginning = format!("{}.corrupt-", path.file_name().expect("a name").to_string_lossy());
+        let kept: Vec<_> = std::fs::read_dir(path.parent().expect("a folder"))
+            .expect("the data directory")
+            .map(|entry| entry.expect("a file").path())
+            .filter(|path| {
+                path.file_name()
+                    .is_some_and(|name| name.to_string_lossy().starts_with(&beginning))
+            })
+            .collect();
+        let [kept] = kept.as_slice() else {
+            panic!("one file is kept aside: {kept:?}")
+        };
+        assert_eq!(std::fs::read(kept).expect("what was kept"), broken);
+        let mode = std::fs::metadata(kept)
+            .expect("what was kept")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+    // What was written anew is good.
+    stack.create_entry(&Entry::for_me("/again"));
+    stack.wait_identity("/again");
+    assert!(stack.agent().terminate().success());
+    stack.start_agent(&[]);
+    stack.wait_agent();
+    let said = stack.agent_lines().join("\n");
+    assert!(
+        !said.contains("corrupted") && !said.contains("agent attested"),
+        "{said}"
+    );
 }
 
 #[test]

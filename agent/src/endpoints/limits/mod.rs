@@ -31,7 +31,7 @@ pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::signing::Signing;
 pub(in crate::endpoints) use self::who::Holder;
-pub use self::who::{PodNumber, Who};
+pub use self::who::Who;
 use crate::config::RateLimits;
 use crate::telemetry::metrics;
 use crate::workload::permits::Permits;

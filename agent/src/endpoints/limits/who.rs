@@ -2,8 +2,7 @@
 
 use tokio::net::unix::UCred;
 
-use crate::workload::k8s::pod_uid;
-use crate::workload::{Pod, ProcFs};
+use crate::workload::{Pod, PodNumber, ProcFs};
 
 /// A caller before anything is known of it but what costs next to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,10 +19,6 @@ pub enum Who {
     /// A broker, by its place in the configuration.
     Broker(usize),
 }
-
-/// Tells pods apart: the digits of a pod's UID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PodNumber(u128);
 
 /// One of those to whose share a caller's connections and calls count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -43,7 +38,7 @@ impl Who {
     }
 
     fn of_process(uid: u32, pid: Option<u32>, procfs: &ProcFs, tells_pods: bool) -> Self {
-        let in_cgroup = |pid: u32| pod_of(&procfs.cgroup(pid).ok()?);
+        let in_cgroup = |pid: u32| PodNumber::in_cgroups(&procfs.cgroup(pid).ok()?);
         if let Some(pod) = pid.filter(|_| tells_pods).and_then(in_cgroup) {
             return Self::Pod(pod);
         }
@@ -55,8 +50,7 @@ impl Who {
 
     /// Whoever calls on the socket of this pod.
     pub fn of_pod(pod: &Pod) -> Self {
-        let number = PodNumber::parse(&pod.record().uid);
-        Self::Pod(number.unwrap_or(PodNumber(pod.place().into())))
+        Self::Pod(PodNumber::of(pod))
     }
 
     /// A user's process in a pid namespace of its own.
@@ -111,20 +105,6 @@ impl From<u32> for Who {
     fn from(uid: u32) -> Self {
         Self::Process { uid, container: None }
     }
-}
-
-impl PodNumber {
-    /// Of a UID, or of the hash that a static pod has for one, however its parts are joined.
-    pub(super) fn parse(uid: &str) -> Option<Self> {
-        let digits: String = uid.chars().filter(|c| !matches!(c, '-' | '_')).collect();
-        let is_number = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        is_number.then(|| u128::from_str_radix(&digits, 16).ok().map(Self))?
-    }
-}
-
-/// The pod whose process has these control groups.
-fn pod_of(cgroups: &str) -> Option<PodNumber> {
-    PodNumber::parse(&pod_uid(cgroups)?)
 }
 
 #[cfg(test)]

@@ -15,7 +15,10 @@ use crate::store::AgentRecord;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen<'a> {
     pub(super) request: &'a ExplainPodRequest,
+    /// Those that answered.
     pub(super) clusters: &'a [Arc<str>],
+    /// Those that did not, and may have such a pod too.
+    pub(super) silent: &'a [Arc<str>],
     pub(super) source: &'a SourceState,
     pub(super) report: &'a PodReport,
     pub(super) agents: &'a [Arc<AgentRecord>],
@@ -23,8 +26,17 @@ pub(super) struct Seen<'a> {
     pub(super) now: OffsetDateTime,
 }
 
-/// The verdict and its sentence.
+/// The verdict and its sentence, which names the clusters that nothing is known of.
 pub(super) fn verdict(seen: &Seen<'_>) -> (Verdict, String) {
+    let (verdict, mut summary) = of_those_that_answered(seen);
+    if !seen.silent.is_empty() {
+        let silent = seen.silent.join(", ");
+        summary.push_str(&format!("; clusters that did not answer: {silent}"));
+    }
+    (verdict, summary)
+}
+
+fn of_those_that_answered(seen: &Seen<'_>) -> (Verdict, String) {
     let Seen { source, report, .. } = seen;
     let trouble = source.trouble.as_deref().unwrap_or("it waits for the API server");
     let clusters = seen.clusters.join(", ");
@@ -258,6 +270,7 @@ mod tests {
     }
 
     struct World {
+        silent: Vec<Arc<str>>,
         source: SourceState,
         report: PodReport,
         agents: Vec<Arc<AgentRecord>>,
@@ -267,6 +280,7 @@ mod tests {
     /// A bound pod on a node with an agent, and nothing else.
     fn world() -> World {
         World {
+            silent: Vec::new(),
             source: SourceState {
                 is_settled: true,
                 ..SourceState::default()
@@ -301,6 +315,7 @@ mod tests {
                 cluster: String::new(),
             },
             clusters: &["demo".into()],
+            silent: &world.silent,
             source: &world.source,
             report: &world.report,
             agents: &world.agents,
@@ -451,6 +466,24 @@ mod tests {
             },
             Verdict::DecidedByAgent,
             "ClusterSPIFFEID backend covers the pod; the agent of its node decides about 1 entries",
+        );
+    }
+
+    #[test]
+    fn clusters_that_did_not_answer_are_named_whatever_the_others_say() {
+        let silent: Vec<Arc<str>> = vec!["east".into(), "west".into()];
+        check(
+            |world| {
+                world.report.pod = None;
+                world.silent.clone_from(&silent);
+            },
+            Verdict::UnknownPod,
+            "no pod shop/a in demo; clusters that did not answer: east, west",
+        );
+        check(
+            |world| world.silent.clone_from(&silent),
+            Verdict::NoRule,
+            "no rule covers the pod; clusters that did not answer: east, west",
         );
     }
 

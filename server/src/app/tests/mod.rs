@@ -8,6 +8,7 @@ mod callers;
 mod entries;
 mod entry_batches;
 mod federation;
+mod federation_wakes;
 mod registry;
 mod stopping;
 mod svids;
