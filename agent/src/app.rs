@@ -38,6 +38,7 @@ use crate::endpoints::workload_api::WorkloadApi;
 use crate::node::{
     Jitter, Node, NodeAttestors, NodeError, NodeSettings, NodeState, RotationStrategy, SetAside,
 };
+use crate::socket_tree::SocketTree;
 use crate::svids::sync::{SyncSettings, Synchronizer};
 use crate::svids::tokens::JwtCacheSettings;
 use crate::svids::{JwtCache, SvidCache, WitCache, WitSigner};
@@ -227,7 +228,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         let redaction = config.redact().map(|prefixes| Redaction::new(prefixes.to_vec()));
         let redaction = redaction.unwrap_or_default();
         let own_svid = own_svid.clone();
-        let routes = admin_routes(settings, share, &parts, redaction, own_svid, log, probe.clone())?;
+        let per_pod = config.csi().filter(|csi| csi.per_pod);
+        let pod_sockets = per_pod.map(|csi| SocketTree::layout(&csi.socket_dir));
+        let shown = (redaction, pod_sockets);
+        let routes = admin_routes(settings, share, &parts, shown, own_svid, log, probe.clone())?;
         let admission = Admission::new(share.connections);
         tasks.spawn(
             "admin",
@@ -355,7 +359,7 @@ fn admin_routes(
     settings: &AdminSettings,
     share: SocketShare,
     parts: &SessionParts,
-    redaction: Redaction,
+    (redaction, pod_sockets): (Redaction, Option<SocketTree>),
     svid: watch::Receiver<Option<Arc<X509Svid>>>,
     log: LogControl,
     probe: Probe,
@@ -381,6 +385,7 @@ fn admin_routes(
         svid: svid.clone(),
         redaction,
         procfs: ProcFs::default(),
+        pod_sockets,
     };
     LocalRoutes::new(probe)
         .with(ExplainService::server(explain))

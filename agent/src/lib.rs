@@ -12,6 +12,7 @@ pub mod csi;
 pub mod endpoints;
 pub mod helper;
 pub mod node;
+pub mod socket_tree;
 pub mod svids;
 pub mod telemetry;
 pub mod upstream;

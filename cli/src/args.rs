@@ -8,7 +8,9 @@ use std::ffi::{OsStr, OsString};
 use clap::Command;
 
 /// Runs of capitals that are one word each.
-const ACRONYMS: &[&str] = &["X509", "SVID", "TTL", "API", "JTI", "SDS", "URL", "DNS", "ID"];
+const ACRONYMS: &[&str] = &[
+    "X509", "SVID", "TTL", "API", "JTI", "SDS", "URL", "DNS", "UID", "ID",
+];
 
 /// Gives every flag of the tree its kebab-case alias.
 pub fn with_aliases(command: Command) -> Command {

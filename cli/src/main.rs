@@ -65,7 +65,7 @@ fn command() -> Command {
         .subcommand(dev::command())
         .subcommand(finial_server::cli::why::with_pod(
             finial_agent::cli::why::command(),
-            &["pid", "reference"],
+            &["pid", "podUID", "reference"],
         ))
         .subcommand(bench::command())
 }

@@ -32,7 +32,10 @@ pub fn alternative(path: &str, default: &Value) -> Value {
         ("spire-agent.updateStrategy", _) => json!({"type": "OnDelete"}),
         ("spire-agent.agents", _) => json!({"gpu": {"nodeSelector": {"gpu": "true"}}}),
         ("spiffe-csi-driver.kubeletPath" | "spiffe-csi-driver.socketsPath", _) => json!("/var/data/kubelet"),
-        ("networkPolicy.serverFrom", _) => json!([{"ipBlock": {"cidr": "10.20.0.0/16"}}]),
+        ("spire-server.federation.bundleEndpoint.address", _) => json!("127.0.0.1"),
+        ("networkPolicy.serverFrom" | "networkPolicy.federationFrom", _) => {
+            json!([{"ipBlock": {"cidr": "10.20.0.0/16"}}])
+        }
         ("image.digest", _) => json!(format!("sha256:{:064}", 1)),
         ("image.pullPolicy", _) => json!("Always"),
         (_, "clusterSPIFFEIDs") => json!({"a": {"spiffeIDTemplate": "spiffe://example.org/a"}}),
@@ -71,7 +74,9 @@ pub fn alternative(path: &str, default: &Value) -> Value {
         (_, other) if other.ends_with("TTL") || other.ends_with("For") || other.ends_with("Target") => {
             json!("36h")
         }
-        (_, "rebootstrapDelay" | "syncInterval" | "caTTL") => json!("36h"),
+        (_, "rebootstrapDelay" | "syncInterval" | "caTTL" | "refreshHint" | "fileSyncInterval") => {
+            json!("36h")
+        }
         _ => by_form(default),
     }
 }
@@ -88,13 +93,28 @@ fn by_form(default: &Value) -> Value {
 
 /// What must change with it.
 pub fn together(path: &str) -> Value {
-    match path.strip_prefix("spire-server.keyManager.") {
-        Some(_) => at(
+    if path.starts_with("spire-server.keyManager.") {
+        return at(
             "spire-server.keyManager",
             json!({"disk": {"enabled": false}, "memory": {"enabled": true}}),
-        ),
-        None => json!({}),
+        );
     }
+    match path {
+        "spire-server.federation.tls.spire.enabled"
+        | "spire-server.federation.tls.externalSecret.enabled" => of_the_web(),
+        _ => json!({}),
+    }
+}
+
+/// A bundle endpoint with a certificate of the web.
+fn of_the_web() -> Value {
+    at(
+        "spire-server.federation",
+        json!({
+            "enabled": true,
+            "tls": {"spire": {"enabled": false}, "externalSecret": {"enabled": true, "secretName": "bundles"}},
+        }),
+    )
 }
 
 /// What must be set besides, so that the value has something to act on.
@@ -114,6 +134,13 @@ pub fn context(path: &str) -> Value {
         }
         "spire-agent.workloadAttestors.unix.discoverWorkloadPath" => {
             json!({"spire-agent": {"workloadAttestors": {"unix": {"enabled": true}}}})
+        }
+        "spire-server.federation.tls.externalSecret.secretName"
+        | "spire-server.federation.bundleEndpoint.profile.httpWeb.fileSyncInterval" => of_the_web(),
+        _ if path.starts_with("spire-server.federation.") && path != "spire-server.federation.enabled"
+            || path == "networkPolicy.federationFrom" =>
+        {
+            at("spire-server.federation.enabled", json!(true))
         }
         "spire-agent.runAsUser" => json!({"spiffe-csi-driver": {"enabled": false}}),
         _ if path.contains("verification.hostCert") => {

@@ -30,6 +30,23 @@ fn rules_have_the_class_that_the_server_acts_on() {
 }
 
 #[test]
+fn the_server_looks_for_volumes_of_the_driver_that_is_installed() {
+    let Some(engine) = engine() else { return };
+    let mut values = required();
+    values["spiffe-csi-driver"] = json!({"pluginName": "csi.example.org"});
+    let rendered = engine.render(&values).expect("renders");
+    let text = rendered.named("ConfigMap", "finial-server")["data"]["server.yaml"].as_str();
+    let config = engine.yaml(text.expect("a file"));
+    let cluster = &config["server"]["kubernetes"]["clusters"]["production"];
+    assert_eq!(cluster["csi_driver"], "csi.example.org");
+    assert!(
+        rendered.objects().any(
+            |object| object["kind"] == "CSIDriver" && object["metadata"]["name"] == cluster["csi_driver"]
+        )
+    );
+}
+
+#[test]
 fn a_fresh_installation_gives_every_pod_an_identity() {
     let Some(engine) = engine() else { return };
     let rendered = engine.render(&required()).expect("renders");

@@ -1,8 +1,11 @@
 //! The image and the pods that run it.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 
-use serde_json::json;
+use finial_tests::image_like_dockerfile;
+use serde_json::{Value, json};
 
 use crate::engine::{engine, repository};
 use crate::sets::{required, sets};
@@ -21,6 +24,83 @@ fn the_image_has_one_program_and_neither_shell_nor_root() {
     // Where the program looks for the authorities of the Web.
     assert!(text.contains(" /image/etc/ssl/certs/ca-certificates.crt"));
 }
+
+/// The image that tests run in a cluster is made without a builder, and so only as good as this.
+#[test]
+fn the_image_of_the_tests_is_laid_out_as_the_dockerfile_says() {
+    let text = fs::read_to_string(repository().join("Dockerfile")).expect("a Dockerfile");
+    let (build, last) = text.rsplit_once("\nFROM ").expect("stages");
+    assert!(last.contains("\nCOPY --from=build /image/ /\n"), "{last}");
+    let mut expected = BTreeMap::new();
+    for line in build.lines() {
+        let words: Vec<&str> = line.trim_start_matches(" &&").split_whitespace().collect();
+        let place = |word: &str| {
+            word.trim_matches(['"', '\\'])
+                .strip_prefix("/image")
+                .map(str::to_owned)
+        };
+        match words[..] {
+            ["install", "-D", "-m", mode, _source, target, ..] => {
+                expected.insert(
+                    place(target).expect("below /image"),
+                    json!(["0", mode.parse::<u32>().ok()]),
+                );
+            }
+            ["install", "-D", _source, target, ..] => {
+                expected.insert(place(target).expect("below /image"), json!(["0", 755]));
+            }
+            ["ln", "-s", target, link, ..] => {
+                expected.insert(place(link).expect("below /image"), json!(["2", target]));
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(expected.len(), 4, "{expected:?}");
+
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let (program, image) = (folder.path().join("program"), folder.path().join("image.tar"));
+    fs::write(&program, "a static program").expect("a program");
+    let python = |words: &[&str]| {
+        let output = Command::new("python3").args(words).output().expect("python3");
+        let printed = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{printed}");
+        output.stdout
+    };
+    let maker = repository().join("tests/cluster/image.py").display().to_string();
+    let image = image.display().to_string();
+    let options = image_like_dockerfile(&program);
+    let mut words = vec![maker.as_str(), &image, "finial/finial:test"];
+    words.extend(options.iter().map(String::as_str));
+    python(&words);
+    let read: Value = serde_json::from_slice(&python(&["-c", READ_IMAGE, &image])).expect("JSON");
+    let found: BTreeMap<String, Value> = serde_json::from_value(read["files"].clone()).expect("files");
+    assert_eq!(found, expected);
+
+    let after = |word: &str| {
+        let line = last.lines().find_map(|line| line.strip_prefix(word));
+        line.unwrap_or_else(|| panic!("no {word}: {last}"))
+            .trim()
+            .to_owned()
+    };
+    let config = &read["config"];
+    assert_eq!(config["User"], after("USER"));
+    assert_eq!(
+        config["Entrypoint"],
+        serde_json::from_str::<Value>(&after("ENTRYPOINT")).expect("a list")
+    );
+    assert_eq!(config["Env"], json!([after("ENV").replace('"', "")]));
+}
+
+/// Prints an image's configuration and what is in its layer but folders: type, and mode or target, by path.
+const READ_IMAGE: &str = r#"
+import io, json, sys, tarfile
+image = tarfile.open(sys.argv[1])
+manifest, = json.load(image.extractfile("manifest.json"))
+layer = tarfile.open(fileobj=image.extractfile(manifest["Layers"][0]))
+files = {"/" + entry.name: [entry.type.decode(), entry.linkname if entry.issym() else int(f"{entry.mode:o}")]
+         for entry in layer if not entry.isdir()}
+print(json.dumps({"files": files, "config": json.load(image.extractfile(manifest["Config"]))["config"]}))
+"#;
 
 #[test]
 fn one_image_runs_everything() {

@@ -4,6 +4,7 @@ mod alternatives;
 mod configuration;
 mod custom_resources;
 mod engine;
+mod federation;
 mod image;
 mod objects;
 mod reference;

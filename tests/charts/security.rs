@@ -245,6 +245,69 @@ fn no_right_is_given_by_a_star_or_for_secrets() {
 }
 
 #[test]
+fn agents_get_the_pods_of_their_kubelet_and_the_first_trust_bundle_by_name() {
+    let Some(engine) = engine() else { return };
+    let rights = |given: Value| -> Vec<Value> {
+        let mut values = required();
+        merge(&mut values, &given);
+        let rendered = engine.render(&values).expect("renders");
+        let roles = ["ClusterRole", "Role"].into_iter();
+        roles
+            .flat_map(|kind| rendered.of_kind(kind))
+            .filter(|role| role["metadata"]["labels"]["app.kubernetes.io/component"] == "agent")
+            .map(|role| json!([role["metadata"]["namespace"], role["rules"]]))
+            .collect()
+    };
+    let pods = json!([null, [{"apiGroups": [""], "resources": ["nodes/pods"], "verbs": ["get"]}]]);
+    let bundle = json!(["spire-system", [{
+        "apiGroups": [""], "resources": ["configmaps"], "resourceNames": ["spire-bundle"], "verbs": ["get"],
+    }]]);
+    assert_eq!(rights(json!({})), [pods.clone(), bundle]);
+    let elsewhere = json!({"spire-agent": {"trustBundleURL": "https://bundle.example.org"}});
+    assert_eq!(rights(elsewhere), [pods]);
+}
+
+/// A kubelet looks for changes of what it has mounted about once a minute; the first bundle is a change.
+#[test]
+fn agents_ask_for_the_first_trust_bundle_where_the_server_writes_it() {
+    let Some(engine) = engine() else { return };
+    for (set, values) in sets(engine) {
+        let rendered = engine.render(&values).expect("renders");
+        let file = |name: &str, file: &str| {
+            let text = rendered.named("ConfigMap", name)["data"][file].clone();
+            engine.yaml(text.as_str().expect("a file"))
+        };
+        let publishers = &file("finial-server", "server.yaml")["plugins"]["BundlePublisher"];
+        let clusters = &publishers["k8s_configmap"]["plugin_data"]["clusters"];
+        let cluster = values["global"]["spire"]["clusterName"].as_str().expect("a name");
+        let written = &clusters[cluster];
+        for pool in rendered.of_kind("DaemonSet") {
+            let name = pool["metadata"]["name"].as_str().expect("a name");
+            let agent = &file(name, "agent.yaml")["agent"];
+            let asked = &agent["trust_bundle_config_map"];
+            assert_eq!(
+                (
+                    &asked["namespace"],
+                    &asked["name"],
+                    &asked["key"],
+                    &agent["trust_bundle_format"]
+                ),
+                (
+                    &written["namespace"],
+                    &written["configmap_name"],
+                    &written["configmap_key"],
+                    &written["format"]
+                ),
+                "{set}: {name}"
+            );
+            let volumes = pool["spec"]["template"]["spec"]["volumes"].to_string();
+            let bundle = written["configmap_name"].as_str().expect("a name");
+            assert!(!volumes.contains(bundle), "{set}: {volumes}");
+        }
+    }
+}
+
+#[test]
 fn the_server_writes_only_reviews_statuses_events_the_bundle_and_its_own_definitions() {
     let Some(engine) = engine() else { return };
     let rendered = engine.render(&required()).expect("renders");

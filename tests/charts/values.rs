@@ -33,6 +33,12 @@ fn with(path: &str, value: Value) -> Value {
     values
 }
 
+/// A bundle endpoint, with these values of its own.
+fn federation(mut given: Value) -> Value {
+    given["enabled"] = json!(true);
+    at("spire-server.federation", given)
+}
+
 fn refusal(engine: &Engine, values: &Value) -> String {
     match engine.render(values) {
         Ok(_) => panic!("was not refused: {values}"),
@@ -77,6 +83,28 @@ fn refuses_what_excludes_each_other_in_one_sentence() {
             "must differ",
         ),
         (
+            federation(json!({"tls": {"spire": {"enabled": false}}})),
+            "exactly one of spire-server.federation.tls.spire.enabled",
+        ),
+        (
+            federation(json!({"tls": {"externalSecret": {"enabled": true, "secretName": "bundles"}}})),
+            "exactly one of spire-server.federation.tls.spire.enabled",
+        ),
+        (
+            federation(json!({"tls": {"spire": {"enabled": false}, "externalSecret": {"enabled": true}}})),
+            "secretName is needed",
+        ),
+        (
+            federation(json!({"bundleEndpoint": {"port": 8081}})),
+            "8081 is another port of the server",
+        ),
+        (
+            json!({"spire-server": {
+                "service": {"port": 8443}, "federation": {"enabled": true},
+            }}),
+            "8443 is another port of the server or its Service",
+        ),
+        (
             json!({"spire-agent": {"kubeletAddress": {"mode": "localhost"}, "hostNetwork": false}}),
             "needs spire-agent.hostNetwork",
         ),
@@ -110,6 +138,15 @@ fn the_schema_refuses_values_of_a_wrong_form() {
         ("spire-server.logLevel", json!("loud")),
         ("spire-server.persistence.type", json!("hostPath")),
         ("spire-server.adminIDs", json!(["operator"])),
+        ("spire-server.federation.bundleEndpoint.port", json!(443)),
+        (
+            "spire-server.federation.bundleEndpoint.address",
+            json!("server.example.org"),
+        ),
+        (
+            "spire-server.federation.bundleEndpoint.refreshHint",
+            json!("often"),
+        ),
         ("spire-server.service.port", json!(70000)),
         ("spire-agent.hostNetwork", json!("perhaps")),
         ("spire-agent.runAsUser", json!("root")),

@@ -3,12 +3,12 @@
 
     image.py OUT.tar NAME:TAG --file SOURCE:/path ... --program SOURCE:/path ... [--link TARGET:/path] [--busybox FILE]
              [--python INTERPRETER [--without PACKAGE]...]
-             [--entrypoint WORD]... [--env K=V]... [--user UID[:GID]] [--label K=V]...
+             [--entrypoint WORD]... [--env K=V]... [--user UID[:GID]] [--label K=V]... [--bare]
 
 --program brings the shared libraries of the program along, and leaves what debuggers read at home. --busybox adds it
 and a link for each of its commands. --python brings an interpreter with its standard library and the packages that it
 finds, but for those named by --without, all under the paths that they have here. --env takes the place of a PATH with the
-usual folders. Equal content gives equal bytes, so an image has one digest however often it is made.
+usual folders. --bare leaves the usual folders and users out, as an image begun from scratch has it. Equal content gives equal bytes, so an image has one digest however often it is made.
 """
 
 import argparse
@@ -41,10 +41,11 @@ FOLDERS = {"tmp": 0o1777, "etc": 0o755, "proc": 0o755, "sys": 0o755, "dev": 0o75
 def main():
     arguments = parse()
     layer = Layer()
-    for folder, mode in FOLDERS.items():
-        layer.folder(folder, mode)
-    layer.bytes("etc/passwd", b"root:x:0:0:root:/:/bin/sh\nnonroot:x:1000:1000:nonroot:/:/bin/sh\n")
-    layer.bytes("etc/group", b"root:x:0:\nnonroot:x:1000:\n")
+    if not arguments.bare:
+        for folder, mode in FOLDERS.items():
+            layer.folder(folder, mode)
+        layer.bytes("etc/passwd", b"root:x:0:0:root:/:/bin/sh\nnonroot:x:1000:1000:nonroot:/:/bin/sh\n")
+        layer.bytes("etc/group", b"root:x:0:\nnonroot:x:1000:\n")
     if arguments.busybox:
         layer.busybox(arguments.busybox)
     for source, target in map(split, arguments.file):
@@ -63,6 +64,7 @@ def parse():
     parser.add_argument("out")
     parser.add_argument("name")
     parser.add_argument("--busybox")
+    parser.add_argument("--bare", action="store_true")
     parser.add_argument("--user", default="")
     parser.add_argument("--python")
     for option in ("file", "program", "link", "without", "entrypoint", "env", "label"):

@@ -4,7 +4,7 @@ use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use finial_tests::{Output, Program, finial, wait_for};
+use finial_tests::{Output, Program, finial, image_like_dockerfile, wait_for};
 use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, READY};
@@ -70,26 +70,10 @@ impl<'a> Installation<'a> {
     /// All that [`Installation::on`] does before the chart comes.
     pub fn prepared(cluster: &'a Cluster) -> Self {
         let image = format!("docker.io/finial/finial:{}", env!("CARGO_PKG_VERSION"));
+        let content = image_like_dockerfile(finial());
+        let content: Vec<&str> = content.iter().map(String::as_str).collect();
+        cluster.import_image(&image, &content);
         let program = format!("{}:/usr/bin/finial", finial().display());
-        let links = [
-            "--link",
-            "/usr/bin/finial:/opt/spire/bin/spire-server",
-            "--link",
-            "/usr/bin/finial:/opt/spire/bin/spire-agent",
-        ];
-        // As the Dockerfile makes it, but for shared libraries.
-        let like_the_dockerfile = [
-            "--env",
-            "PATH=/usr/bin:/opt/spire/bin",
-            "--user",
-            "1000:1000",
-            "--entrypoint",
-            "/usr/bin/finial",
-        ];
-        cluster.import_image(
-            &image,
-            &[&["--program", &program][..], &links, &like_the_dockerfile].concat(),
-        );
         let busybox = cluster.busybox().display().to_string();
         cluster.import_image(WORKLOAD_IMAGE, &["--program", &program, "--busybox", &busybox]);
         cluster.apply(
@@ -156,6 +140,21 @@ impl<'a> Installation<'a> {
     /// All entries, those that rules declare too.
     pub fn entries(&self) -> Vec<Value> {
         list(&self.server_json(&["entry", "show"])["entries"])
+    }
+
+    /// Stores an entry for an agent's workloads with all of these selectors; gives its id.
+    pub fn create_entry(&self, agent: &str, id: &str, selectors: &[&str]) -> String {
+        let mut args = vec!["entry", "create", "-parentID", agent, "-spiffeID", id];
+        args.extend(selectors.iter().flat_map(|selector| ["-selector", *selector]));
+        let created = self.server_json(&args);
+        text(&created["results"][0]["entry"]["id"])
+    }
+
+    /// Deletes entries that a test stored.
+    pub fn delete_entries(&self, entries: &[String]) {
+        for entry in entries {
+            self.server_json(&["entry", "delete", "-entryID", entry]);
+        }
     }
 
     /// The attested agents.

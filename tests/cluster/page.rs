@@ -99,6 +99,8 @@ const EXPECTED: &[(&str, &str)] = &[
     ("helm test", "spiffe://example.org/ns/finial/sa/default"),
     ("server agent list", "Found 2 attested agents"),
     ("entry show -selector", "spiffe://example.org/backend"),
+    ("bundle show", "\"spiffe_sequence\""),
+    ("get clusterfederatedtrustdomain partner", "reason: "),
     ("get clusterspiffeid backend -o yaml", "namespacesSelected: 1"),
     ("get clusterspiffeids -o yaml", "podsSelected: 1"),
     ("describe pod backend", "csi.spiffe.io"),
@@ -106,6 +108,7 @@ const EXPECTED: &[(&str, &str)] = &[
         "finial why shop/backend",
         "the pod has spiffe://example.org/backend",
     ),
+    ("-podUID", "Verdict    : has an identity"),
     ("helm upgrade --install", "\"deployed\""),
     ("helm rollback", "\"deployed\""),
 ];
@@ -114,8 +117,13 @@ const EXPECTED: &[(&str, &str)] = &[
 fn steps(page: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
     let mut fenced: Option<String> = None;
+    let mut is_elsewhere = false;
     let mut goes_on = false;
     for line in page.lines() {
+        if is_elsewhere {
+            is_elsewhere = line != "```";
+            continue;
+        }
         if let Some(block) = &mut fenced {
             if line == "```" {
                 steps.push(Step::Object(fenced.take().expect("just looked at")));
@@ -123,6 +131,11 @@ fn steps(page: &str) -> Vec<Step> {
                 block.push_str(line);
                 block.push('\n');
             }
+            continue;
+        }
+        // What is typed where no cluster is: there is no Docker here.
+        if line == "```console" {
+            is_elsewhere = true;
             continue;
         }
         if line.starts_with("```") {
@@ -156,7 +169,10 @@ fn steps(page: &str) -> Vec<Step> {
         }
         goes_on = more;
     }
-    assert!(fenced.is_none() && !goes_on, "the page ends within a block");
+    assert!(
+        fenced.is_none() && !goes_on && !is_elsewhere,
+        "the page ends within a block"
+    );
     steps
 }
 
@@ -240,7 +256,7 @@ fn repository() -> PathBuf {
 
 #[test]
 fn commands_are_found_in_blocks_and_in_the_text() {
-    let page = "text `kubectl get x` and `helm`\n\n    helm a \\\n      --b\n    kubectl c\n\n```yaml\nkind: Pod\n```\n| `kubectl no row` |\n";
+    let page = "text `kubectl get x` and `helm`\n\n    helm a \\\n      --b\n    kubectl c\n\n```console\n$ docker build .\n```\n\n```yaml\nkind: Pod\n```\n| `kubectl no row` |\n";
     let command = |text: &str| Step::Command(text.to_owned());
     assert_eq!(
         steps(page),

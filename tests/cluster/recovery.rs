@@ -3,9 +3,9 @@
 use finial_tests::{Output, wait_for, wait_until};
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, READY};
+use crate::cluster::READY;
 use crate::installation::{Installation, SERVER_NAMESPACE, SYSTEM_NAMESPACE, TRUST_DOMAIN};
-use crate::turns::{Turn, bundle, end, server_uid, uid};
+use crate::turns::{Turn, bundle, end, restart_kubelet, server_uid, uid};
 use crate::workload::Workload;
 
 const NODE: &str = "node-b";
@@ -68,7 +68,7 @@ fn a_kubelet_that_was_restarted_mounts_volumes_again_and_ends_no_watch() {
     watch.wait_for_line("SPIFFE ID:", READY);
     let agent = installation.agent_pod(NODE);
 
-    restart_kubelet(cluster);
+    restart_kubelet(cluster, NODE);
     cluster.apply(&Workload::new(&space, "late").node(NODE).manifest());
     installation.wait_for_identity(&space, "late", &id(&space));
     assert!(installation.identities(&space, "web") == [id(&space)]);
@@ -148,7 +148,7 @@ fn pods_of_a_node_object_that_was_deleted_lose_their_identity_and_a_node_made_an
     let left = entries_of(installation, &pod);
     assert!(left.is_empty(), "{left:?}");
 
-    restart_kubelet(cluster);
+    restart_kubelet(cluster, NODE);
     wait_until("the node's new object", READY, || {
         let found = cluster.kubectl(&["get", "node", NODE]);
         found.status.success() && installation.agent_id(NODE) != old
@@ -195,26 +195,6 @@ fn entries_of(installation: &Installation<'_>, pod: &str) -> Vec<Value> {
 fn serial(installation: &Installation<'_>) -> Value {
     let id = installation.agent_id(NODE);
     installation.server_json(&["agent", "show", "-spiffeID", &id])["x509svid_serial_number"].clone()
-}
-
-/// Ends the node's kubelet; `inside/node` starts it again.
-fn restart_kubelet(cluster: &Cluster) {
-    let pid = || {
-        let read = Output::of(cluster.enter_node(NODE, "cat").args(["/run/kubelet.pid"]));
-        read.stdout.trim().to_owned()
-    };
-    let before = pid();
-    let told = Output::of(
-        cluster
-            .enter_node(NODE, "sh")
-            .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]),
-    );
-    assert!(told.status.success(), "{}", told.stderr);
-    wait_until("another kubelet", READY, || pid() != before);
-    wait_until("the kubelet to answer", READY, || {
-        let ready = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{NODE}/proxy/healthz")]);
-        ready.stdout == "ok"
-    });
 }
 
 fn id(space: &str) -> String {

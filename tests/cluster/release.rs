@@ -9,7 +9,7 @@ use crate::cluster::READY;
 use crate::installation::{
     Installation, RELEASE_NAMESPACE, SERVER_NAMESPACE, SYSTEM_NAMESPACE, TRUST_DOMAIN,
 };
-use crate::turns::{Turn, bundle, end};
+use crate::turns::{Turn, bundle, end, uid};
 use crate::workload::Workload;
 
 #[test]
@@ -28,7 +28,7 @@ fn an_upgrade_with_other_values_and_a_rollback_keep_the_authority_and_every_iden
     let cluster = installation.cluster();
     let space = workload(installation, "upgraded");
     let authority = bundle(installation);
-    let lifetime = || {
+    let has_identity = || {
         let fetched = installation.fetch(&space, "web").stdout;
         fetched.contains(&id(&space))
     };
@@ -59,19 +59,24 @@ fn an_upgrade_with_other_values_and_a_rollback_keep_the_authority_and_every_iden
     installation.wait_ready();
     assert_ne!(configured(), before);
     assert_eq!(bundle(installation), authority);
-    wait_until("the identity after the upgrade", READY, lifetime);
+    wait_until("the identity after the upgrade", READY, has_identity);
     // What is issued now lives as long as the new value says.
-    cluster.apply(&Workload::new(&space, "short").manifest());
-    installation.wait_for_identity(&space, "short", &id(&space));
-    let minted = installation.fetch(&space, "short").stdout;
-    assert!(minutes(&minted) <= 21, "{minted}");
+    let issued_to = |pod: &str| {
+        cluster.apply(&Workload::new(&space, pod).manifest());
+        installation.wait_for_identity(&space, pod, &id(&space));
+        minutes(&installation.fetch(&space, pod).stdout)
+    };
+    let lifetime = issued_to("short");
+    assert!((20..=21).contains(&lifetime), "{lifetime} minutes");
 
     let rolled_back = json(installation.helm(&["rollback", "finial"]));
     assert_eq!(rolled_back["status"], "deployed");
     installation.wait_ready();
     assert_eq!(configured(), before);
     assert_eq!(bundle(installation), authority);
-    wait_until("the identity after the rollback", READY, lifetime);
+    wait_until("the identity after the rollback", READY, has_identity);
+    let lifetime = issued_to("long");
+    assert!((60..=61).contains(&lifetime), "{lifetime} minutes");
     assert_eq!(installation.agents().len(), 2);
     end(cluster, &space);
 }
@@ -84,6 +89,20 @@ fn uninstalled_and_installed_again_no_pod_stays_stuck_and_the_authority_is_the_s
     let cluster = installation.cluster();
     let authority = bundle(installation);
     let space = workload(installation, "uninstalled");
+    let object = cluster.get(&["-n", &space, "pod", "web"]);
+    let node = object["spec"]["nodeName"]
+        .as_str()
+        .expect("a bound pod")
+        .to_owned();
+    let pod = uid(cluster, &["-n", &space, "pod", "web"]);
+    let is_mounted = || {
+        let mounts = Output::of(cluster.enter_node(&node, "cat").args(["/proc/self/mountinfo"]));
+        assert!(mounts.status.success(), "{}", mounts.stderr);
+        mounts
+            .stdout
+            .contains(&format!("/pods/{pod}/volumes/kubernetes.io~csi/"))
+    };
+    assert!(is_mounted(), "the volume of {pod} on {node}");
     json(installation.helm(&["uninstall", "finial"]));
     wait_until("all pods of the release to end", READY, || {
         [SERVER_NAMESPACE, SYSTEM_NAMESPACE].iter().all(|space| {
@@ -96,11 +115,20 @@ fn uninstalled_and_installed_again_no_pod_stays_stuck_and_the_authority_is_the_s
     cluster.kubectl_ok(&["-n", &space, "delete", "pod", "web", "--wait=false"]);
     wait_for("the pod to be stuck", READY, || {
         let pod = cluster.get(&["-n", &space, "pod", "web"]);
+        let statuses = pod["status"]["containerStatuses"].as_array();
         // Its container's end is told as "terminated", or as "waiting" when the runtime has already removed it.
-        let running = &pod["status"]["containerStatuses"][0]["state"]["running"];
-        anyhow::ensure!(running.is_null(), "{pod}");
+        let has_ended = |status: &Value| {
+            let state = &status["state"];
+            state["running"].is_null() && (state["terminated"].is_object() || state["waiting"].is_object())
+        };
+        let is_over = statuses.is_some_and(|statuses| statuses.len() == 1 && statuses.iter().all(has_ended));
+        anyhow::ensure!(
+            is_over && pod["metadata"]["deletionTimestamp"].is_string(),
+            "{pod}"
+        );
         Ok(())
     });
+    assert!(is_mounted(), "nobody was there to unmount the volume of {pod}");
 
     let start = Instant::now();
     if installation.install().is_none() {
@@ -111,6 +139,7 @@ fn uninstalled_and_installed_again_no_pod_stays_stuck_and_the_authority_is_the_s
         let pod = cluster.kubectl(&["-n", &space, "get", "pod", "web", "--ignore-not-found"]);
         pod.status.success() && pod.stdout.is_empty()
     });
+    wait_until("its volume to be unmounted", READY, || !is_mounted());
     assert_eq!(bundle(installation), authority);
     assert_eq!(installation.agents().len(), 2);
     cluster.apply(&Workload::new(&space, "web").manifest());

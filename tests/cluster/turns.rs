@@ -2,9 +2,10 @@
 
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use finial_tests::{Output, wait_until};
 use serde_json::Value;
 
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, READY};
 use crate::installation::{Installation, SERVER_NAMESPACE};
 
 /// The installation of the second cluster, for one test at a time.
@@ -59,4 +60,32 @@ pub fn server_uid(cluster: &Cluster) -> String {
 pub fn end(cluster: &Cluster, space: &str) {
     cluster.kubectl_ok(&["-n", space, "delete", "pods", "--all", "--timeout=120s"]);
     cluster.kubectl_ok(&["delete", "namespace", space, "--wait=false"]);
+}
+
+/// Ends a node's kubelet, starts it anew and waits until it answers the apiserver.
+pub fn restart_kubelet(cluster: &Cluster, node: &str) {
+    replace_kubelet(cluster, node);
+    wait_until("the kubelet to answer", READY, || {
+        let ready = cluster.kubectl(&["get", "--raw", &format!("/api/v1/nodes/{node}/proxy/healthz")]);
+        ready.stdout == "ok"
+    });
+}
+
+/// Ends a node's kubelet; `inside/node` starts another one.
+pub fn replace_kubelet(cluster: &Cluster, node: &str) {
+    // The file is empty while it is written.
+    let pid = || {
+        let read = Output::of(cluster.enter_node(node, "cat").args(["/run/kubelet.pid"]));
+        read.stdout.trim().parse::<u32>().ok()
+    };
+    let before = pid().expect("the pid of the kubelet");
+    let told = Output::of(
+        cluster
+            .enter_node(node, "sh")
+            .args(["-c", &format!("touch /run/kubelet.again && kill {before}")]),
+    );
+    assert!(told.status.success(), "{}", told.stderr);
+    wait_until("another kubelet", READY, || {
+        pid().is_some_and(|now| now != before)
+    });
 }

@@ -77,12 +77,19 @@ fn every_benchmark_of_a_socket_prints_what_it_measured_and_leaves_nothing_behind
         "6",
         "-duration",
         "8",
+        "-streams",
+        "5",
     ];
     let rotation = bench(&stack, &rotation);
     let renewal = row(&rotation, "renewal");
     assert!(number(renewal, "renewed") >= 10.0, "{renewal}");
     assert_eq!(renewal["late"], 0, "{renewal}");
     assert!(number(row(&rotation, "first SVID meanwhile"), "n") > 0.0);
+    let open = row(&rotation, "open streams meanwhile");
+    // Four of the five have each renewal later than the first.
+    assert!(number(open, "renewals") >= 40.0, "{open}");
+    assert!(number(open, "longest_after_the_first_stream_us") > 0.0, "{open}");
+    assert!(number(open, "longest_since_signed_us") < 4e6, "{open}");
 
     assert_eq!(registered(&stack), before, "entries and bundles are as they were");
 }

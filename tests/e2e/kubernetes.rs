@@ -71,14 +71,14 @@ impl World {
 }
 
 /// The entries that are derived, as the server lists them.
-fn derived(stack: &Stack) -> Vec<Value> {
+pub fn derived(stack: &Stack) -> Vec<Value> {
     let listed = stack.server_cli_ok(&["entry", "show", "-output", "json"]).json();
     let entries = listed["entries"].as_array().cloned().unwrap_or_default();
     let is_derived = |entry: &Value| entry["id"].as_str().is_some_and(|id| id.starts_with("k8s.demo."));
     entries.into_iter().filter(is_derived).collect()
 }
 
-fn pods_of(entries: &[Value]) -> usize {
+pub fn pods_of(entries: &[Value]) -> usize {
     entries
         .iter()
         .filter(|entry| {
@@ -190,6 +190,7 @@ fn an_api_server_on_a_bad_day_takes_no_identity_away() {
 
     // While it is out of order everything stays.
     world.cluster.outage(true);
+    stack.server().wait_for_line("out of order", SOON);
     assert_eq!(pods_of(&derived(&stack)), 2);
     // What happened meanwhile is found afterwards.
     world.cluster.delete("pods", "shop", "b");
@@ -201,7 +202,6 @@ fn an_api_server_on_a_bad_day_takes_no_identity_away() {
         || pods_of(&derived(&stack)) == 1,
     );
 
-    // A server that starts without an API server has no rules yet, and says so to agents in place of an empty set.
     let before = derived(&stack);
     stack.server().terminate();
     stack.start_server();
@@ -209,6 +209,33 @@ fn an_api_server_on_a_bad_day_takes_no_identity_away() {
     wait_until("the same entry from the same objects", SOON, || {
         derived(&stack) == before
     });
+}
+
+#[test]
+fn a_server_that_starts_without_an_api_server_has_agents_come_again_in_place_of_an_empty_set() {
+    let world = World::new();
+    let mut stack = Stack::start(world.options());
+    let node = Entry {
+        path: "/node/n1",
+        selectors: vec!["k8s:node:n1".to_owned()],
+        extra: Vec::new(),
+    };
+    stack.create_entry(&node);
+    world.static_entry();
+    stack.wait_identity("/me");
+    world.cluster.outage(true);
+    stack.server().terminate();
+    stack.start_server();
+    stack.wait_server();
+    stack
+        .agent()
+        .wait_for_line("rules of demo are not known yet", SOON);
+    assert!(derived(&stack).is_empty(), "no object is known");
+    let fetched = stack.agent_cli_ok(&["api", "fetch", "x509"]);
+    assert!(fetched.stdout.contains("/me"), "{}", fetched.stdout);
+    world.cluster.outage(false);
+    wait_until("the objects to be taken in", SOON, || derived(&stack).len() == 1);
+    stack.wait_identity("/me");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use finial_tests::rpcs::{AGENT_SOCKETS, rows};
-use finial_tests::{Stack, StackOptions, wait_until};
+use finial_tests::{Entry, Stack, StackOptions, run, wait_until};
 use tempfile::TempDir;
 use tonic::{Code, Status};
 
@@ -47,6 +47,41 @@ fn publish(dir: &Path) -> PathBuf {
     write(stage.join("pod.json"), record).expect("a record");
     rename(&stage, pods.join(UID)).expect("the folder appears whole");
     pods.join(UID).join("sockets")
+}
+
+#[test]
+fn an_operator_is_told_how_whoever_calls_on_a_pods_socket_is_known() {
+    let dir = TempDir::with_prefix("finial-pods-").expect("a temporary directory");
+    let stack = start(dir.path(), true);
+    let admin = dir.path().join("admin/admin.sock").display().to_string();
+    let why = |uid: &str| run(["why", "-socketPath", &admin, "-output", "json", "-podUID", uid]);
+    let unknown = why(UID);
+    assert!(
+        !unknown.status.success() && unknown.stderr.contains("no pod of this node"),
+        "{}",
+        unknown.stderr
+    );
+    publish(dir.path());
+    stack.create_entry(&Entry {
+        path: "/container",
+        selectors: vec!["k8s:ns:shop".to_owned(), "k8s:container-name:web".to_owned()],
+        extra: Vec::new(),
+    });
+    wait_until("the entry that nearly matches", PATIENCE, || {
+        let pod = &why(UID).json()["pod"];
+        pod["near_misses"][0]["differences"][0]["wanted"] == "k8s:container-name:web"
+    });
+    let pod = &why(UID).json()["pod"];
+    assert_eq!(pod["name"], "web-0");
+    assert_eq!(pod["verdict"], "NO_ENTRY_MATCHES");
+    stack.create_entry(&Entry {
+        path: "/web",
+        selectors: vec!["k8s:ns:shop".to_owned(), "k8s:sa:web".to_owned()],
+        extra: Vec::new(),
+    });
+    wait_until("the pod's identity", PATIENCE, || {
+        why(UID).json()["pod"]["verdict"] == "HAS_IDENTITY"
+    });
 }
 
 #[tokio::test]

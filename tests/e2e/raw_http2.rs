@@ -138,19 +138,32 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// Whether a header block carries `grpc-status` with this value, as tonic codes it (literal, possibly Huffman).
-    fn trailer_is(&self, status: &str) -> bool {
-        // `3` in the Huffman code of HPACK is 011001, padded with ones: 0x67.
-        let coded: &[u8] = if status == "3" {
-            &[0x81, 0x67]
-        } else {
-            status.as_bytes()
-        };
-        let plain = [&[1][..], status.as_bytes()].concat();
+    pub(crate) fn trailer_is(&self, status: &str) -> bool {
+        let coded = huffman(status);
+        let plain = [&[status.len() as u8][..], status.as_bytes()].concat();
         self.blocks.iter().any(|block| {
             block.windows(coded.len()).any(|window| window == coded)
                 || block.windows(plain.len()).any(|window| window == plain)
         })
     }
+}
+
+/// A number in the Huffman code of HPACK with its length before it (RFC 7541 §5.2 and appendix B).
+fn huffman(digits: &str) -> Vec<u8> {
+    let mut bits = String::new();
+    for digit in digits.bytes().map(|digit| digit - b'0') {
+        match digit {
+            0..=2 => bits.push_str(&format!("{digit:05b}")),
+            _ => bits.push_str(&format!("{:06b}", 0b011001 + digit - 3)),
+        }
+    }
+    while !bits.len().is_multiple_of(8) {
+        bits.push('1');
+    }
+    let bytes = (0..bits.len()).step_by(8);
+    let bytes = bytes.map(|at| u8::from_str_radix(&bits[at..at + 8], 2).expect("eight bits"));
+    let bytes: Vec<u8> = bytes.collect();
+    [&[0x80 | bytes.len() as u8][..], &bytes].concat()
 }
 
 pub(crate) fn connect(socket: &Path) -> UnixStream {

@@ -112,6 +112,11 @@ const AGENT: &[(&str, f64)] = &[
     ("spire_agent_sds_api_connections", 0.0),
     // Not of the dashboards.
     ("spire_agent_bootstrapped", 1.0),
+    ("spire_agent_bootstrap_seconds", 0.0),
+    ("spire_agent_bootstrap_attempts", 1.0),
+    ("spire_agent_lru_cache_entry_add", 1.0),
+    ("spire_agent_lru_cache_entry_remove", 0.0),
+    ("spire_agent_lru_cache_entry_update", 0.0),
     ("spire_agent_node_attestor_new_svid", 1.0),
     ("spire_agent_workload_api_connection", 3.0),
     ("spire_agent_workload_api_workload_attestor", 1.0),

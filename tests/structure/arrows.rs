@@ -33,11 +33,10 @@ const SERVER: &[(&str, &[&str])] = &[
         ],
     ),
     ("kubernetes", &["registry"]),
-    ("attestation", &["registry", "store"]),
+    ("attestation", &["store"]),
     ("registry", &["store"]),
     ("authority", &["credential", "store"]),
     ("federation", &["store"]),
-    ("oidc", &["store"]),
     ("credential", &[]),
     ("store", &[]),
     ("config", &[]),
@@ -46,14 +45,15 @@ const SERVER: &[(&str, &[&str])] = &[
 
 /// Module of the agent, and the modules it may use besides `config` and `telemetry`.
 const AGENT: &[(&str, &[&str])] = &[
-    ("endpoints", &["workload", "svids", "node"]),
+    ("endpoints", &["workload", "svids", "node", "socket_tree"]),
     ("svids", &["node", "upstream"]),
     ("node", &["upstream"]),
-    ("workload", &[]),
+    ("workload", &["socket_tree"]),
     ("upstream", &[]),
-    ("csi", &[]),
+    ("csi", &["socket_tree"]),
     ("helper", &[]),
-    ("config", &[]),
+    ("socket_tree", &[]),
+    ("config", &["socket_tree"]),
     ("telemetry", &[]),
 ];
 

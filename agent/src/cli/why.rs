@@ -9,8 +9,8 @@ use finial_identity::command::flags::{query, text, value};
 use finial_identity::command::{Console, dial, utc, wants_json};
 use finial_proto::finial::agent::explain::v1::explain_client::ExplainClient;
 use finial_proto::finial::agent::explain::v1::{
-    ExplainProcessRequest, ExplainProcessResponse, ExplainRefusalRequest, ExplainRefusalResponse, Match,
-    NearMiss, Process, State, Verdict,
+    Attestor, ExplainProcessRequest, ExplainProcessResponse, ExplainRefusalRequest, ExplainRefusalResponse,
+    Match, NearMiss, Pod, Process, State, Verdict,
 };
 
 /// `finial why`
@@ -21,6 +21,14 @@ pub fn command() -> Command {
         dial::AGENT_ADMIN,
     )
     .arg(text("pid", "The process; the one that asks when it is left out"))
+    .arg(
+        text(
+            "podUID",
+            "The UID of a pod, as whoever calls on its own socket is known",
+        )
+        .conflicts_with("pid")
+        .conflicts_with("reference"),
+    )
     .arg(
         text(
             "reference",
@@ -55,8 +63,13 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
             .filter(|pid| *pid > 0)
             .ok_or_else(|| anyhow::anyhow!("-pid is no process id: {text:?}"))?,
     };
-    let answer = client.explain_process(ExplainProcessRequest { pid }).await;
-    let answer = answer.map_err(|status| dial::status("could not look into the process", &status))?;
+    let pod_uid = value(matches, "podUID").unwrap_or_default().to_owned();
+    let what = if pod_uid.is_empty() { "process" } else { "pod" };
+    let answer = client
+        .explain_process(ExplainProcessRequest { pid, pod_uid })
+        .await;
+    let answer =
+        answer.map_err(|status| dial::status(&format!("could not look into the {what}"), &status))?;
     if wants_json(matches) {
         return console.message("finial.agent.explain.v1.ExplainProcessResponse", answer.get_ref());
     }
@@ -66,22 +79,57 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
 fn process(answer: &ExplainProcessResponse) -> String {
     let mut text = String::new();
     head(&mut text, answer.process.as_ref());
+    let state = answer.state.as_ref();
     for attestor in &answer.attestors {
-        let took = milliseconds(attestor.took_microseconds);
-        if attestor.error.is_empty() {
-            let _ = writeln!(text, "Attestor {} ({took}):", attestor.name);
-            list(&mut text, &attestor.selectors, "no facts of this kind hold");
-        } else {
-            let _ = writeln!(
-                text,
-                "Attestor {} ({took}): cannot tell: {}",
-                attestor.name, attestor.error
-            );
-        }
+        facts(&mut text, attestor);
     }
     entries(&mut text, &answer.matches, &answer.near_misses);
-    tail(&mut text, answer.state.as_ref(), answer.verdict());
+    agent(&mut text, state);
+    if answer.process.is_some() {
+        let _ = writeln!(text, "Verdict    : {}", sentence(answer.verdict(), state));
+    }
+    if let Some(found) = &answer.pod {
+        pod(&mut text, found, state);
+    }
     text
+}
+
+/// A pod, apart from the process that is in it: on the pod's own socket it is known by that alone.
+fn pod(text: &mut String, pod: &Pod, state: Option<&State>) {
+    let Pod {
+        uid,
+        namespace,
+        name,
+        service_account,
+        ..
+    } = pod;
+    let _ = writeln!(
+        text,
+        "Pod        : {namespace}/{name}, service account {service_account}, {uid}"
+    );
+    let _ = writeln!(
+        text,
+        "             whoever calls on the socket of its CSI volume:"
+    );
+    if let Some(attestor) = &pod.attestor {
+        facts(text, attestor);
+    }
+    entries(text, &pod.matches, &pod.near_misses);
+    let _ = writeln!(text, "Verdict    : {}", sentence(pod.verdict(), state));
+}
+
+fn facts(text: &mut String, attestor: &Attestor) {
+    let took = milliseconds(attestor.took_microseconds);
+    if attestor.error.is_empty() {
+        let _ = writeln!(text, "Attestor {} ({took}):", attestor.name);
+        list(text, &attestor.selectors, "no facts of this kind hold");
+    } else {
+        let _ = writeln!(
+            text,
+            "Attestor {} ({took}): cannot tell: {}",
+            attestor.name, attestor.error
+        );
+    }
 }
 
 fn refusal(answer: &ExplainRefusalResponse) -> String {
@@ -92,7 +140,9 @@ fn refusal(answer: &ExplainRefusalResponse) -> String {
     let _ = writeln!(text, "Facts then :");
     list(&mut text, &answer.selectors, "none were found");
     entries(&mut text, &answer.matches, &answer.near_misses);
-    tail(&mut text, answer.state.as_ref(), answer.verdict());
+    let state = answer.state.as_ref();
+    agent(&mut text, state);
+    let _ = writeln!(text, "Verdict    : {}", sentence(answer.verdict(), state));
     text
 }
 
@@ -130,19 +180,17 @@ fn entries(text: &mut String, matches: &[Match], near_misses: &[NearMiss]) {
     }
 }
 
-fn tail(text: &mut String, state: Option<&State>, verdict: Verdict) {
-    if let Some(state) = state {
-        let _ = writeln!(text, "Agent      : {}, {} entries", state.agent, state.entries);
-        if !state.agent_id.is_empty() {
-            let _ = writeln!(text, "             {}", state.agent_id);
-        }
-        let synced = match state.synced_at {
-            0 => "not since the agent started".to_owned(),
-            at => format!("{} s ago", (state.now - at).max(0)),
-        };
-        let _ = writeln!(text, "Last sync  : {synced}");
+fn agent(text: &mut String, state: Option<&State>) {
+    let Some(state) = state else { return };
+    let _ = writeln!(text, "Agent      : {}, {} entries", state.agent, state.entries);
+    if !state.agent_id.is_empty() {
+        let _ = writeln!(text, "             {}", state.agent_id);
     }
-    let _ = writeln!(text, "Verdict    : {}", sentence(verdict, state));
+    let synced = match state.synced_at {
+        0 => "not since the agent started".to_owned(),
+        at => format!("{} s ago", (state.now - at).max(0)),
+    };
+    let _ = writeln!(text, "Last sync  : {synced}");
 }
 
 fn sentence(verdict: Verdict, state: Option<&State>) -> String {
@@ -182,7 +230,7 @@ fn milliseconds(microseconds: i64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use finial_proto::finial::agent::explain::v1::{Attestor, Difference};
+    use finial_proto::finial::agent::explain::v1::Difference;
 
     use super::*;
 
@@ -225,6 +273,14 @@ mod tests {
                 now: 103,
             }),
             verdict: Verdict::AttestationFailed.into(),
+            pod: Some(Pod {
+                uid: "0a1b".to_owned(),
+                namespace: "shop".to_owned(),
+                name: "web-0".to_owned(),
+                service_account: "web".to_owned(),
+                verdict: Verdict::HasIdentity.into(),
+                ..Pod::default()
+            }),
         };
         let text = process(&answer);
         for part in [
@@ -235,8 +291,18 @@ mod tests {
             "Agent      : serving, 1 entries",
             "Last sync  : 3 s ago",
             "Verdict    : an attestor could not tell",
+            "Pod        : shop/web-0, service account web, 0a1b\n",
+            "whoever calls on the socket of its CSI volume:\nVerdict    : has an identity\n",
         ] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
+        let about_pod = ExplainProcessResponse {
+            pod: answer.pod,
+            state: answer.state,
+            ..ExplainProcessResponse::default()
+        };
+        let text = process(&about_pod);
+        assert_eq!(text.matches("Verdict").count(), 1, "{text}");
+        assert!(text.starts_with("Agent      : serving"), "{text}");
     }
 }

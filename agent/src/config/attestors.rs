@@ -138,7 +138,9 @@ impl WorkloadAttestors {
             DOCKER => self.docker = Some(read_docker(data, warnings)),
             K8S => self.k8s = Some(k8s::read(data, warnings)),
             _ => {
-                data.map(Section::finish);
+                if let Some(data) = data {
+                    data.finish();
+                }
                 self.systemd = true;
             }
         }

@@ -7,7 +7,7 @@ use finial_identity::settings::{Problems, Section, parse_duration};
 use http::Uri;
 
 use super::read::given;
-use super::{BootstrapSource, BundleFormat, Flags};
+use super::{ApiServer, BootstrapSource, BundleFormat, ConfigMapKey, Flags};
 
 /// Whether an agent whose server proves itself by authorities that the agent does not know returns to its bootstrap
 /// source.
@@ -69,12 +69,14 @@ fn read_source(
     let url = given(&flags.trust_bundle_url).or(url);
     let unix_socket = agent.string("trust_bundle_unix_socket").map(PathBuf::from);
     let workload_api = agent.string("trust_bundle_spiffe_workload_api");
+    let config_map = read_config_map(agent);
     let format = read_format(agent, flags, problems);
 
     let chosen = [
         ("trust_bundle_path", path.is_some()),
         ("trust_bundle_url", url.is_some()),
         ("trust_bundle_spiffe_workload_api", workload_api.is_some()),
+        ("trust_bundle_config_map", config_map.is_some()),
         ("insecure_bootstrap", insecure),
     ];
     let chosen: Vec<_> = chosen
@@ -110,10 +112,18 @@ fn read_source(
         let socket = socket.map_err(|why| agent.problem("trust_bundle_spiffe_workload_api", why));
         return socket.ok().map(|socket| BootstrapSource::WorkloadApi { socket });
     }
+    if let Some(config_map) = config_map {
+        return Some(BootstrapSource::ConfigMap {
+            map: config_map?,
+            server: ApiServer::default(),
+            format: format?,
+        });
+    }
     if !insecure {
         agent.problem(
             "trust_bundle_path",
-            "is required unless trust_bundle_url, trust_bundle_spiffe_workload_api or insecure_bootstrap is set",
+            "is required unless trust_bundle_url, trust_bundle_spiffe_workload_api, trust_bundle_config_map or \
+             insecure_bootstrap is set",
         );
         return None;
     }
@@ -160,6 +170,45 @@ fn read_rebootstrap(
         mode,
         delay: delay.unwrap_or(DEFAULT_DELAY),
     }
+}
+
+/// The block, if it says anything; nothing in it when a problem was reported.
+fn read_config_map(agent: &Section<'_>) -> Option<Option<ConfigMapKey>> {
+    let block = agent.section("trust_bundle_config_map")?;
+    let [namespace, name, key] = ["namespace", "name", "key"].map(|key| block.string(key));
+    if namespace.is_none() && name.is_none() && key.is_none() {
+        block.finish();
+        return None;
+    }
+    let checked = |key: &str, value: Option<String>, is_good: fn(&str) -> bool| match value {
+        Some(value) if is_good(&value) => Some(value),
+        Some(value) => {
+            block.problem(key, format!("is no name in Kubernetes: {value}"));
+            None
+        }
+        None => {
+            block.problem(key, "is required");
+            None
+        }
+    };
+    let map = (
+        checked("namespace", namespace, is_object_name),
+        checked("name", name, is_object_name),
+        checked("key", key, |key| !key.is_empty()),
+    );
+    block.finish();
+    let (Some(namespace), Some(name), Some(key)) = map else {
+        return Some(None);
+    };
+    Some(Some(ConfigMapKey { namespace, name, key }))
+}
+
+/// Names of objects are those of RFC 1123, which can stand in a path as they are.
+fn is_object_name(name: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte);
+    let outer = |byte: Option<u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric());
+    let ends = outer(name.bytes().next()) && outer(name.bytes().last());
+    ends && name.len() <= 253 && name.bytes().all(inner)
 }
 
 fn read_format(agent: &Section<'_>, flags: &Flags, problems: &Problems) -> Option<BundleFormat> {
@@ -269,6 +318,37 @@ mod tests {
     }
 
     #[test]
+    fn a_config_map_is_looked_for_where_the_environment_says_that_the_api_server_is() {
+        let keys = r#"trust_bundle_config_map { namespace = "spire-system" name = "spire-bundle" key = "bundle.spiffe" }
+            trust_bundle_format = "spiffe""#;
+        let found = source(keys).unwrap();
+        let expected = |host: Option<&str>, port| BootstrapSource::ConfigMap {
+            map: ConfigMapKey {
+                namespace: "spire-system".to_owned(),
+                name: "spire-bundle".to_owned(),
+                key: "bundle.spiffe".to_owned(),
+            },
+            server: ApiServer {
+                host: host.map(str::to_owned),
+                port,
+                ..ApiServer::default()
+            },
+            format: BundleFormat::Spiffe,
+        };
+        assert_eq!(found, expected(None, 443));
+        let env = |name: &str| match name {
+            "KUBERNETES_SERVICE_HOST" => Some("10.96.0.1".to_owned()),
+            "KUBERNETES_SERVICE_PORT" => Some("6443".to_owned()),
+            _ => None,
+        };
+        assert_eq!(found.with_variables(&env), expected(Some("10.96.0.1"), 6443));
+        // A block that says nothing is no source.
+        let empty =
+            "trust_bundle_path = \"/b\"\ntrust_bundle_config_map { namespace = \"\" name = \"\" key = \"\" }";
+        assert!(matches!(source(empty), Ok(BootstrapSource::File { .. })));
+    }
+
+    #[test]
     fn sources_that_cannot_be_trusted_or_do_not_go_together_are_refused() {
         for (keys, why) in [
             (r#"trust_bundle_url = "http://a/b""#, "must begin with https://"),
@@ -294,6 +374,22 @@ mod tests {
             (
                 r#"trust_bundle_spiffe_workload_api = "tcp://a:1""#,
                 "path of a Unix socket",
+            ),
+            (
+                r#"trust_bundle_path = "/b" trust_bundle_config_map { namespace = "a" name = "b" key = "c" }"#,
+                "only one of trust_bundle_path and trust_bundle_config_map",
+            ),
+            (
+                r#"trust_bundle_config_map { namespace = "a" name = "b" }"#,
+                "trust_bundle_config_map.key",
+            ),
+            (
+                r#"trust_bundle_config_map { namespace = "a" name = "../secrets/b" key = "c" }"#,
+                "is no name in Kubernetes: ../secrets/b",
+            ),
+            (
+                r#"trust_bundle_config_map { namespace = "A" name = "b" key = "c" }"#,
+                "is no name in Kubernetes: A",
             ),
             ("", "trust_bundle_path (line 1): is required unless"),
         ] {

@@ -5,14 +5,8 @@ use std::time::Duration;
 
 use finial_identity::settings::Section;
 
-/// The authority of the cluster, as pods are given it.
-const CLUSTER_CA: &str = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt";
-/// The token of the agent's service account, as pods are given it.
-const ACCOUNT_TOKEN: &str = "/var/run/secrets/kubernetes.io/serviceaccount/token";
-/// Where pods find the API server of their cluster.
-const API_HOST_VARIABLE: &str = "KUBERNETES_SERVICE_HOST";
-const API_PORT_VARIABLE: &str = "KUBERNETES_SERVICE_PORT";
-const API_PORT: u16 = 443;
+use super::api_server::{ACCOUNT_TOKEN, ApiServer, CLUSTER_CA};
+
 const SECURE_PORT: u16 = 10250;
 const NODE_NAME_VARIABLE: &str = "MY_NODE_NAME";
 const POLL_ATTEMPTS: u32 = 60;
@@ -69,30 +63,6 @@ pub enum KubeletVerification {
     Skip,
 }
 
-/// The API server of the cluster that the agent is in, as its pod is told about it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ApiServer {
-    /// Its host name or address, if there is one.
-    pub host: Option<String>,
-    /// Its port for TLS.
-    pub port: u16,
-    /// The authority of the cluster.
-    pub ca_path: PathBuf,
-    /// The token of the agent's service account.
-    pub token_path: PathBuf,
-}
-
-impl Default for ApiServer {
-    fn default() -> Self {
-        Self {
-            host: None,
-            port: API_PORT,
-            ca_path: CLUSTER_CA.into(),
-            token_path: ACCOUNT_TOKEN.into(),
-        }
-    }
-}
-
 /// How the agent proves itself to the kubelet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KubeletLogin {
@@ -137,11 +107,7 @@ impl K8sSettings {
         if self.node_name.is_none() {
             self.node_name = env(&self.node_name_env);
         }
-        if let Some(server) = &mut self.namespace_labels {
-            server.host = env(API_HOST_VARIABLE);
-            let port = env(API_PORT_VARIABLE).and_then(|port| port.parse().ok());
-            server.port = port.unwrap_or(API_PORT);
-        }
+        self.namespace_labels = self.namespace_labels.map(|server| server.with_variables(&env));
         self
     }
 }

@@ -2,6 +2,7 @@
 //! The result is a checked [`Config`]. All mistakes are reported at once.
 
 mod admin;
+mod api_server;
 mod attestors;
 mod bootstrap;
 mod broker;
@@ -30,17 +31,16 @@ use finial_identity::spiffe_id::TrustDomain;
 use zeroize::Zeroizing;
 
 pub use self::admin::AdminSettings;
+pub use self::api_server::ApiServer;
 pub use self::attestors::{DockerSettings, UnixSettings, UserSocket, WorkloadAttestors};
 pub use self::bootstrap::{Rebootstrap, RebootstrapMode};
 pub use self::broker::{
     AllowedBroker, AllowedReference, BindAddress, BrokerSettings, OBJECT_REFERENCE, PID_REFERENCE,
 };
 pub use self::cgroup_patterns::{CgroupPatternError, CgroupPatterns};
-pub use self::csi::{
-    CsiSettings, NODE_NAME_VARIABLE, PodRecord, RecordError, SocketTree, TreeError, is_pod_uid,
-};
+pub use self::csi::{CsiSettings, NODE_NAME_VARIABLE};
 pub use self::features::Features;
-pub use self::k8s::{ApiServer, K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
+pub use self::k8s::{K8sSettings, KubeletLogin, KubeletPort, KubeletVerification};
 pub use self::limits::RateLimits;
 pub use self::node_attestor::{K8sPsatSettings, NodeAttestorSettings, X509PopSettings};
 pub use self::rootless::TrustedUsers;
@@ -157,8 +157,42 @@ pub enum BootstrapSource {
         /// Its socket.
         socket: PathBuf,
     },
+    /// A ConfigMap of the cluster that the agent is in (`trust_bundle_config_map`), asked for at each attempt.
+    ConfigMap {
+        /// Which, and where in it.
+        map: ConfigMapKey,
+        /// Who is asked.
+        server: ApiServer,
+        /// How the bundle is written.
+        format: BundleFormat,
+    },
     /// None: the server is not verified at the first contact.
     Insecure,
+}
+
+/// A key of a ConfigMap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConfigMapKey {
+    /// The namespace that it is in.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// The key.
+    pub key: String,
+}
+
+impl BootstrapSource {
+    /// The same, with the API server from the environment.
+    fn with_variables(self, env: &dyn Fn(&str) -> Option<String>) -> Self {
+        match self {
+            Self::ConfigMap { map, server, format } => Self::ConfigMap {
+                map,
+                server: server.with_variables(env),
+                format,
+            },
+            other => other,
+        }
+    }
 }
 
 /// What an agent cannot do without; everything else has a default.
@@ -222,7 +256,12 @@ impl Config {
         let path = flags.config.as_deref().unwrap_or(Path::new(DEFAULT_CONFIG_PATH));
         let text = Document::read_text(path, flags.expand_env.then_some(env))?;
         let config = Self::parse(&text, path, flags)?;
+        let bootstrap = config.essentials.bootstrap.with_variables(env);
         Ok(Self {
+            essentials: Essentials {
+                bootstrap,
+                ..config.essentials
+            },
             telemetry: config.telemetry.with_variables(env),
             csi: config.csi.map(|csi| csi.with_variables(env)),
             workload_attestors: config.workload_attestors.with_variables(env),

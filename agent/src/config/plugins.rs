@@ -55,7 +55,9 @@ fn read_key_manager(name: &str, section: Section<'_>) -> Option<Plugin<Keys>> {
     }
     let Plugin { data, file } = Plugin::read(section, |data| {
         if !is_on_disk {
-            data.map(Section::finish);
+            if let Some(data) = data {
+                data.finish();
+            }
             return Some(Keys::Memory);
         }
         let data = data?;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use finial_identity::process::private_file::{self, FileError, FileMode};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
-use crate::config::{PodRecord, RecordError, SocketTree, TreeError};
+use crate::socket_tree::{PodRecord, RecordError, SocketTree, TreeError};
 
 /// The driver's side of the tree of sockets.
 #[derive(Debug)]

@@ -1,4 +1,5 @@
-//! The CSI driver `csi.spiffe.io`: gives pods the folder of their socket without `hostPath`.
+//! The CSI driver, `csi.spiffe.io` unless `agent.csi.plugin_name` is another: gives pods the folder of their socket
+//! without `hostPath`.
 //!
 //! It is a separate process on each node, with root's rights: the kubelet finds it by `registration`, and calls `node`
 //! for each volume of each pod. `request` checks what it asks for, `target` finds the place and mounts, `folders` makes

@@ -4,7 +4,7 @@ use finial_proto::csi::v1::volume_capability::AccessType;
 use finial_proto::csi::v1::volume_capability::access_mode::Mode;
 use finial_proto::csi::v1::{NodePublishVolumeRequest, VolumeCapability};
 
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
 /// Most bytes of a volume's id (CSI, size limits).
 const MAX_VOLUME_ID: usize = 128;

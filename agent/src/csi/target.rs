@@ -14,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::mountinfo::{self, Mount, MountInfoError};
-use crate::config::is_pod_uid;
+use crate::socket_tree::is_pod_uid;
 
 /// Mode of the folder on which a volume is mounted, until it is.
 const TARGET_MODE: Mode = Mode::from_raw_mode(0o750);

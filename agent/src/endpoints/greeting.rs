@@ -254,15 +254,15 @@ mod tests {
     async fn a_socket_that_takes_little_at_a_time_gets_everything_in_order() {
         for size in 1..16 {
             let (mut greeting, mut far) = acknowledged(size).await;
-            let writing = tokio::spawn(async move {
+            let writing = async {
                 greeting.flush().await.unwrap();
                 greeting.write_all(&[b'x'; MAX_HELD]).await.unwrap();
                 greeting.write_all(b" more").await.unwrap();
                 greeting.shutdown().await.unwrap();
-            });
+            };
             let mut text = String::new();
-            far.read_to_string(&mut text).await.unwrap();
-            writing.await.unwrap();
+            let (read, ()) = tokio::join!(far.read_to_string(&mut text), writing);
+            read.unwrap();
             let expected = format!("settings ack {} more", "x".repeat(MAX_HELD));
             assert_eq!(text, expected, "{size}");
         }

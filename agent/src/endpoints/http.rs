@@ -167,6 +167,13 @@ fn poll_cache(polled: &mut Polled, cache: &CacheCounters) {
     polled.gauge("lru_cache_record_map_size", &x509, now(&cache.entries));
     polled.gauge("lru_cache_svid_map_size", &x509, now(&cache.x509_svids));
     polled.gauge("jwt_svid_cache_size", &[], now(&cache.jwt.held));
+    for (name, count) in [
+        ("lru_cache_entry_add", &cache.entries_added),
+        ("lru_cache_entry_remove", &cache.entries_removed),
+        ("lru_cache_entry_update", &cache.entries_updated),
+    ] {
+        polled.counter(name, &[], count.value());
+    }
     for (event, count) in [
         ("issued", &cache.x509_issued),
         ("rotated", &cache.x509_rotated),

@@ -26,8 +26,9 @@ use super::routes::LocalRoutes;
 use super::sds::Sds;
 use super::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};
 use super::workload_api::WorkloadApi;
-use crate::config::{PodRecord, SdsSettings};
+use crate::config::SdsSettings;
 use crate::node::{Jitter, NodeState};
+use crate::socket_tree::PodRecord;
 use crate::svids::tokens::{JwtCache, JwtCacheSettings, JwtSource};
 use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache, WitCache, WitSigner, WitSource};
 use crate::test_pki::Authority;
@@ -356,6 +357,7 @@ impl World {
             store_svid: false,
             jwt_svid_include_jti: false,
             svid: None,
+            signing_failed: false,
         }
     }
 

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::attest::AttestError;
+use super::bootstrapping::Bootstrapping;
 use super::obtain::saved_svid;
 use super::rebootstrap::ReturnPolicy;
 use super::renew::RenewalTime;
@@ -47,6 +48,7 @@ pub struct Node {
     pub(super) saving: Schedule,
     /// When the newest SVID is due.
     pub(super) renewal_time: Option<RenewalTime>,
+    pub(super) bootstrapping: Bootstrapping,
     /// The agent asks its bootstrap source again.
     pub(super) is_returning: bool,
     /// It was said that nothing verifies the server.
@@ -153,6 +155,7 @@ impl Node {
             reattestation: Schedule::new(&jitter),
             saving: Schedule::new(&jitter),
             renewal_time,
+            bootstrapping: Bootstrapping::default(),
             is_returning: false,
             warned_insecure: false,
             forced: false,

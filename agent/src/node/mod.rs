@@ -7,6 +7,7 @@ mod attest;
 mod attestors;
 mod backoff;
 mod bootstrap;
+mod bootstrapping;
 mod facts;
 mod join_token;
 mod k8s_psat;
@@ -50,8 +51,7 @@ pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleR
 pub use self::join_token::JoinTokenAttestor;
 pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
-pub use self::renew::remaining_at_renewal;
-pub use self::rotation::RotationStrategy;
+pub use self::rotation::{RotationStrategy, remaining_at_renewal};
 pub use self::state::NodeState;
 pub use self::storage::{AgentData, AgentStorage, SetAside, StorageError};
 pub use self::x509pop::X509PopAttestor;
@@ -210,6 +210,12 @@ impl NodeHandle {
             ("server", facts.link_trouble.is_some()),
             ("disk", facts.disk_trouble.is_some()),
         ]
+    }
+
+    /// Whether nothing can be had from the server, as far as is known.
+    pub fn is_cut_off(&self) -> bool {
+        let facts = self.shared.facts();
+        !facts.has_svid || facts.link_trouble.is_some() || facts.distrust.is_some() || facts.evicted.is_some()
     }
 
     /// The connection to the server.

@@ -86,6 +86,7 @@ impl Node {
                 Err(error) => Err(error),
             };
             let bundle = fetched.map_err(|cause| self.explain(cause, "GetBundle", trusted))?;
+            self.bootstrapping.done();
             self.handle.adopt_bundle(bundle);
             self.bundle_changed().await;
         }
@@ -141,6 +142,7 @@ impl Node {
             Err(error) => return Err(error),
         };
         tracing::info!(spiffe_id = %attested.svid.spiffe_id(), attestor = attestor.name(), "agent attested");
+        self.bootstrapping.done();
         if let Some(bundle) = attested.bundle.or(trusted.bundle) {
             self.handle.adopt_bundle(bundle);
         }

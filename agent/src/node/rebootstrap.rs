@@ -141,8 +141,9 @@ impl Node {
         if held.x509_authorities.is_empty() {
             return self.trust_source(None).await;
         }
+        let handle = self.handle.clone();
         let as_held = |name: String| Trusted {
-            how: ServerTrust::Bundle(Arc::new(HeldBundle(self.handle.bundle()))),
+            how: ServerTrust::Bundle(Arc::new(HeldBundle(handle.bundle()))),
             name,
             bundle: None,
             is_held: true,
@@ -158,7 +159,8 @@ impl Node {
     }
 
     /// The configured source, and the bundle held as well if there is one.
-    async fn trust_source(&self, held: Option<(&Bundle, &str)>) -> Result<Trusted, AttestError> {
+    async fn trust_source(&mut self, held: Option<(&Bundle, &str)>) -> Result<Trusted, AttestError> {
+        self.bootstrapping.attempt(held.is_some());
         let source = &self.settings.bootstrap;
         let distrust = self.shared().facts().distrust.clone();
         let now = self.clock.now();

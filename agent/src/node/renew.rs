@@ -8,7 +8,7 @@ use finial_identity::x509::Certificate;
 use time::OffsetDateTime;
 use tokio::time::Instant;
 
-use super::rotation::RotationStrategy;
+use super::rotation::{RotationStrategy, life};
 
 /// Where the agent's keys are kept, one after the other, as SPIRE's agents do: the key of the present SVID
 /// stays until the next SVID is there.
@@ -17,26 +17,6 @@ pub(super) const SLOTS: [&str; 2] = ["agent-svid-A", "agent-svid-B"];
 /// How often the agent looks whether its SVID is due.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The share of its lifetime that an SVID has left when it is to be renewed: half, with `drawn` in `[0, 1)`
-/// moving it within `[0.45, 0.55]` so that agents started together do not renew together.
-pub fn remaining_at_renewal(from: OffsetDateTime, until: OffsetDateTime, drawn: f64) -> time::Duration {
-    (until - from) * (0.45 + 0.1 * drawn)
-}
-
-/// The same for a certificate, whose life is counted without the time it is backdated by.
-pub(super) fn x509_remaining_at_renewal(leaf: &Certificate, drawn: f64) -> time::Duration {
-    remaining_at_renewal(leaf.not_after() - life(leaf), leaf.not_after(), drawn)
-}
-
-/// The ten seconds that servers backdate certificates by are no part of a life: else one of less than ten seconds
-/// would be due from the start.
-pub(super) fn life(leaf: &Certificate) -> time::Duration {
-    let life = leaf.not_after() - leaf.not_before();
-    let backdated = if life > BACKDATE { BACKDATE } else { life / 2 };
-    life - backdated
-}
-
-const BACKDATE: time::Duration = time::Duration::seconds(10);
 /// Looking more often would find nothing new.
 pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 

@@ -1,10 +1,9 @@
-//! When X509-SVIDs are renewed: at about half of their lifetime, or early enough that they stay valid during an outage.
+//! The rule by which SVIDs are renewed: at about half of their lifetime, or early enough that they stay valid during an
+//! outage.
 
 use std::time::Duration;
 
 use finial_identity::x509::Certificate;
-
-use super::renew::{life, remaining_at_renewal, x509_remaining_at_renewal};
 use time::OffsetDateTime;
 
 /// The rule for X509-SVIDs, of the agent and of workloads alike. It is SPIRE's (`availability_target`): with a target
@@ -56,6 +55,27 @@ impl RotationStrategy {
     }
 }
 
+/// The share of its lifetime that an SVID has left when it is to be renewed: half, with `drawn` in `[0, 1)`
+/// moving it within `[0.45, 0.55]` so that agents started together do not renew together.
+pub fn remaining_at_renewal(from: OffsetDateTime, until: OffsetDateTime, drawn: f64) -> time::Duration {
+    (until - from) * (0.45 + 0.1 * drawn)
+}
+
+/// The same for a certificate, whose life is counted without the time it is backdated by.
+fn x509_remaining_at_renewal(leaf: &Certificate, drawn: f64) -> time::Duration {
+    remaining_at_renewal(leaf.not_after() - life(leaf), leaf.not_after(), drawn)
+}
+
+/// The ten seconds that servers backdate certificates by are no part of a life: else one of less than ten seconds
+/// would be due from the start.
+pub(super) fn life(leaf: &Certificate) -> time::Duration {
+    let life = leaf.not_after() - leaf.not_before();
+    let backdated = if life > BACKDATE { BACKDATE } else { life / 2 };
+    life - backdated
+}
+
+/// By which servers set the begin of a certificate back.
+const BACKDATE: time::Duration = time::Duration::seconds(10);
 const SPREAD: time::Duration = time::Duration::minutes(10);
 /// Else the SVIDs would be renewed almost without pause.
 const GRACE: time::Duration = time::Duration::hours(12);

@@ -63,6 +63,8 @@ pub struct CachedEntry {
     pub jwt_svid_include_jti: bool,
     /// The SVID, once issued and until it expires. An entry without one has been seen but not been signed.
     pub svid: Option<Arc<IssuedSvid>>,
+    /// There is no SVID, and the last attempt to have one signed failed.
+    pub signing_failed: bool,
 }
 
 /// An X509-SVID with its encodings made once and shared by all streams that send it.
@@ -176,6 +178,7 @@ impl SvidCache {
         Self {
             shared: Arc::new(Shared {
                 snapshots,
+                signing_trouble: watch::Sender::new(false),
                 subscribers: Arc::default(),
                 synced_at: Mutex::new(None),
                 jwt,
@@ -188,6 +191,12 @@ impl SvidCache {
     /// [`Subscription`] instead.
     pub fn snapshots(&self) -> watch::Receiver<Arc<Snapshot>> {
         self.shared.snapshots.subscribe()
+    }
+
+    /// Whether nothing can be signed now: the server cannot be reached, or what was sent to it last failed. Then nobody
+    /// who may have something that is cached is to wait for what is not.
+    pub fn signing_trouble(&self) -> watch::Receiver<bool> {
+        self.shared.signing_trouble.subscribe()
     }
 
     /// The present snapshot.
@@ -283,6 +292,11 @@ impl SvidCache {
         self.publish_news(next, &news);
     }
 
+    pub(crate) fn note_signing_trouble(&self, is_there: bool) {
+        let note = |noted: &mut bool| std::mem::replace(noted, is_there) != is_there;
+        self.shared.signing_trouble.send_if_modified(note);
+    }
+
     pub(super) fn confirm_sync(&self, at: OffsetDateTime) {
         let synced_at = self.shared.synced_at.lock();
         *synced_at.unwrap_or_else(PoisonError::into_inner) = Some(at);
@@ -296,6 +310,7 @@ impl SvidCache {
 #[derive(Debug)]
 struct Shared {
     snapshots: watch::Sender<Arc<Snapshot>>,
+    signing_trouble: watch::Sender<bool>,
     subscribers: Arc<Subscribers>,
     synced_at: Mutex<Option<OffsetDateTime>>,
     jwt: JwtCache,

@@ -11,6 +11,12 @@ pub struct Count(AtomicU64);
 pub struct CacheCounters {
     /// Now: entries the agent is authorized for.
     pub entries: Count,
+    /// Entries that came.
+    pub entries_added: Count,
+    /// Entries that went.
+    pub entries_removed: Count,
+    /// Entries that changed.
+    pub entries_updated: Count,
     /// Now: X509-SVIDs held.
     pub x509_svids: Count,
     /// What happens to JWT-SVIDs.

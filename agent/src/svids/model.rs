@@ -210,17 +210,21 @@ impl Model {
     pub(super) fn start_signing(&mut self, most: usize) -> Vec<SvidRequest> {
         let ids: Vec<_> = self.schedule.ready().take(most).map(Arc::clone).collect();
         let mut requests = Vec::with_capacity(ids.len());
-        let mut renewals = 0_u32;
+        let (mut renewals, mut outdated) = (0_u32, 0_u32);
         for id in ids {
             if let Some(record) = self.records.get_mut(&id) {
                 record.is_in_flight = true;
                 renewals += u32::from(record.held.is_some());
+                outdated += u32::from(record.is_outdated());
                 requests.push(record.request());
                 self.file(&id);
             }
         }
         if renewals > 0 {
             metrics().sample("cache_manager_expiring_svids", &[], f64::from(renewals));
+        }
+        if outdated > 0 {
+            metrics().sample("cache_manager_outdated_svids", &[], f64::from(outdated));
         }
         requests
     }
@@ -289,9 +293,15 @@ impl Model {
             return 0;
         };
         let failures = record.retry_later(now);
+        let is_news = record.show_failure();
         self.counters.x509_failed.add(1);
         self.failing.insert(Arc::clone(&id));
-        self.file(&id);
+        if is_news {
+            // Whoever waits for it need not any longer.
+            self.show(&id);
+        } else {
+            self.file(&id);
+        }
         failures
     }
 
@@ -334,6 +344,7 @@ impl Model {
             let id: Arc<str> = Arc::from(entry.id.as_str());
             self.federate(&id, &entry.federates_with);
             self.take_record(&id, Record::new(entry), is_wanted);
+            self.counters.entries_added.add(1);
             return None;
         };
         let mut record = self.records.remove(&id)?;
@@ -346,6 +357,7 @@ impl Model {
         self.held -= usize::from(record.replace(entry));
         self.failing.remove(&id);
         self.take_record(&id, record, is_wanted);
+        self.counters.entries_updated.add(1);
         Some(id.to_string())
     }
 
@@ -365,6 +377,7 @@ impl Model {
         self.held -= usize::from(record.held.is_some());
         self.news.entries.extend(self.entries.remove(&id));
         self.changed = true;
+        self.counters.entries_removed.add(1);
         true
     }
 
@@ -403,6 +416,11 @@ impl Model {
             "X509-SVIDs of authorities that no longer count are replaced"
         );
         self.counters.x509_tainted.add(tainted + revoked);
+        metrics().sample(
+            "cache_manager_tainted_x509_svids_workload",
+            &[],
+            (tainted + revoked) as f64,
+        );
         for id in useless {
             self.drop_svid(&id);
         }

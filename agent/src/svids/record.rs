@@ -43,7 +43,7 @@ pub(super) struct Retry {
 impl Record {
     pub(super) fn new(entry: AuthorizedEntry) -> Self {
         Self {
-            cached: Arc::new(show(&entry, None)),
+            cached: Arc::new(show(&entry, None, false)),
             entry,
             held: None,
             is_wanted: false,
@@ -62,7 +62,7 @@ impl Record {
         self.retry = Retry::default();
         self.is_resynced = false;
         let svid = self.cached.svid.clone().filter(|_| self.held.is_some());
-        self.cached = Arc::new(show(&self.entry, svid));
+        self.cached = Arc::new(show(&self.entry, svid, false));
         lost
     }
 
@@ -70,7 +70,7 @@ impl Record {
     pub(super) fn take_svid(&mut self, svid: IssuedSvid, held: Held) -> Option<Held> {
         self.retry = Retry::default();
         self.is_resynced = false;
-        self.cached = Arc::new(show(&self.entry, Some(Arc::new(svid))));
+        self.cached = Arc::new(show(&self.entry, Some(Arc::new(svid)), false));
         self.held.replace(held)
     }
 
@@ -78,7 +78,7 @@ impl Record {
     pub(super) fn drop_svid(&mut self) -> bool {
         let had = self.held.take().is_some();
         if had {
-            self.cached = Arc::new(show(&self.entry, None));
+            self.cached = Arc::new(show(&self.entry, None, self.retry.failures > 0));
         }
         had
     }
@@ -98,6 +98,15 @@ impl Record {
         self.retry.failures
     }
 
+    /// Shows that there is no SVID and that one could not be had. Returns whether that was not shown before.
+    pub(super) fn show_failure(&mut self) -> bool {
+        let is_new = self.cached.svid.is_none() && !self.cached.signing_failed;
+        if is_new {
+            self.cached = Arc::new(show(&self.entry, None, true));
+        }
+        is_new
+    }
+
     pub(super) fn request(&self) -> SvidRequest {
         SvidRequest {
             entry_id: self.entry.id.clone(),
@@ -107,9 +116,8 @@ impl Record {
     }
 
     pub(super) fn standing(&self) -> Standing {
-        let outdated = |held: &Held| self.stamp().differs_from(&held.stamp);
         let replace_at = self.held.as_ref().and_then(|held| {
-            if outdated(held) {
+            if self.is_outdated() {
                 Some(OffsetDateTime::UNIX_EPOCH)
             } else {
                 held.replace_at
@@ -126,6 +134,12 @@ impl Record {
         }
     }
 
+    /// Whether the SVID is of an earlier revision of the entry.
+    pub(super) fn is_outdated(&self) -> bool {
+        let held = self.held.as_ref();
+        held.is_some_and(|held| self.stamp().differs_from(&held.stamp))
+    }
+
     fn stamp(&self) -> EntryStamp {
         EntryStamp {
             revision_number: self.entry.revision_number,
@@ -134,7 +148,7 @@ impl Record {
     }
 }
 
-fn show(entry: &AuthorizedEntry, svid: Option<Arc<IssuedSvid>>) -> CachedEntry {
+fn show(entry: &AuthorizedEntry, svid: Option<Arc<IssuedSvid>>, signing_failed: bool) -> CachedEntry {
     CachedEntry {
         entry_id: entry.id.clone(),
         spiffe_id: entry.spiffe_id.clone(),
@@ -147,6 +161,7 @@ fn show(entry: &AuthorizedEntry, svid: Option<Arc<IssuedSvid>>) -> CachedEntry {
         store_svid: entry.store_svid,
         jwt_svid_include_jti: entry.jwt_svid_include_jti,
         svid,
+        signing_failed,
     }
 }
 

@@ -118,6 +118,7 @@ impl Synchronizer {
             keys: Arc::new(KeyPool::new(self.settings.workload_key_type)),
             hold: Backoff::new(HOLD_FIRST, HOLD_LIMIT, self.jitter.clone()),
             held_until: None,
+            is_failing: false,
             batch_limit: MAX_BATCH,
             batches: FuturesUnordered::new(),
             rotation: self.settings.rotation,
@@ -158,6 +159,8 @@ struct Writer {
     /// Nothing is signed before, after a batch failed.
     held_until: Option<OffsetDateTime>,
     hold: Backoff,
+    /// The last batch failed, and nothing was heard of the server since.
+    is_failing: bool,
 }
 
 struct BatchOutcome {
@@ -179,6 +182,7 @@ impl Writer {
     async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
         let mut own_bundle = self.node.bundle();
         let mut svid = self.node.svid();
+        let mut state = self.node.state();
         own_bundle.mark_changed();
         loop {
             let wait = self.work();
@@ -197,6 +201,7 @@ impl Writer {
                     self.forget(&forget);
                 }
                 Ok(()) = svid.changed() => {}
+                Ok(()) = state.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }
             // What came together is published together.
@@ -226,6 +231,8 @@ impl Writer {
             self.cache.publish_news(snapshot, &news);
         }
         let held = self.held_until.filter(|_| self.model.ready() > 0 && !may_sign);
+        self.cache
+            .note_signing_trouble(self.is_failing || self.node.is_cut_off());
         let next = [self.model.next(), held].into_iter().flatten().min();
         let wait = next.map_or(LONGEST_SLEEP, |at| {
             Duration::try_from(at - now).unwrap_or(Duration::ZERO)
@@ -251,6 +258,7 @@ impl Writer {
                 self.model.apply_federated(BundleChanges { own: None, ..changes });
             }
             Update::Confirmed => {
+                self.is_failing = false;
                 if self.held_until.take().is_some() {
                     self.model.retry_now();
                 }
@@ -287,6 +295,7 @@ impl Writer {
         self.batch_limit = (self.batch_limit * 2).min(MAX_BATCH);
         self.hold.reset();
         self.held_until = None;
+        self.is_failing = false;
         for (wanted, (key, answer)) in outcome.wanted.into_iter().zip(answers) {
             match answer {
                 SignOutcome::Signed(chain) => self.issued(&wanted, chain, key),
@@ -355,6 +364,7 @@ impl Writer {
                 self.node.report(Report::Denied(reason));
             }
         }
+        self.is_failing = true;
         self.batch_limit = (self.batch_limit / 2).max(1);
         if self.hold.failures() == 0 {
             tracing::warn!(%error, "X509-SVIDs could not be signed; they are tried again");

@@ -167,6 +167,32 @@ async fn an_entry_unknown_to_the_signer_brings_one_snapshot_and_is_not_dropped()
 }
 
 #[tokio::test]
+async fn nobody_is_to_wait_for_what_the_server_does_not_sign_or_for_a_server_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut server = TestServer::start();
+    server.put(entry("a", 1));
+    let agent = TestAgent::start(&server, dir.path());
+    agent.issued("a").await;
+    let mut trouble = agent.cache.signing_trouble();
+    assert!(!*trouble.borrow_and_update());
+    server.state().unknown.insert("b".to_owned(), 1000);
+    server.put(entry("b", 1));
+    let failed = |snapshot: &Snapshot| snapshot.entry("b").is_some_and(|entry| entry.signing_failed);
+    agent.snapshot("b fails", failed).await;
+    assert!(!*trouble.borrow_and_update(), "others are signed");
+    let within = Duration::from_secs(20);
+    server.stop();
+    let lost = tokio::time::timeout(within, trouble.wait_for(|trouble| *trouble)).await;
+    assert!(lost.unwrap().is_ok());
+    server.state().unknown.clear();
+    server.resume();
+    let issued = agent.issued("b").await;
+    assert!(!issued.signing_failed);
+    let back = tokio::time::timeout(within, trouble.wait_for(|trouble| !*trouble)).await;
+    assert!(back.unwrap().is_ok());
+}
+
+#[tokio::test]
 async fn svids_outlive_a_server_that_restarts() {
     let dir = tempfile::tempdir().unwrap();
     let mut server = TestServer::start();

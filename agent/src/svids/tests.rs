@@ -31,6 +31,7 @@ pub(super) fn cached(id: &str, values: &[&str]) -> Arc<CachedEntry> {
         store_svid: false,
         jwt_svid_include_jti: false,
         svid: None,
+        signing_failed: false,
     })
 }
 

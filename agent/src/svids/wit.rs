@@ -112,6 +112,7 @@ impl SignedWit {
 impl Signed for SignedWit {
     type Source = WitSigner;
     const NAME: &'static str = "WIT-SVID";
+    const TAINTED: Option<&'static str> = None;
 
     fn sign(
         source: &WitSigner,

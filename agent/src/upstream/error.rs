@@ -145,7 +145,8 @@ impl From<Status> for UpstreamError {
                 message,
             },
             Code::Unimplemented => Self::Unimplemented(message),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unavailable(message),
+            // Those that the server says by itself; a call that this agent gave up is `timed_out`.
+            Code::Unavailable => Self::Unavailable(message),
             code => Self::Other { code, message },
         }
     }
@@ -347,6 +348,12 @@ mod tests {
         assert!(UpstreamError::from(Status::unavailable("x")).is_transient());
         assert!(!UpstreamError::from(Status::unavailable("x")).is_refusal());
         assert!(UpstreamError::from(Status::internal("store")).is_transient());
+        for code in [Code::Cancelled, Code::DeadlineExceeded, Code::Unknown] {
+            let said = UpstreamError::from(Status::new(code, "x"));
+            assert!(!said.is_transient() && !said.is_refusal(), "{code:?}");
+            assert_eq!(said.code(), code);
+        }
+        assert!(UpstreamError::timed_out("sign").is_transient(), "nobody answered");
     }
 
     #[test]

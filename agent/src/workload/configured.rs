@@ -110,8 +110,10 @@ fn assemble(
     };
     let mut set = AttestorSet::default();
     if let Some(unix) = settings.unix {
-        let made =
-            || Arc::new(UnixAttestor::new(unix, Path::new("/"), clock.clone())) as Arc<dyn WorkloadAttestor>;
+        let made = || {
+            let attestor = UnixAttestor::new(unix, Path::new("/"), clock.clone());
+            Arc::new(attestor.telling_pods(settings.k8s.is_some())) as Arc<dyn WorkloadAttestor>
+        };
         let kept = kept("unix", &|former| former.unix == settings.unix);
         set.attestors.push(kept.unwrap_or_else(made));
     }

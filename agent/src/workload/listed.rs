@@ -10,13 +10,11 @@ use tokio::time::{Instant, sleep_until};
 
 use super::AttestorError;
 use super::pods::PodFacts;
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
-/// How often it is looked whether a pod is still there.
+/// How often it is looked whether a pod is still there, and how long after a list without it another must have been
+/// asked for before it counts as gone: a kubelet that has just been started anew does not know its pods yet.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// How often in a row the kubelet must not list a pod before it counts as gone: one that has just been started anew
-/// does not know its pods yet.
-const UNLISTED_LOOKS: u32 = 2;
 
 /// How a pod is named: by namespace and name, by UID, or by both, which then must be the same pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,7 +48,8 @@ pub(super) struct Listing {
 #[derive(Debug)]
 struct Watch {
     next_look: Instant,
-    unlisted: u32,
+    /// When a list was heard that had it not, the first since one had it.
+    unlisted_since: Option<Instant>,
 }
 
 impl Listing {
@@ -65,7 +64,7 @@ impl Listing {
             is_gone: AtomicBool::new(false),
             watch: Mutex::new(Watch {
                 next_look: Instant::now() + LOOK_EVERY,
-                unlisted: 0,
+                unlisted_since: None,
             }),
         }
     }
@@ -74,19 +73,21 @@ impl Listing {
         self.is_gone.load(Ordering::Relaxed)
     }
 
-    /// What holds for the pod now; none when it is gone.
+    /// What holds for the pod now; none when it is gone. Waits while one list alone has it not.
     ///
     /// # Errors
     /// When the kubelet does not tell.
     pub(super) async fn facts(&self) -> Result<Option<Vec<Selector>>, AttestorError> {
-        if self.is_gone() {
-            return Ok(None);
+        while !self.is_gone() {
+            let asked = Instant::now();
+            let found = self.kubelet.listed(&self.pod, Duration::ZERO).await?;
+            let settled = self.note(asked, found.is_some());
+            if let Some(pod) = found {
+                return Ok((!self.is_gone()).then_some(pod.facts));
+            }
+            sleep_until(settled).await;
         }
-        let found = self.kubelet.listed(&self.pod, Duration::ZERO).await?;
-        if found.is_none() {
-            self.is_gone.store(true, Ordering::Relaxed);
-        }
-        Ok(found.map(|pod| pod.facts))
+        Ok(None)
     }
 
     /// Completes when the pod is gone. A kubelet that does not answer says nothing about that.
@@ -94,18 +95,29 @@ impl Listing {
         while !self.is_gone() {
             let next_look = self.watch().next_look;
             sleep_until(next_look).await;
+            let asked = Instant::now();
             let found = self.kubelet.listed(&self.pod, LOOK_EVERY).await;
-            let mut watch = self.watch();
-            watch.next_look = Instant::now() + LOOK_EVERY;
-            match found {
-                Ok(None) => watch.unlisted += 1,
-                Ok(Some(_)) => watch.unlisted = 0,
-                Err(_untold) => {}
-            }
-            if watch.unlisted >= UNLISTED_LOOKS {
-                self.is_gone.store(true, Ordering::Relaxed);
+            self.watch().next_look = Instant::now() + LOOK_EVERY;
+            if let Ok(found) = found {
+                self.note(asked, found.is_some());
             }
         }
+    }
+
+    /// Takes in what a list said that was asked for at this time. However many ask at once, a list counts once: gone is
+    /// what a second list has not either, asked for [`LOOK_EVERY`] after the first was heard. Tells from when on it is.
+    fn note(&self, asked: Instant, is_listed: bool) -> Instant {
+        let mut watch = self.watch();
+        let now = Instant::now();
+        if is_listed {
+            watch.unlisted_since = None;
+            return now;
+        }
+        let settled = *watch.unlisted_since.get_or_insert(now) + LOOK_EVERY;
+        if asked >= settled {
+            self.is_gone.store(true, Ordering::Relaxed);
+        }
+        settled
     }
 
     fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
@@ -176,17 +188,41 @@ mod tests {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
             }
         }
-        assert_eq!(begun.elapsed(), LOOK_EVERY * UNLISTED_LOOKS);
+        assert_eq!(begun.elapsed(), LOOK_EVERY * 2);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_is_gone_stays_gone_whoever_is_listed_afterwards() {
-        let listing = listing(&[Some(false), Some(true)]);
+        let listing = listing(&[Some(false), Some(false), Some(true)]);
+        let begun = Instant::now();
         assert_eq!(listing.facts().await.unwrap(), None);
+        assert_eq!(begun.elapsed(), LOOK_EVERY);
         assert_eq!(listing.facts().await.unwrap(), None);
         listing.gone().await;
         let untold = self::listing(&[None, Some(true)]);
         assert!(untold.facts().await.is_err() && !untold.is_gone());
         assert!(untold.facts().await.unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_one_list_has_not_is_asked_for_again_before_anything_is_said_of_it() {
+        let begun = Instant::now();
+        let once = listing(&[Some(false), Some(true)]);
+        assert!(once.facts().await.unwrap().is_some() && !once.is_gone());
+        assert_eq!(begun.elapsed(), LOOK_EVERY);
+        // Two who ask at once hear the same list, and whoever waits for its end a third time.
+        let (no, yes) = (Some(false), Some(true));
+        let several = listing(&[no, no, yes]);
+        tokio::select! {
+            (one, other) = async { tokio::join!(several.facts(), several.facts()) } => {
+                assert!(one.unwrap().is_some() && other.unwrap().is_some());
+            }
+            () = several.gone() => panic!("gone by what two were told at once"),
+        }
+        // A silence says nothing, and a list in between begins anew.
+        let interrupted = listing(&[no, None, yes, no, yes]);
+        assert!(interrupted.facts().await.is_err());
+        assert!(interrupted.facts().await.unwrap().is_some());
+        assert!(interrupted.facts().await.unwrap().is_some() && !interrupted.is_gone());
     }
 }

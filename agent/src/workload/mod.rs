@@ -38,7 +38,7 @@ use self::container::{Cgroup, parse_cgroups};
 pub use self::docker::DockerAttestor;
 pub use self::k8s::K8sAttestor;
 pub use self::listed::{ListedPod, PodReference};
-pub use self::pods::{Pod, PodFacts, Workload};
+pub use self::pods::{Pod, PodFacts, PodNumber, Workload};
 pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
 pub use self::systemd::SystemdAttestor;

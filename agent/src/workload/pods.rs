@@ -9,9 +9,10 @@ use finial_identity::selector::Selector;
 use time::OffsetDateTime;
 
 use super::container::{self, ContainerError};
+use super::k8s::pod_uid;
 use super::listed::{ListedPod, Listing, PodReference};
 use super::{AttestorError, Process};
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
 /// Type of the selectors, which SPIRE's workload attestor `k8s` has.
 const KIND: &str = "k8s";
@@ -34,6 +35,10 @@ enum Presence {
     Listed(Listing),
 }
 
+/// Tells pods apart where it is counted what each of them takes: the digits of a pod's UID.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct PodNumber(u128);
+
 /// Who asks.
 #[derive(Clone, Debug)]
 pub enum Workload {
@@ -53,8 +58,8 @@ pub trait PodFacts: Send + Sync + std::fmt::Debug {
     /// When any of them cannot be found out.
     async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError>;
 
-    /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. What
-    /// was heard of the kubelet before that time may be taken for granted. May be dropped at any time.
+    /// The pod of this node that is meant, with the same facts; none when there is no such pod, or it has ended. The answer
+    /// is from a list of the kubelet's that is no older than `max_age`. May be dropped at any time.
     ///
     /// # Errors
     /// When it cannot be found out.
@@ -225,6 +230,25 @@ impl Pod {
     }
 }
 
+impl PodNumber {
+    /// Of a UID, or of the hash that a static pod has for one, however its parts are joined.
+    pub fn parse(uid: &str) -> Option<Self> {
+        let digits: String = uid.chars().filter(|c| !matches!(c, '-' | '_')).collect();
+        let is_number = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        is_number.then(|| u128::from_str_radix(&digits, 16).ok().map(Self))?
+    }
+
+    /// Of a pod; where its UID is none of a known form, by the socket that it has.
+    pub fn of(pod: &Pod) -> Self {
+        Self::parse(&pod.record().uid).unwrap_or(Self(pod.place().into()))
+    }
+
+    /// Of the pod whose process has these control groups (`/proc/<pid>/cgroup`), if a kubelet made them.
+    pub fn in_cgroups(cgroups: &str) -> Option<Self> {
+        Self::parse(&pod_uid(cgroups)?)
+    }
+}
+
 impl Workload {
     /// The process, if it is known.
     pub fn process(&self) -> Option<&Arc<Process>> {
@@ -260,7 +284,7 @@ impl Workload {
 }
 
 /// Static pods have UIDs without dashes, which names of groups may be shown with.
-pub(super) fn is_same_uid(one: &str, other: &str) -> bool {
+pub(crate) fn is_same_uid(one: &str, other: &str) -> bool {
     let digits = |uid: &str| uid.replace(['-', '_'], "").to_ascii_lowercase();
     digits(one) == digits(other)
 }

@@ -22,11 +22,11 @@ use tokio::sync::Semaphore;
 
 use super::permits::Permits;
 use super::unix::same_program;
-use super::{AttestorError, FileId, Process, off_thread};
+use super::{AttestorError, FileId, PodNumber, Process, off_thread};
 
-/// Hashes of one user's programs at a time.
-const HASHES_OF_A_USER: usize = 1;
-/// How many programs are hashed at the same time; one of a user at most.
+/// Hashes of one holder's programs at a time.
+const HASHES_OF_ONE: usize = 1;
+/// How many programs are hashed at the same time; one of a holder at most.
 const MAX_HASHES: usize = 4;
 
 /// How much of a program is read at a time.
@@ -60,9 +60,17 @@ const KEPT_HERE: &[u64] = &[
 #[derive(Debug)]
 pub(super) struct ProgramHashes {
     known: Arc<Mutex<Known>>,
-    per_user: Permits<u32>,
+    per_holder: Permits<Holder>,
     all: Arc<Semaphore>,
     clock: Clock,
+    tells_pods: bool,
+}
+
+/// Whose turn a hash takes. Pods of several tenants have one user, so of a process of a pod the pod alone counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Holder {
+    User(u32),
+    Pod(PodNumber),
 }
 
 /// What changes when a file does.
@@ -87,14 +95,20 @@ impl ProgramHashes {
     pub(super) fn new(clock: Clock) -> Self {
         Self {
             known: Arc::default(),
-            per_user: Permits::default(),
+            per_holder: Permits::default(),
             all: Arc::new(Semaphore::new(MAX_HASHES)),
             clock,
+            tells_pods: false,
         }
     }
 
+    /// Processes of pods count for their pods and not for their users, if so.
+    pub(super) fn telling_pods(self, tells_pods: bool) -> Self {
+        Self { tells_pods, ..self }
+    }
+
     /// The hash of the very file that the process executes, whatever its path leads to by now, in lower-case
-    /// hexadecimal digits. A `limit` of 0 bytes is none. Waits for other hashes of the same user.
+    /// hexadecimal digits. A `limit` of 0 bytes is none. Waits for other hashes of the same holder.
     ///
     /// # Errors
     /// When the file is larger, cannot be read, is written to meanwhile, or is another than when the process
@@ -108,7 +122,8 @@ impl ProgramHashes {
         if let Some(hash) = self.look_up(process, limit).await? {
             return Ok(hash);
         }
-        let turn = self.per_user.acquire(uid, HASHES_OF_A_USER).await;
+        let holder = self.holder(process, uid).await?;
+        let turn = self.per_holder.acquire(holder, HASHES_OF_ONE).await;
         // Another call may have been about the same program.
         if let Some(hash) = self.look_up(process, limit).await? {
             return Ok(hash);
@@ -126,6 +141,19 @@ impl ProgramHashes {
                 lock(&known).insert(program.stamp, hash.clone());
             }
             Ok(hash)
+        })
+        .await
+    }
+
+    async fn holder(&self, process: &Arc<Process>, uid: u32) -> Result<Holder, AttestorError> {
+        if !self.tells_pods {
+            return Ok(Holder::User(uid));
+        }
+        let who = Arc::clone(process);
+        off_thread(move || {
+            let groups = who.procfs().cgroup(who.pid()).ok();
+            let pod = groups.and_then(|groups| PodNumber::in_cgroups(&groups));
+            Ok(pod.map_or(Holder::User(uid), Holder::Pod))
         })
         .await
     }
@@ -422,7 +450,7 @@ mod tests {
     async fn a_user_hashes_one_program_at_a_time_and_a_call_that_waited_reads_nothing() {
         let workload = Workload::start();
         let hashes = hashes_at(Clock::system().now() + LATER);
-        let turn = hashes.per_user.acquire(7, HASHES_OF_A_USER).await;
+        let turn = hashes.per_holder.acquire(Holder::User(7), HASHES_OF_ONE).await;
         let mut waiting = Box::pin(hashes.sha256(&workload.process, 7, 0));
         tokio::select! {
             biased;
@@ -433,6 +461,52 @@ mod tests {
         lock(&hashes.known).hashes.insert(stamp, "remembered".to_owned());
         drop(turn);
         assert_eq!(waiting.await.unwrap(), "remembered");
+    }
+
+    /// The same process, as if it were in this control group.
+    fn in_group(workload: &Workload, group: &str) -> (tempfile::TempDir, Arc<Process>) {
+        let dir = tempfile::tempdir().unwrap();
+        let pid = workload.child.id();
+        let folder = dir.path().join(pid.to_string());
+        std::fs::create_dir(&folder).unwrap();
+        for name in ["stat", "exe"] {
+            std::os::unix::fs::symlink(format!("/proc/{pid}/{name}"), folder.join(name)).unwrap();
+        }
+        std::fs::write(folder.join("cgroup"), format!("0::{group}\n")).unwrap();
+        let process = Process::open(i64::from(pid), &ProcFs::at(dir.path())).unwrap();
+        (dir, Arc::new(process))
+    }
+
+    #[tokio::test]
+    async fn pods_of_one_user_wait_for_themselves_alone_where_pods_are_told_apart() {
+        const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
+        let workload = Workload::start();
+        let of = |pod: &str| format!("/kubepods/besteffort/pod{pod}/{}", "0".repeat(64));
+        let (_dir, slow) = in_group(&workload, &of(UID));
+        let (_other_dir, other) = in_group(&workload, &of(&UID.replace('7', "0")));
+        let (_beside_dir, beside) = in_group(&workload, "/user.slice");
+        // What was written just now is not remembered, so each has to be hashed.
+        let hashes = hashes_at(Clock::system().now()).telling_pods(true);
+        let pod = Holder::Pod(PodNumber::parse(UID).unwrap());
+        let turn = hashes.per_holder.acquire(pod, HASHES_OF_ONE).await;
+        let mut waiting = Box::pin(hashes.sha256(&slow, 7, 0));
+        for free in [&other, &beside] {
+            tokio::select! {
+                biased;
+                answer = &mut waiting => panic!("did not wait: {answer:?}"),
+                answer = hashes.sha256(free, 7, 0) => drop(answer.unwrap()),
+            }
+        }
+        drop(turn);
+        waiting.await.unwrap();
+        // Where they are not told apart, all of a user wait for each other.
+        let hashes = hashes_at(Clock::system().now());
+        let _turn = hashes.per_holder.acquire(Holder::User(7), HASHES_OF_ONE).await;
+        tokio::select! {
+            biased;
+            answer = hashes.sha256(&slow, 7, 0) => panic!("did not wait: {answer:?}"),
+            answer = hashes.sha256(&slow, 8, 0) => drop(answer.unwrap()),
+        }
     }
 
     #[test]

@@ -40,6 +40,15 @@ impl UnixAttestor {
             hashes: ProgramHashes::new(clock),
         }
     }
+
+    /// What is done for processes of pods counts for their pods and not for their users, if so, as where pods are attested.
+    #[must_use]
+    pub fn telling_pods(self, tells_pods: bool) -> Self {
+        Self {
+            hashes: self.hashes.telling_pods(tells_pods),
+            ..self
+        }
+    }
 }
 
 #[async_trait]

@@ -30,12 +30,29 @@
 {{- with $spire.caSubject.organization }}{{ $_ := set $subject "organization" (list .) }}{{ end -}}
 {{- with $spire.caSubject.commonName }}{{ $_ := set $subject "common_name" . }}{{ end -}}
 {{- with $subject }}{{ $_ := set $server "ca_subject" . }}{{ end -}}
+{{- with $s.federation -}}
+{{- if .enabled -}}
+{{- $profile := dict "https_spiffe" dict -}}
+{{- if .tls.externalSecret.enabled -}}
+{{- $profile = dict "https_web" (dict "serving_cert_file" (dict
+  "cert_file_path" "/etc/finial/bundle-endpoint/tls.crt"
+  "key_file_path" "/etc/finial/bundle-endpoint/tls.key"
+  "file_sync_interval" .bundleEndpoint.profile.httpWeb.fileSyncInterval)) -}}
+{{- end -}}
+{{- $_ := set $server "federation" (dict "bundle_endpoint" (dict
+  "address" (.bundleEndpoint.address | default (include "finial.anyAddress" $))
+  "port" (int .bundleEndpoint.port)
+  "refresh_hint" .bundleEndpoint.refreshHint
+  "profile" $profile)) -}}
+{{- end -}}
+{{- end -}}
 {{- if $cm.enabled -}}
 {{- $rules := dict
   "ignore_namespaces" $cm.ignoreNamespaces
   "class_name" (include "finial.class" .)
   "watch_classless" $cm.watchClassless
   "cluster_domain" .Values.global.k8s.clusterDomain
+  "csi_driver" (index .Values "spiffe-csi-driver" "pluginName")
   "crds" (dict "manage" .Values.crds.manage)
 -}}
 {{- with $cm.parentIDTemplate }}{{ $_ := set $rules "parent_id_template" . }}{{ end -}}
@@ -108,7 +125,11 @@
 {{- $_ := set $agent "trust_bundle_url" $a.trustBundleURL -}}
 {{- $_ := set $agent "trust_bundle_format" $a.trustBundleFormat -}}
 {{- else -}}
-{{- $_ := set $agent "trust_bundle_path" (printf "/run/finial/bundle/%s" (include "finial.bundle.key" $root)) -}}
+{{- /* Asked for, not mounted: a kubelet would bring it a minute or more after the server has written it. */ -}}
+{{- $_ := set $agent "trust_bundle_config_map" (dict
+  "namespace" (include "finial.system.namespace" $root)
+  "name" $spire.bundleConfigMap
+  "key" (include "finial.bundle.key" $root)) -}}
 {{- $_ := set $agent "trust_bundle_format" (index $root.Values "spire-server").bundlePublisher.k8sConfigMap.format -}}
 {{- end -}}
 {{- with $a.authorizedDelegates }}{{ $_ := set $agent "authorized_delegates" . }}{{ end -}}

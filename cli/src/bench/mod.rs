@@ -12,6 +12,7 @@ mod comparison;
 mod first_svid;
 mod fleet;
 mod footprint;
+mod held_streams;
 mod jwt;
 mod limits;
 mod meter;

@@ -12,6 +12,7 @@ use finial_proto::workload::X509svidResponse;
 use time::OffsetDateTime;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 
+use super::held_streams::HeldStreams;
 use super::meter::Meter;
 use super::report::{Cell, Report, Row};
 use super::run::{Run, number, of_socket};
@@ -38,6 +39,14 @@ pub fn command() -> Command {
                 10_000,
             )
             .default_value("100"),
+        )
+        .arg(
+            number(
+                "streams",
+                "How many streams are open besides the one that is watched",
+                10_000,
+            )
+            .default_value("10"),
         )
         .arg(number("ttl", "Lifetime of the SVIDs in seconds", 86_400).default_value("60"))
         .arg(number("duration", "Seconds to watch", 86_400).default_value("120"))
@@ -75,7 +84,7 @@ pub async fn measure(run: &Run<'_>) -> anyhow::Result<Report> {
     let created = start.elapsed();
     let prefix = server.id("");
     let stream = OpenStream::with_identity(&run.socket(), &server.id("short-0")).await?;
-    let mut watch = Watch::new(stream, prefix);
+    let mut watch = Watch::new(stream, prefix.clone());
     tokio::time::timeout(START_LIMIT, watch.until(visible))
         .await
         .with_context(|| format!("the {visible} SVIDs did not arrive within {START_LIMIT:?}"))??;
@@ -83,10 +92,13 @@ pub async fn measure(run: &Run<'_>) -> anyhow::Result<Report> {
     let (start_cpu, start_server_cpu) = (agent.cpu()?, of_server()?);
 
     let seconds = run.seconds("duration");
+    let streams = run.count("streams");
+    let mut held = HeldStreams::open(&run.socket(), streams, prefix).await?;
     let mut probes = Probes::new(run.socket());
     let mut peaks = Peaks::new(&agent);
     tokio::select! {
         outcome = watch.forever() => outcome?,
+        outcome = held.forever() => outcome?,
         outcome = probes.forever() => outcome?,
         outcome = peaks.forever() => outcome?,
         () = sleep_until(Instant::now() + seconds) => {}
@@ -121,6 +133,13 @@ pub async fn measure(run: &Run<'_>) -> anyhow::Result<Report> {
             .time("server cpu", server_cpu),
     );
     report.add(Row::new("first SVID meanwhile").times(&probes.times));
+    report.add(
+        Row::new("open streams meanwhile")
+            .count("streams", streams)
+            .count("renewals", held.behind().len())
+            .time("longest after the first stream", held.behind().worst())
+            .time("longest since signed", watch.longest_age()),
+    );
     Ok(report)
 }
 
@@ -133,6 +152,8 @@ struct Watch {
     renewed: usize,
     late: usize,
     shortest_left: Option<Duration>,
+    /// Of renewed SVIDs when they came: the time since their validity began, the least and the most.
+    ages: Option<(Duration, Duration)>,
 }
 
 struct Held {
@@ -151,6 +172,7 @@ impl Watch {
             renewed: 0,
             late: 0,
             shortest_left: None,
+            ages: None,
         }
     }
 
@@ -163,7 +185,7 @@ impl Watch {
             self.take(&message, Clock::system().now())?;
         }
         (self.messages, self.renewed, self.late) = (0, 0, 0);
-        self.shortest_left = None;
+        (self.shortest_left, self.ages) = (None, None);
         Ok(())
     }
 
@@ -201,10 +223,19 @@ impl Watch {
                 continue;
             };
             self.renewed += 1;
+            let age = Duration::try_from(now - leaf.not_before()).unwrap_or_default();
+            let (least, most) = self.ages.unwrap_or((age, age));
+            self.ages = Some((least.min(age), most.max(age)));
             let left = Duration::try_from(before.not_after - now).unwrap_or_default();
             self.shortest_left = Some(self.shortest_left.map_or(left, |shortest| shortest.min(left)));
         }
         Ok(())
+    }
+
+    /// How long the slowest renewed SVID was under way, to within a second: certificates know no fractions, and
+    /// servers have validity begin some time before they sign, which the fastest one tells.
+    fn longest_age(&self) -> Duration {
+        self.ages.map_or(Duration::ZERO, |(least, most)| most - least)
     }
 
     /// An SVID that ended without a successor counts once.

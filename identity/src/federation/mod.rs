@@ -124,6 +124,8 @@ pub struct Declared {
     pub bundle: Option<Arc<Bundle>>,
     /// The object, for people.
     pub origin: Arc<str>,
+    /// When the object was created, in Unix seconds; 0 where objects have no age.
+    pub created_at: i64,
 }
 
 /// What objects declare, by the source of the objects; in each source a trust domain occurs once.

@@ -1,7 +1,7 @@
 //! One GET over a connection that the caller has opened: HTTP/1.1, an answer of bounded size.
 
 use bytes::Bytes;
-use http::header::{HOST, LOCATION, USER_AGENT};
+use http::header::{AUTHORIZATION, HOST, HeaderValue, LOCATION, USER_AGENT};
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -18,6 +18,8 @@ pub struct Get<'a> {
     pub target: &'a str,
     /// Who asks.
     pub user_agent: &'a str,
+    /// What the asker may show for itself.
+    pub authorization: Option<&'a HeaderValue>,
     /// Most bytes of the answer's body.
     pub max_body: usize,
 }
@@ -56,9 +58,13 @@ impl Get<'_> {
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     ) -> Result<Answer, GetError> {
-        let request = Request::get(self.target)
+        let mut request = Request::get(self.target)
             .header(HOST, self.authority)
-            .header(USER_AGENT, self.user_agent)
+            .header(USER_AGENT, self.user_agent);
+        if let Some(shown) = self.authorization {
+            request = request.header(AUTHORIZATION, shown);
+        }
+        let request = request
             .body(String::new())
             .map_err(|error| GetError::Url(error.to_string()))?;
         let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
@@ -115,6 +121,7 @@ mod tests {
             authority: "a.test:8443",
             target: "/b?x=1",
             user_agent: "tester/1",
+            authorization: Some(&HeaderValue::from_static("Bearer t")),
             max_body: 8,
         };
         let peer = async move {
@@ -136,6 +143,7 @@ mod tests {
         assert!(head.starts_with("GET /b?x=1 HTTP/1.1\r\n"), "{head}");
         assert!(head.contains("host: a.test:8443\r\n"), "{head}");
         assert!(head.contains("user-agent: tester/1\r\n"), "{head}");
+        assert!(head.contains("authorization: Bearer t\r\n"), "{head}");
     }
 
     #[tokio::test]

@@ -88,7 +88,6 @@ impl AgentApi for AgentService {
                 .delete_agent(&id)
                 .await
                 .or_refuse("failed to remove agent")?;
-            self.0.take_in_writes().await;
             deleted
                 .map(drop)
                 .ok_or_else(|| Refusal::not_found("agent not found"))
@@ -109,7 +108,6 @@ impl AgentApi for AgentService {
                 .ban_agent(&id)
                 .await
                 .or_refuse("failed to ban agent")?;
-            self.0.take_in_writes().await;
             banned
                 .map(drop)
                 .ok_or_else(|| Refusal::not_found("agent not found"))

@@ -75,7 +75,6 @@ impl EntryApi for EntryService {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let results = create_all(&self.0, &call, request).await;
-        self.0.take_in_writes().await;
         Ok(Response::new(pb::BatchCreateEntryResponse { results }))
     }
 
@@ -86,7 +85,6 @@ impl EntryApi for EntryService {
         let call = Call::of(&request)?;
         let request = request.into_inner();
         let results = update_all(&self.0, &call, request).await;
-        self.0.take_in_writes().await;
         Ok(Response::new(pb::BatchUpdateEntryResponse { results }))
     }
 
@@ -97,7 +95,6 @@ impl EntryApi for EntryService {
         let call = Call::of(&request)?;
         let ids = request.into_inner().ids;
         let results = delete_all(&self.0, &call, ids).await;
-        self.0.take_in_writes().await;
         Ok(Response::new(pb::BatchDeleteEntryResponse { results }))
     }
 

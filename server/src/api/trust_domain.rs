@@ -346,17 +346,15 @@ impl TrustDomainService {
         let refreshed = refreshed.ok_or_else(|| {
             Refusal::not_found(format!("no relationship with trust domain \"{trust_domain}\""))
         })?;
-        self.0.take_in_writes().await;
         // Operators alone may call, and what is wrong with the endpoint is what they ask for.
         refreshed.map_err(|error| Refusal::internal(format!("failed to refresh bundle: {error}")))
     }
 
-    /// Begins, ends or refreshes at once what the call named; bundles that came with it are visible to every later call.
+    /// Begins, ends or refreshes at once what the call named.
     async fn follow(&self, named: &[TrustDomain]) {
         if let Err(error) = self.0.federation.changed(named).await {
             tracing::error!(%error, "federation relationships not read");
         }
-        self.0.take_in_writes().await;
     }
 
     fn convert(

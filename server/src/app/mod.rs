@@ -10,7 +10,7 @@ use finial_identity::federation::DeclaredSets;
 use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::key::{KeyError, KeyManager};
 use finial_identity::metrics::{OwnIdentity, TlsError};
-use finial_identity::peer::{self, BundleSource, PeerPolicy};
+use finial_identity::peer::{self, BundleSource};
 use finial_identity::process::http_listener::HttpListener;
 use finial_identity::process::private_file::{FileError, FileMode, create_private_dir};
 use finial_identity::process::unix_listener::{self, ListenError, UnixListenerOptions};
@@ -52,9 +52,9 @@ use crate::attestation::Attestors;
 use crate::attestation::join_token::JoinTokenAttestor;
 use crate::attestation::k8s_psat::K8sPsatAttestor;
 use crate::authority::{AuthorityError, AuthorityManager};
-use crate::config::{Config, Keys, PruneAgents};
+use crate::config::{Config, Keys};
 use crate::endpoints::audit::Audit;
-use crate::endpoints::caller::Callers;
+use crate::endpoints::caller::{Callers, client_policy};
 use crate::endpoints::gate::Rules;
 use crate::endpoints::health::HealthService;
 use crate::endpoints::limits::{LimitSettings, Limits};
@@ -63,7 +63,7 @@ use crate::endpoints::uds::UdsEndpoint;
 use crate::federation::{Federation, FederationParts};
 use crate::kubernetes::{self, KubernetesError};
 use crate::registry::{Registry, RegistryError};
-use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError};
+use crate::store::{Metered, OpenError, SqliteStore, Store, StoreError, prune};
 use crate::telemetry::LogControl;
 
 /// How long everything may take to end after the signal to stop, as in SPIRE.
@@ -189,6 +189,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
             signing: config.limits().signing,
         }),
         audit: Audit::new(config.audit_log()),
+        services: Arc::clone(&services),
     });
 
     let tcp = listen(config.bind()).await?;
@@ -198,7 +199,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         authority.server_svid(),
         Some(peer::client_verifier(
             Arc::clone(&bundles),
-            client_policy(&config),
+            client_policy(config.trust_domain().clone(), config.admin_ids().to_vec()),
             clock.clone(),
             false,
         )),
@@ -235,7 +236,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         let stop = stop.clone();
         async move { registry.run(stop).await }
     });
-    tasks.spawn("prune", prune(store, clock, config.prune_agents(), stop.clone()));
+    tasks.spawn(
+        "prune",
+        prune::run(store, clock, config.prune_agents(), stop.clone()),
+    );
     tasks.spawn("tcp", tcp.run(stop.clone()));
     tasks.spawn("uds", uds.run(stop.clone()));
     tasks.spawn("federation", federation.run(stop.clone()));
@@ -376,18 +380,6 @@ fn shared_routes(services: &Arc<Services>) -> RoutesBuilder {
     routes
 }
 
-/// Members of the own trust domain, and the admins of others whose bundles are stored.
-fn client_policy(config: &Config) -> PeerPolicy {
-    let trust_domain = config.trust_domain().clone();
-    let admin_ids = config.admin_ids().to_vec();
-    PeerPolicy::Custom(Arc::new(move |id| {
-        if id.is_member_of(&trust_domain) || admin_ids.contains(id) {
-            return Ok(());
-        }
-        Err(format!("{id} is neither a member of {trust_domain} nor an admin"))
-    }))
-}
-
 /// Bundles as the registry has them now, for TLS.
 #[derive(Debug)]
 struct RegisteredBundles(Arc<Registry>);
@@ -409,48 +401,6 @@ async fn watch_store(store: Arc<SqliteStore>, stop: Stop) -> Result<(), StoreErr
     }
 }
 
-/// Deletes nodes that have expired, every hour if configured, and join tokens that have
-/// expired. Entries are pruned by the registry.
-async fn prune(
-    store: Arc<dyn Store>,
-    clock: Clock,
-    agents: Option<PruneAgents>,
-    stop: Stop,
-) -> io::Result<()> {
-    let mut round = 0_u32;
-    loop {
-        tokio::select! {
-            () = stop.stopped() => return Ok(()),
-            () = tokio::time::sleep(PRUNE_EVERY) => {}
-        }
-        let now = clock.now();
-        report(
-            "join tokens",
-            store.prune_join_tokens(now - PRUNE_TOKENS_AFTER).await,
-        );
-        round = round.wrapping_add(1);
-        if let Some(prune) = agents.filter(|_| round.is_multiple_of(PRUNE_AGENTS_EACH)) {
-            let before = time::Duration::try_from(prune.expired_for)
-                .ok()
-                .and_then(|expired_for| now.checked_sub(expired_for));
-            if let Some(before) = before {
-                report(
-                    "agents",
-                    store.prune_agents(before, prune.tofu, prune.batch_size).await,
-                );
-            }
-        }
-    }
-}
-
-fn report(what: &'static str, pruned: Result<usize, StoreError>) {
-    match pruned {
-        Ok(0) => {}
-        Ok(count) => tracing::info!(what, count, "pruned what had expired"),
-        Err(error) => tracing::warn!(what, %error, "failed to prune what has expired"),
-    }
-}
-
 async fn listen(address: SocketAddr) -> Result<TcpListener, BuildError> {
     TcpListener::bind(address)
         .await
@@ -466,10 +416,6 @@ fn local_addr(listener: &TcpListener, wanted: SocketAddr) -> Result<SocketAddr, 
         source,
     })
 }
-
-const PRUNE_EVERY: Duration = Duration::from_secs(5 * 60);
-const PRUNE_AGENTS_EACH: u32 = 12;
-const PRUNE_TOKENS_AFTER: time::Duration = time::Duration::days(1);
 
 mod http;
 #[cfg(test)]

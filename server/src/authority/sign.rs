@@ -26,7 +26,7 @@ use crate::telemetry::{AUDIT_TARGET, TRACE_TARGET, metrics};
 #[derive(Clone, Debug)]
 pub struct X509Request {
     pub subject: X509Subject,
-    /// The key to certify: all that is taken from a CSR.
+    /// The key to certify: all that is taken from a CSR, except of one that an administrator mints an SVID with.
     pub public_key: PublicKey,
     /// `None` is the default of the subject's kind. The authority's end bounds it in any case.
     pub ttl: Option<Duration>,

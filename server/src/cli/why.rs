@@ -96,6 +96,9 @@ fn explained(answer: &ExplainPodResponse) -> String {
     if let Some(found) = &answer.watch {
         watch(&mut out, found, answer.now_ms);
     }
+    for cluster in &answer.silent_clusters {
+        let _ = writeln!(out, "Cluster    : {cluster}, which did not answer");
+    }
     if let Some(found) = &answer.node {
         node(&mut out, found, answer.now_ms);
     }
@@ -372,6 +375,7 @@ mod tests {
                 ..Rule::default()
             }],
             rules_left_out: 4,
+            silent_clusters: vec!["east".to_owned()],
             entries: vec![Entry {
                 id: "e1".to_owned(),
                 spiffe_id: "spiffe://example.org/a".to_owned(),
@@ -392,7 +396,7 @@ mod tests {
         );
         for part in [
             "Pod        : shop/a, uid u1\n             Running, service account sa\nLabels     : app=web\nNamespace  : none\n",
-            "Cluster    : demo, 7 pods, not current: pods: refused; last event about pods 3 s ago, last whole list never\n",
+            "Cluster    : demo, 7 pods, not current: pods: refused; last event about pods 3 s ago, last whole list never\nCluster    : east, which did not answer\n",
             "Agent      : none is attested as spiffe://example.org/n1\n",
             "Rule       : nearly      backend: label app is \"web\", wanted \"db\"\n             and 4 more rules\n",
             "Entry      : spiffe://example.org/a (stored)\n",

@@ -9,9 +9,20 @@ use regex::RegexSet;
 /// Namespaces that rules pass over unless the configuration says otherwise, as SPIRE's controller manager has it.
 pub const IGNORED_NAMESPACES: [&str; 3] = ["kube-system", "kube-public", "spire-system"];
 
-/// The agent ID that the node attestor `k8s_psat` gives.
-pub const PARENT_ID_TEMPLATE: &str =
-    "spiffe://{{ .TrustDomain }}/spire/agent/k8s_psat/{{ .ClusterName }}/{{ .NodeMeta.UID }}";
+/// The path of the agent ID that the node attestor `k8s_psat` gives, as SPIRE's: `own` is the UID of the node, or
+/// `pod/<UID>` of the pod where the cluster is configured so. An empty one gives what all agents of a cluster begin with.
+pub fn psat_agent_path(cluster: &str, own: &str) -> String {
+    format!("/spire/agent/k8s_psat/{cluster}/{own}")
+}
+
+/// That agent ID of a node as a template.
+fn psat_agent_template() -> String {
+    let path = psat_agent_path("{{ .ClusterName }}", "{{ .NodeMeta.UID }}");
+    format!("spiffe://{{{{ .TrustDomain }}}}{path}")
+}
+
+/// The CSI driver's name unless the configuration says otherwise, as everywhere in the field.
+const CSI_DRIVER: &str = "csi.spiffe.io";
 
 /// Longest name of a cluster, so that ids of entries stay within their length.
 const MAX_NAME: usize = 128;
@@ -33,6 +44,8 @@ pub struct KubernetesCluster {
     pub parent_id_template: String,
     /// For example `cluster.local`; empty when there is none.
     pub cluster_domain: String,
+    /// The CSI driver by which pods ask for an identity.
+    pub csi_driver: String,
 }
 
 /// Where the objects come from.
@@ -121,10 +134,13 @@ fn read_cluster(name: String, cluster: Section<'_>, warnings: &mut Vec<String>) 
         watch_classless: cluster.bool("watch_classless").unwrap_or_default(),
         parent_id_template: cluster
             .string("parent_id_template")
-            .unwrap_or_else(|| PARENT_ID_TEMPLATE.to_owned()),
+            .unwrap_or_else(psat_agent_template),
         cluster_domain: cluster
             .string("cluster_domain")
             .unwrap_or_else(|| "cluster.local".to_owned()),
+        csi_driver: cluster
+            .string("csi_driver")
+            .unwrap_or_else(|| CSI_DRIVER.to_owned()),
         name,
     };
     cluster.finish();
@@ -170,6 +186,11 @@ mod tests {
             (None, false)
         );
         assert_eq!(cluster.cluster_domain, "cluster.local");
+        assert_eq!(cluster.csi_driver, "csi.spiffe.io");
+        assert_eq!(
+            cluster.parent_id_template,
+            "spiffe://{{ .TrustDomain }}/spire/agent/k8s_psat/{{ .ClusterName }}/{{ .NodeMeta.UID }}"
+        );
         let expected = ClusterSource::Api {
             kube_config_file: None,
             manages_crds: true,
@@ -184,7 +205,7 @@ mod tests {
             r#"kubernetes { clusters {
                 "a" = {
                     kube_config_file = "/k" ignore_namespaces = ["^x$", "y-.*"] class_name = "c" watch_classless = true
-                    parent_id_template = "spiffe://{{ .TrustDomain }}/n" cluster_domain = "c.local" crds { manage = false }
+                    parent_id_template = "spiffe://{{ .TrustDomain }}/n" cluster_domain = "c.local" csi_driver = "x.y" crds { manage = false }
                 }
                 "files" = { static_manifest_path = "/m" }
             } }"#,
@@ -195,6 +216,7 @@ mod tests {
         };
         assert!(a.ignored_namespaces.is_match("my-y-1") && !a.ignored_namespaces.is_match("xx"));
         assert_eq!((a.class_name.as_deref(), a.watch_classless), (Some("c"), true));
+        assert_eq!(a.csi_driver, "x.y");
         assert_eq!(files.source, ClusterSource::Manifests("/m".into()));
         assert_eq!(config.warnings().len(), 1, "{:?}", config.warnings());
     }

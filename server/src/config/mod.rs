@@ -25,7 +25,7 @@ pub use bundle_publisher::{BundleFormat, ConfigMapPublisher};
 pub use federation::{BundleEndpoint, EndpointCertificate, FederationConfig};
 pub use finial_identity::settings::{ConfigError, HealthChecks};
 pub use k8s_psat::K8sPsatCluster;
-pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, PARENT_ID_TEMPLATE};
+pub use kubernetes::{ClusterSource, IGNORED_NAMESPACES, KubernetesCluster, psat_agent_path};
 
 /// Where the configuration stands unless `-config` says otherwise.
 pub const DEFAULT_CONFIG_PATH: &str = "conf/server/server.conf";

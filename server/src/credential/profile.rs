@@ -122,7 +122,7 @@ impl Subject {
 #[derive(Clone, Debug)]
 pub struct Basis<'a> {
     pub trust_domain: &'a TrustDomain,
-    /// The key to certify: the only thing that is taken from a request.
+    /// The key to certify. Nothing else is taken from a request, unless an administrator mints an SVID with it.
     pub public_key: &'a PublicKey,
     pub serial: Serial,
     pub validity: Validity,

@@ -34,7 +34,7 @@ impl Audit {
 
     /// A call that was admitted has ended.
     pub fn done(&self, row: &Row, call: &Call, outcome: &Outcome) {
-        if !self.everything && row.effect == Effect::Reads {
+        if !self.everything && row.effect == Effect::ReadsOrSigns {
             return;
         }
         let trail = call.trail();

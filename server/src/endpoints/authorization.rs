@@ -79,7 +79,7 @@ pub enum Bucket {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Reads, or signs (signatures are audited where they are made).
-    Reads,
+    ReadsOrSigns,
     /// Changes what the server stores or does.
     Changes,
 }
@@ -126,7 +126,7 @@ const fn limited(method: &'static str, allowed: Allowed, bucket: Bucket) -> Row 
         method,
         allowed,
         bucket,
-        effect: Effect::Reads,
+        effect: Effect::ReadsOrSigns,
     }
 }
 
@@ -172,7 +172,7 @@ const TABLE: &[Row] = &[
     reads("/spire.api.server.bundle.v1.Bundle/GetBundle", ANY),
     changes("/spire.api.server.bundle.v1.Bundle/AppendBundle", ADMIN),
     Row { effect: Effect::Changes, ..limited("/spire.api.server.bundle.v1.Bundle/PublishJWTAuthority", DOWNSTREAM, Bucket::KeyPublishing) },
-    limited("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", DOWNSTREAM, Bucket::KeyPublishing),
+    Row { effect: Effect::Changes, ..limited("/spire.api.server.bundle.v1.Bundle/PublishWITAuthority", DOWNSTREAM, Bucket::KeyPublishing) },
     reads("/spire.api.server.bundle.v1.Bundle/ListFederatedBundles", ADMIN),
     reads("/spire.api.server.bundle.v1.Bundle/GetFederatedBundle", ADMIN_OR_AGENT),
     changes("/spire.api.server.bundle.v1.Bundle/BatchCreateFederatedBundle", ADMIN),
@@ -291,5 +291,40 @@ mod tests {
                 "/spire.api.server.bundle.v1.Bundle/GetBundle"
             ]
         );
+    }
+
+    #[test]
+    fn calls_that_are_named_after_a_change_change_something_and_others_do_not() {
+        let changing = [
+            "Append",
+            "Activate",
+            "Attest",
+            "Ban",
+            "BatchCreate",
+            "BatchDelete",
+            "BatchSet",
+            "BatchUpdate",
+            "Create",
+            "Delete",
+            "Prepare",
+            "Publish",
+            "Refresh",
+            "Release",
+            "Renew",
+            "Reset",
+            "Revoke",
+            "Set",
+            "Taint",
+        ];
+        for row in TABLE {
+            let name = row.method.rsplit('/').next().unwrap();
+            let changes = changing.iter().any(|verb| name.starts_with(verb));
+            let expected = if changes {
+                Effect::Changes
+            } else {
+                Effect::ReadsOrSigns
+            };
+            assert_eq!(row.effect, expected, "{}", row.method);
+        }
     }
 }

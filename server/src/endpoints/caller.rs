@@ -4,7 +4,8 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
-use finial_identity::spiffe_id::SpiffeId;
+use finial_identity::peer::PeerPolicy;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use finial_identity::x509::Certificate;
 
 use super::authorization::Row;
@@ -82,6 +83,17 @@ impl Callers {
             Err(reason) => Err(Refusal::denied_agent(denial_text(row), reason)),
         }
     }
+}
+
+/// Whose certificates the TLS handshake takes: members of the own trust domain, and the admins of others, whose bundles
+/// are stored.
+pub fn client_policy(trust_domain: TrustDomain, admin_ids: Vec<SpiffeId>) -> PeerPolicy {
+    PeerPolicy::Custom(Arc::new(move |id| {
+        if id.is_member_of(&trust_domain) || admin_ids.contains(id) {
+            return Ok(());
+        }
+        Err(format!("{id} is neither a member of {trust_domain} nor an admin"))
+    }))
 }
 
 /// The refusal of a method that has no row.

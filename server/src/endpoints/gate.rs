@@ -22,12 +22,13 @@ use tower_service::Service;
 use tracing::{Instrument, Span};
 
 use super::audit::{Audit, Outcome};
-use super::authorization::{self, Bucket, Row};
+use super::authorization::{self, Bucket, Effect, Row};
 use super::caller::{Callers, denied_method};
 use super::calls;
 use super::connection::{Connection, HeldOpen};
 use super::limits::Limits;
 use super::strangers::{LimitedBody, max_request};
+use crate::api::Services;
 use crate::api::call::{Call, Peer, Tokens};
 use crate::api::status::Refusal;
 
@@ -40,6 +41,8 @@ pub struct Rules {
     pub limits: Arc<Limits>,
     /// Keeps what was done.
     pub audit: Audit,
+    /// Where what was written is taken in.
+    pub services: Arc<Services>,
 }
 
 /// The gate of one connection.
@@ -140,7 +143,17 @@ where
             request.extensions_mut().insert(call.clone());
             let limit = max_request(gate.connection.peer(), row.method);
             let request = request.map(|body| LimitedBody::new(body, limit));
-            let answer = gate.routes.call(request).instrument(span.clone());
+            let services = Arc::clone(&gate.rules.services);
+            let answer = async {
+                let answer = gate.routes.call(request).await;
+                // A change is in force when its caller is told of it; one that was refused may have been made in part. An
+                // attestation answers before it writes, and whoever it is about is looked for in the store.
+                if row.effect == Effect::Changes && row.method != ATTEST {
+                    services.take_in_writes().await;
+                }
+                answer
+            };
+            let answer = answer.instrument(span.clone());
             let response = match deadline {
                 None => answer.await,
                 Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {

@@ -163,6 +163,7 @@ impl Client {
             authority: url.uri().authority().map_or("", http::uri::Authority::as_str),
             target: url.path_and_query(),
             user_agent: USER_AGENT,
+            authorization: None,
             max_body: MAX_FOREIGN_DOCUMENT_BYTES,
         };
         Ok(get.send(stream).await?)

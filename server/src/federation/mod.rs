@@ -200,10 +200,10 @@ impl Federation {
         Some(refresher.refresh().await)
     }
 
-    /// What objects declare with a trust domain, whether or not it counts.
+    /// What objects declare with a trust domain, whether or not it counts; of several objects the older one.
     pub fn declared(&self, trust_domain: &TrustDomain) -> Option<Declared> {
         let declared = self.parts.declared.borrow();
-        let mut all = declared.values().flatten();
+        let mut all = sources::in_order(&declared).into_iter();
         all.find(|declared| declared.relationship.trust_domain == *trust_domain)
             .cloned()
     }
@@ -212,7 +212,7 @@ impl Federation {
     pub fn all_declared(&self) -> BTreeMap<TrustDomain, Declared> {
         let declared = self.parts.declared.borrow();
         let mut all = BTreeMap::new();
-        for declared in declared.values().flatten() {
+        for declared in sources::in_order(&declared) {
             all.entry(declared.relationship.trust_domain.clone())
                 .or_insert_with(|| declared.clone());
         }

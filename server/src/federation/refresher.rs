@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use finial_identity::bundle::{Bundle, KeyUse, Skipped};
 use finial_identity::federation::{EndpointProfile, RefreshState, RefreshStates};
+use finial_identity::metrics::interned;
 use finial_identity::spiffe_id::TrustDomain;
 use thiserror::Error;
 use tokio::sync::{Mutex, watch};
@@ -22,6 +23,8 @@ use crate::telemetry::metrics;
 /// A bundle that changes more often than this is stored no more often: each change goes to every workload that follows
 /// the trust domain. A refresh on request is not delayed by it.
 const CHANGES_EVERY: Duration = Duration::from_secs(60);
+/// Tells foreign trust domains apart in metrics.
+const TRUST_DOMAIN: &str = "trust_domain_id";
 
 /// Why a bundle was not refreshed. The stored one stays as it was.
 #[derive(Debug, Error)]
@@ -179,7 +182,10 @@ impl Refresher {
             due.is_wish = false;
             false
         });
-        let timer = metrics().start("bundle_manager_fetch_federated_bundle");
+        let trust_domain = interned(self.managed.relationship.trust_domain.as_str());
+        let timer = metrics()
+            .start("bundle_manager_fetch_federated_bundle")
+            .labelled(TRUST_DOMAIN, trust_domain);
         let fetch = self.fetch(course, is_wish);
         let outcome = timer.around(fetch, RefreshError::code).await;
         course.failures = match &outcome {
@@ -338,7 +344,8 @@ impl Refresher {
                     let retry_in = time.as_secs();
                     tracing::debug!(trust_domain, bundle_endpoint_url = %url, retry_in, "bundle changes often, this one is not stored yet");
                 } else if fetched.change == Change::Stored {
-                    metrics().count("bundle_manager_update_federated_bundle", &[], 1);
+                    let label = (TRUST_DOMAIN, interned(trust_domain));
+                    metrics().count("bundle_manager_update_federated_bundle", &[label], 1);
                     let sequence_number = fetched.bundle.sequence_number;
                     tracing::info!(trust_domain, bundle_endpoint_url = %url, sequence_number, "bundle refreshed");
                 } else if known.is_some() {
@@ -451,6 +458,18 @@ mod tests {
         assert_eq!(held(&refresher).await, 1);
         let refused = refresher.refresh().await;
         assert!(matches!(refused, Err(RefreshError::Ended(_))));
+    }
+
+    #[tokio::test]
+    async fn a_fetch_is_counted_for_its_trust_domain() {
+        use finial_identity::metrics::{Exposition, Polled};
+        let refresher = refresher("https://127.0.0.1:1/").await;
+        let refused = refresher.refresh_once(&mut Course::default(), true).await;
+        assert!(refused.is_err());
+        let shown = Exposition::default().render(metrics(), Polled::default());
+        let counted =
+            "bundle_manager_fetch_federated_bundle{status=\"Unavailable\",trust_domain_id=\"a.test\"}";
+        assert!(shown.contains(counted), "{shown}");
     }
 
     #[tokio::test]

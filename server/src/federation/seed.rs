@@ -81,6 +81,7 @@ mod tests {
             relationship: web("a.test", "https://a.test"),
             bundle: bundle.map(Arc::new),
             origin: "object".into(),
+            created_at: 0,
         }
     }
 

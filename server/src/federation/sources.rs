@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use finial_identity::federation::{DeclaredSets, Origin, Relationship};
+use finial_identity::federation::{Declared, DeclaredSets, Origin, Relationship};
 use finial_identity::spiffe_id::TrustDomain;
 
 /// A relationship that counts, and who declares it.
@@ -27,7 +27,7 @@ pub fn merge(
         .cloned()
         .map(|relationship| (relationship, Origin::Configuration));
     let stored = stored.into_iter().map(|relationship| (relationship, Origin::Api));
-    let declared = declared.values().flatten().map(|declared| {
+    let declared = in_order(declared).into_iter().map(|declared| {
         let origin = Origin::Object(Arc::clone(&declared.origin));
         (declared.relationship.clone(), origin)
     });
@@ -40,10 +40,17 @@ pub fn merge(
     managed
 }
 
+/// What objects declare, such that of one trust domain the first counts: the older object, as within a cluster, and of
+/// equally old ones that of the cluster whose name comes first.
+pub fn in_order(declared: &DeclaredSets) -> Vec<&Declared> {
+    let mut declared: Vec<_> = declared.values().flatten().collect();
+    // Stable: those of the same age stay in the order of their clusters.
+    declared.sort_by_key(|declared| declared.created_at);
+    declared
+}
+
 #[cfg(test)]
 mod tests {
-    use finial_identity::federation::Declared;
-
     use super::super::testing::web;
     use super::*;
 
@@ -53,6 +60,7 @@ mod tests {
             relationship: web(name, url),
             bundle: None,
             origin: format!("object {name}").into(),
+            created_at: 7,
         };
         let declared: DeclaredSets = [
             (
@@ -87,5 +95,24 @@ mod tests {
             ),
         ];
         assert_eq!(merged, expected);
+    }
+
+    #[test]
+    fn of_the_objects_of_several_clusters_the_older_counts_whichever_cluster_has_it() {
+        let object = |cluster: &str, created_at: i64| {
+            let declared = Declared {
+                relationship: web("a.test", &format!("https://a.test/{cluster}")),
+                bundle: None,
+                origin: cluster.into(),
+                created_at,
+            };
+            (cluster.into(), vec![declared])
+        };
+        for (of_one, of_two, winner) in [(5, 6, "one"), (6, 5, "two"), (5, 5, "one")] {
+            let declared: DeclaredSets = [object("one", of_one), object("two", of_two)].into();
+            let merged = merge(&[], Vec::new(), &declared);
+            let origins: Vec<Origin> = merged.into_values().map(|managed| managed.origin).collect();
+            assert_eq!(origins, [Origin::Object(winner.into())], "{of_one} {of_two}");
+        }
     }
 }

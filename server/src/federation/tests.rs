@@ -315,6 +315,7 @@ async fn what_objects_declare_counts_where_nobody_else_does_and_begins_with_thei
         relationship: spiffe(&endpoint.url("/object"), "spiffe://a.test/spire/server"),
         bundle: Some(Arc::new(authority.bundle(1))),
         origin: "ClusterFederatedTrustDomain a of cluster demo".into(),
+        created_at: 0,
     };
     world
         .declared

@@ -13,13 +13,16 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::Declarations;
-use super::derive::{Derivation, Deriver, Explained, Fact, NamespacedName, Pass, Settings};
+use super::derive::{
+    Derivation, Deriver, Explained, Fact, NamespacedName, Objects, Pass, RuleStatus, Settings, StaticStatus,
+};
 use super::federations::Federations;
 use super::objects::Node;
 use super::orphans::Orphans;
-use super::outbox::Outbox;
+use super::outbox::{Before, Outbox};
 use super::times::Times;
 use super::watch::{Kind, News, Watches};
+use crate::config::psat_agent_path;
 use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
 
@@ -74,11 +77,13 @@ impl Cluster {
         }
     }
 
-    /// Processes changes until `stop`. Nothing is published before all kinds were listed once.
+    /// Processes changes until `stop`. Nothing is published before all kinds were listed once. `evictions` takes agents
+    /// whose nodes are gone, when it has room.
     pub(super) async fn run(
         mut self,
         mut watches: Watches,
         outbox: Arc<Outbox>,
+        evictions: mpsc::Sender<SpiffeId>,
         stop: Stop,
     ) -> Result<(), Infallible> {
         let mut revisions = self.registry.revisions();
@@ -120,10 +125,18 @@ impl Cluster {
                     self.answer(question);
                     continue;
                 }
-                _ = compare.tick() => self.compare(),
+                Ok(place) = evictions.reserve(), if self.orphans.are_due() => {
+                    if let Some(agent) = self.orphans.take() {
+                        place.send(agent);
+                    }
+                    continue;
+                }
+                _ = compare.tick() => {
+                    self.compare();
+                    self.repeat(&outbox);
+                }
             }
             self.pass(Some(&outbox));
-            self.evict_orphans().await;
         }
     }
 
@@ -133,12 +146,17 @@ impl Cluster {
         objects.into_iter().for_each(|object| self.take(object));
         let mut revisions = self.registry.revisions();
         let mut contests = self.registry.contests();
+        let mut refreshes = self.declarations.states.clone();
         loop {
             self.pass(None);
             let changed = tokio::select! {
                 () = stop.stopped() => return Ok(()),
                 changed = revisions.changed() => changed,
                 changed = contests.changed() => changed,
+                Ok(()) = refreshes.changed() => {
+                    self.federations.refreshed();
+                    continue;
+                }
                 Some(question) = self.questions.recv() => {
                     self.answer(question);
                     continue;
@@ -247,17 +265,41 @@ impl Cluster {
         if let Some(outbox) = outbox {
             let objects = self.deriver.objects();
             for (name, status) in pass.rules {
-                let before = objects.rule(&name).and_then(|rule| rule.status.clone());
+                let before = rule_before(objects, &name);
                 outbox.put_rule(name, status, before);
             }
             for (name, status) in pass.statics {
-                let before = objects.fixed(&name).and_then(|object| object.status.clone());
+                let before = static_before(objects, &name);
                 outbox.put_static(name, status, before);
             }
             for problem in pass.problems {
-                outbox.put_problem(problem);
+                outbox.put_problem(problem, self.clock.now());
             }
         }
+    }
+
+    /// Writes everything again: others may have overwritten a status, and there may have been too many Events.
+    fn repeat(&self, outbox: &Outbox) {
+        if !self.source.is_settled {
+            return;
+        }
+        let objects = self.deriver.objects();
+        let Derivation {
+            rules,
+            statics,
+            problems,
+            ..
+        } = self.deriver.derivation();
+        let rules = rules.into_iter().map(|(name, status)| {
+            let before = rule_before(objects, &name);
+            (name, status, before)
+        });
+        let statics = statics.into_iter().map(|(name, status)| {
+            let before = static_before(objects, &name);
+            (name, status, before)
+        });
+        outbox.put_all(rules.collect(), statics.collect(), self.federations.statuses());
+        outbox.offer_problems(problems.into_values().collect(), self.clock.now());
     }
 
     /// Publishes which relationships are declared, and the state of each.
@@ -288,23 +330,8 @@ impl Cluster {
         if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
             return None;
         }
-        let path = format!("/spire/agent/k8s_psat/{}/{before}", self.name());
+        let path = psat_agent_path(self.name(), before);
         SpiffeId::new(self.registry.trust_domain(), &path).ok()
-    }
-
-    /// An agent that may attest again does so at once, as the agent of the node that its pod is on now.
-    async fn evict_orphans(&mut self) {
-        for agent_id in self.orphans.take() {
-            match self.registry.evict(&agent_id).await {
-                Ok(true) => {
-                    tracing::info!(cluster = self.name(), %agent_id, "agent of a node that is gone was evicted");
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(cluster = self.name(), %agent_id, %error, "failed to evict the agent of a node that is gone");
-                }
-            }
-        }
     }
 
     /// Looks for agents whose nodes were deleted while there was no watch, or that could not be evicted.
@@ -315,11 +342,8 @@ impl Cluster {
             .nodes()
             .filter_map(|node| node.metadata.uid.as_deref())
             .collect();
-        let prefix = format!(
-            "spiffe://{}/spire/agent/k8s_psat/{}/",
-            self.registry.trust_domain(),
-            self.name()
-        );
+        let path = psat_agent_path(self.name(), "");
+        let prefix = format!("spiffe://{}{path}", self.registry.trust_domain());
         let agents = self.registry.agents_beginning(&prefix).into_iter();
         let without_node = agents.filter(|agent| {
             let uid = agent.as_str().strip_prefix(prefix.as_str());
@@ -401,6 +425,26 @@ impl Cluster {
     }
 }
 
+fn rule_before(objects: &Objects, name: &str) -> Before<RuleStatus> {
+    let object = objects.rule(name);
+    Before {
+        uid: object
+            .and_then(|object| object.metadata.uid.clone())
+            .unwrap_or_default(),
+        status: object.and_then(|object| object.status.clone()),
+    }
+}
+
+fn static_before(objects: &Objects, name: &str) -> Before<StaticStatus> {
+    let object = objects.fixed(name);
+    Before {
+        uid: object
+            .and_then(|object| object.metadata.uid.clone())
+            .unwrap_or_default(),
+        status: object.and_then(|object| object.status.clone()),
+    }
+}
+
 async fn wait(until: Option<Instant>) {
     match until {
         Some(until) => tokio::time::sleep_until(until).await,
@@ -413,6 +457,7 @@ mod tests {
     use serde_json::json;
 
     use super::super::derive::tests::{namespace, node, pod, rule, settings};
+    use super::super::orphans;
     use super::*;
     use crate::store::testing::{agent, domain};
     use crate::store::{SqliteStore, Store};
@@ -558,7 +603,10 @@ mod tests {
         let (_news_of_b, of_b) = mpsc::channel(64);
         let (a, b) = (declaring("a", &registry, 5), declaring("b", &registry, 5));
         let stop = tasks.stop_signal();
-        tasks.spawn("b", b.run(of_b, Arc::default(), stop.clone()));
+        tasks.spawn(
+            "b",
+            b.run(of_b, Arc::default(), orphans::channel().0, stop.clone()),
+        );
         _news_of_b.send(News::Heard(Kind::Pods)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         let only = || {
@@ -567,7 +615,7 @@ mod tests {
             entries[0].entry.id.clone()
         };
         assert!(only().starts_with("k8s.b."));
-        tasks.spawn("a", a.run(of_a, Arc::default(), stop));
+        tasks.spawn("a", a.run(of_a, Arc::default(), orphans::channel().0, stop));
         news_of_a.send(News::Heard(Kind::Pods)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(only().starts_with("k8s.a."));
@@ -583,7 +631,7 @@ mod tests {
         let mut tasks = finial_identity::process::TaskSet::new();
         tasks.spawn(
             "cluster",
-            cluster.run(watches, Arc::default(), tasks.stop_signal()),
+            cluster.run(watches, Arc::default(), orphans::channel().0, tasks.stop_signal()),
         );
         for item in facts().into_iter().chain(Kind::ALL.map(News::Synced)) {
             news.send(item).await.unwrap();
@@ -603,6 +651,47 @@ mod tests {
         news.send(News::Fact(gone)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(registry.entry_count(), 0);
+    }
+
+    /// As the tasks beside it do.
+    async fn evict_orphans(cluster: &mut Cluster) {
+        let (evictions, agents) = orphans::channel();
+        while let Some(agent) = cluster.orphans.take() {
+            evictions.send(agent).await.unwrap();
+        }
+        drop(evictions);
+        let stop = finial_identity::process::TaskSet::new().stop_signal();
+        let evicted = orphans::evict(agents, Arc::clone(&cluster.registry), "demo".to_owned(), stop);
+        evicted.await.unwrap();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn entries_are_derived_while_agents_without_nodes_wait_for_their_eviction() {
+        let (cluster, registry) = cluster().await;
+        let (news, watches) = mpsc::channel(64);
+        // As when the store takes long: one is under way, and nobody takes the next.
+        let (evictions, mut agents) = mpsc::channel(1);
+        let mut tasks = finial_identity::process::TaskSet::new();
+        let stop = tasks.stop_signal();
+        tasks.spawn("cluster", cluster.run(watches, Arc::default(), evictions, stop));
+        for (name, uid) in [("n2", "u2"), ("n3", "u3"), ("n4", "u4")] {
+            news.send(News::Fact(node(name, uid))).await.unwrap();
+            news.send(News::Fact(Fact::Node(name.into(), None)))
+                .await
+                .unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        for item in facts().into_iter().chain(Kind::ALL.map(News::Synced)) {
+            news.send(item).await.unwrap();
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(registry.entry_count(), 1);
+        let mut left = Vec::new();
+        for _agent in 0..3 {
+            left.push(agents.recv().await.unwrap().to_string());
+        }
+        let of = |uid: &str| format!("spiffe://example.test/spire/agent/k8s_psat/demo/{uid}");
+        assert_eq!(left, ["u2", "u3", "u4"].map(of));
     }
 
     #[tokio::test]
@@ -625,7 +714,7 @@ mod tests {
         ] {
             cluster.take(News::Fact(fact));
         }
-        cluster.evict_orphans().await;
+        evict_orphans(&mut cluster).await;
         let mut left = Vec::new();
         for uid in ["u1", "u2", "u3", "u4"] {
             let found = registry.agent(&agent(uid).id).await.unwrap();
@@ -647,10 +736,10 @@ mod tests {
         cluster.take(News::Fact(node("n1", "here")));
         cluster.synced.extend(Kind::ALL);
         cluster.pass(None);
-        cluster.evict_orphans().await;
+        evict_orphans(&mut cluster).await;
         assert_eq!(registry.agent_count(), 3, "the node may have come just now");
         cluster.compare();
-        cluster.evict_orphans().await;
+        evict_orphans(&mut cluster).await;
         let left = registry.agents_beginning("spiffe://example.test/spire/agent/k8s_psat/demo/");
         assert_eq!(left.len(), 1);
         assert!(left[0].as_str().ends_with("/here"));

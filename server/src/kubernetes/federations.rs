@@ -1,5 +1,6 @@
-//! `ClusterFederatedTrustDomain`: which relationships are declared, and the state of each. The older object is used;
-//! the configuration and relationships of operators take precedence over objects.
+//! `ClusterFederatedTrustDomain`: which relationships are declared, and the state of each. The older object is used,
+//! here within a cluster and in `federation::sources` between clusters; the configuration and relationships of operators
+//! take precedence over objects.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,7 +11,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::admission;
 use super::derive::Settings;
-use super::resources::{ClusterFederatedTrustDomain, ClusterFederatedTrustDomainStatus};
+use super::outbox::{Before, Said};
+use super::resources::ClusterFederatedTrustDomain;
 
 /// A status in which only the time of the fetch is new is written after this time, so that statuses are not written with each.
 const TELL_FETCHES_EVERY: Duration = Duration::minutes(5);
@@ -24,20 +26,13 @@ pub(super) struct FederationStatus {
     pub(super) generation: Option<i64>,
 }
 
-/// An object's name, its new status, and the status that it has.
-pub(super) type Told = (
-    Arc<str>,
-    FederationStatus,
-    Option<ClusterFederatedTrustDomainStatus>,
-);
-
 /// What is new.
 #[derive(Debug, Default)]
 pub(super) struct FederationPass {
     /// All relationships that are declared, if they are others than before.
     pub(super) declared: Option<Vec<Declared>>,
     /// The statuses that changed.
-    pub(super) told: Vec<Told>,
+    pub(super) told: Vec<Said<FederationStatus>>,
 }
 
 /// The declared relationships of a cluster.
@@ -111,20 +106,34 @@ impl Federations {
             if self.told.get(&name).is_some_and(|told| !is_news(told, &status)) {
                 continue;
             }
-            let before = self.objects.get(&name).and_then(|object| object.status.clone());
             self.told.insert(name.clone(), status.clone());
+            let before = self.before(&name);
             pass.told.push((name, status, before));
         }
         pass
     }
 
+    /// All statuses as of the last pass.
+    pub(super) fn statuses(&self) -> Vec<Said<FederationStatus>> {
+        let told = self.told.iter();
+        told.map(|(name, status)| (name.clone(), status.clone(), self.before(name)))
+            .collect()
+    }
+
+    fn before(&self, name: &str) -> Before<FederationStatus> {
+        let object = self.objects.get(name);
+        Before {
+            uid: object
+                .and_then(|object| object.metadata.uid.clone())
+                .unwrap_or_default(),
+            status: object.and_then(|object| object.status.clone()),
+        }
+    }
+
     fn judge_all(&self) -> BTreeMap<Arc<str>, Judged> {
         let mut in_order: Vec<_> = self.objects.iter().collect();
-        in_order.sort_by_key(|(name, object)| {
-            let meta = &object.metadata;
-            let created_at = meta.creation_timestamp.as_ref().map(|time| time.0.as_second());
-            (created_at, meta.uid.clone(), (*name).clone())
-        });
+        in_order
+            .sort_by_key(|(name, object)| (created_at(object), object.metadata.uid.clone(), (*name).clone()));
         let mut winners: BTreeMap<TrustDomain, Arc<str>> = BTreeMap::new();
         let judged = in_order.into_iter().map(|(name, object)| {
             let judged = self.judge(name, object, &mut winners);
@@ -159,8 +168,15 @@ impl Federations {
             relationship: federation.relationship,
             bundle: federation.bundle.map(Arc::new),
             origin: format!("ClusterFederatedTrustDomain {name} of cluster {cluster}").into(),
+            created_at: created_at(object).unwrap_or_default(),
         })
     }
+}
+
+/// In Unix seconds; an object from a file has none.
+fn created_at(object: &ClusterFederatedTrustDomain) -> Option<i64> {
+    let created_at = object.metadata.creation_timestamp.as_ref()?;
+    Some(created_at.0.as_second())
 }
 
 impl FederationStatus {

@@ -11,6 +11,7 @@ mod definitions;
 pub mod derive;
 mod federations;
 pub mod label_filter;
+mod limits;
 mod manifests;
 pub mod objects;
 mod orphans;
@@ -20,21 +21,26 @@ pub mod resources;
 pub mod template;
 mod times;
 pub mod watch;
+#[cfg(test)]
+mod whole_tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use finial_identity::federation::{DeclaredSets, RefreshStates};
 use finial_identity::process::{Clock, TaskSet};
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
 use tokio::sync::watch as channel;
+use tower::layer::layer_fn;
 
 use crate::config::{ClusterSource, ConfigMapPublisher, KubernetesCluster};
 use crate::registry::{Registry, SourceState};
 use cluster::Cluster;
 use derive::Settings;
+use limits::Limited;
 use outbox::Outbox;
 use template::{Scope, Template, TemplateError};
 
@@ -144,7 +150,17 @@ pub async fn start(
                     "kubernetes statuses",
                     Arc::clone(&outbox).run(client, clock.clone(), stop.clone()),
                 );
-                tasks.spawn("kubernetes", cluster.run(watches, outbox, stop));
+                let (evictions, agents) = orphans::channel();
+                tasks.spawn(
+                    "kubernetes evictions",
+                    orphans::evict(
+                        agents,
+                        Arc::clone(registry),
+                        configured.name.clone(),
+                        stop.clone(),
+                    ),
+                );
+                tasks.spawn("kubernetes", cluster.run(watches, outbox, evictions, stop));
             }
             ClusterSource::Manifests(path) => {
                 let objects = manifests(&configured.name, path)?;
@@ -183,6 +199,7 @@ fn settings(configured: &KubernetesCluster, registry: &Registry) -> Result<Setti
         class_name: configured.class_name.clone(),
         watches_classless: configured.watch_classless,
         parent_id: Arc::new(parent_id),
+        csi_driver: configured.csi_driver.clone(),
     })
 }
 
@@ -226,7 +243,7 @@ pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result
         cluster: cluster.to_owned(),
         text,
     };
-    let config = match kube_config_file {
+    let mut config = match kube_config_file {
         Some(path) => {
             let read = Kubeconfig::read_from(path).map_err(|error| {
                 failed(match error {
@@ -242,7 +259,12 @@ pub async fn client(cluster: &str, kube_config_file: Option<&PathBuf>) -> Result
         None => Config::incluster().map_err(|error| failed(error.to_string()))?,
     };
     check_trust(&config).map_err(|text| failed(text.to_owned()))?;
-    Client::try_from(config).map_err(|error| failed(error.to_string()))
+    // Whoever asks tries again, and says meanwhile what is wrong; the client alone would do so for minutes and say nothing.
+    config.default_retry = false;
+    config.read_timeout = Some(limits::SILENCE);
+    config.reset_reader_on_write = true;
+    let builder = ClientBuilder::try_from(config).map_err(|error| failed(error.to_string()))?;
+    Ok(builder.with_layer(&layer_fn(Limited)).build())
 }
 
 /// An API server is verified against the cluster's own authority, never by whom the web trusts, and never not at all:

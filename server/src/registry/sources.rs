@@ -4,7 +4,7 @@
 //! be told that its workloads lost their identities; it is asked to come again instead.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use finial_identity::entry::Entry;
 use finial_identity::spiffe_id::SpiffeId;
@@ -44,7 +44,7 @@ pub struct SourceState {
 #[derive(Debug, Default)]
 pub(super) struct Sources {
     states: RwLock<BTreeMap<Arc<str>, SourceState>>,
-    /// Ids of derived entries that an equal one of another source gave way to.
+    /// Ids of derived entries that an equal one of another source gave way to. Locked only while the core is.
     preferred: Mutex<HashSet<String>>,
     contests: watch::Sender<u64>,
 }
@@ -58,26 +58,14 @@ impl Registry {
         let is_contested = {
             let mut core = self.write();
             core.apply_derived(upserts, removals);
-            upserts
+            let has_rival = upserts
                 .iter()
-                .any(|Derived { entry, .. }| core.rival(entry, |_any| true).is_some())
+                .any(|Derived { entry, .. }| core.rival(entry, |_any| true).is_some());
+            let changed = upserts.iter().map(|derived| &derived.entry.id).chain(removals);
+            self.sources.forget(&core, changed) || has_rival
         };
         self.note_gone(removals);
-        let changed = upserts.iter().map(|derived| &derived.entry.id).chain(removals);
-        let mut preferred = self
-            .sources
-            .preferred
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let before = preferred.len();
-        if before > 0 {
-            changed.for_each(|id| {
-                preferred.remove(id);
-            });
-        }
-        let gave_way = preferred.len() < before;
-        drop(preferred);
-        if is_contested || gave_way {
+        if is_contested {
             self.sources.contests.send_modify(|count| *count += 1);
         }
     }
@@ -95,13 +83,7 @@ impl Registry {
         let Some(preferred) = core.rival(entry, |rival| place(rival) < own) else {
             return false;
         };
-        drop(core);
-        let mut known = self
-            .sources
-            .preferred
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        known.insert(preferred.id.clone());
+        self.sources.prefer(&core, &preferred.id);
         true
     }
 
@@ -158,6 +140,30 @@ impl Registry {
             Some((name, _)) => Err(RegistryError::Unsettled(name.clone())),
             None => Ok(()),
         }
+    }
+}
+
+impl Sources {
+    /// Notes that an entry of these gave way to the one with this id. Whoever changes that one next hears of it, because
+    /// the core is held from the look at it until this is noted.
+    fn prefer(&self, _held: &Core, id: &str) {
+        self.preferred().insert(id.to_owned());
+    }
+
+    /// Forgets what gave way to these, which were changed just now. Says whether anything had.
+    fn forget<'a>(&self, _held: &Core, changed: impl Iterator<Item = &'a String>) -> bool {
+        let mut preferred = self.preferred();
+        let before = preferred.len();
+        if before > 0 {
+            changed.for_each(|id| {
+                preferred.remove(id);
+            });
+        }
+        preferred.len() < before
+    }
+
+    fn preferred(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.preferred.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -237,6 +243,31 @@ mod tests {
         registry.apply_derived(&[], std::slice::from_ref(&a.entry.id));
         assert!(contests.has_changed().unwrap(), "it may come back");
         assert!(!registry.gives_way(&b.entry));
+    }
+
+    /// What gave way and is not noted yet would never hear that the other went.
+    #[tokio::test]
+    async fn an_entry_to_which_another_gives_way_cannot_go_before_that_is_noted() {
+        let registry = registry().await;
+        let contests = registry.contests();
+        let (a, b) = (derived("a", 1, 5), derived("b", 1, 5));
+        registry.apply_derived(std::slice::from_ref(&a), &[]);
+        let noting = registry.sources.preferred();
+        let asking = std::thread::spawn({
+            let registry = Arc::clone(&registry);
+            move || registry.gives_way(&b.entry)
+        });
+        // Far longer than a look takes, so whoever holds it waits to note what it saw.
+        let is_held = || (0..200_000).all(|_look| registry.core.try_write().is_err());
+        let begun = Instant::now();
+        while !is_held() {
+            assert!(begun.elapsed() < Duration::from_secs(20), "it is let go before");
+            std::thread::yield_now();
+        }
+        drop(noting);
+        assert!(asking.join().unwrap());
+        registry.apply_derived(&[], std::slice::from_ref(&a.entry.id));
+        assert!(contests.has_changed().unwrap(), "it may come back");
     }
 
     /// All pods of a cluster under one SPIFFE ID and one parent: what is looked for must not be among all of them.

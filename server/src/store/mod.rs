@@ -12,6 +12,7 @@ mod codec;
 pub(crate) mod contract;
 mod error;
 mod metered;
+pub mod prune;
 mod records;
 mod schema;
 pub mod sqlite;

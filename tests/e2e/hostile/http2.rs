@@ -276,7 +276,7 @@ fn receive(client: &mut UnixStream) -> Result<(u8, u8, u32, Vec<u8>), ErrorKind>
 }
 
 /// Bytes of memory that a process occupies.
-fn resident(pid: u32) -> usize {
+pub(super) fn resident(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("the agent's status");
     let line = status
         .lines()

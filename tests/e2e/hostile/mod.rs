@@ -6,6 +6,7 @@ mod greedy;
 mod http2;
 mod pid_reuse;
 mod state_files;
+mod unfinished;
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;

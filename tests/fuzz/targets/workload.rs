@@ -1,7 +1,8 @@
 //! Entry points of the fuzzer into the agent's workload attestors that read what others wrote.
 
-use finial_agent::config::{CgroupPatterns, PodRecord};
+use finial_agent::config::CgroupPatterns;
 use finial_agent::csi::mountinfo;
+use finial_agent::socket_tree::PodRecord;
 use finial_agent::workload::container::{
     ContainerRef, SeenIn, by_rule, in_cgroups, in_mounts, names_several, parse_cgroup_mounts, parse_cgroups,
 };

@@ -15,7 +15,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::path::Resource;
-use super::state::{State, Watched};
+use super::state::{Continue, State, Watched};
 
 const MAX_BODY: usize = 16 * 1024 * 1024;
 
@@ -49,6 +49,9 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
         return failure(StatusCode::PAYLOAD_TOO_LARGE, "request is too large");
     };
+    if state.hangs() {
+        return std::future::pending().await;
+    }
     if state.is_out() {
         return failure(StatusCode::SERVICE_UNAVAILABLE, "out of order");
     }
@@ -62,15 +65,7 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
         .is_some_and(|watch| watch == "true" || watch == "1");
     match parts.method {
         Method::GET if is_watch => watch(state, resource, &query),
-        Method::GET if resource.name.is_empty() => {
-            let (items, version) = state.shown(&resource.plural, &resource.namespace);
-            let text = format!(
-                r#"{{"kind":"List","apiVersion":{:?},"metadata":{{"resourceVersion":"{version}"}},"items":[{}]}}"#,
-                resource.api_version,
-                items.join(",")
-            );
-            answer_text(StatusCode::OK, text)
-        }
+        Method::GET if resource.name.is_empty() => list(&state, &resource, &query),
         Method::GET => found(state.get(&resource.plural, &resource.namespace, &resource.name)),
         Method::POST => create(&state, &resource, &body),
         Method::PATCH => patch(&state, &resource, &body, query.contains_key("force")),
@@ -81,6 +76,28 @@ async fn answer(state: Arc<State>, request: Request) -> Response {
         Method::DELETE => found(state.delete(&resource.plural, &resource.namespace, &resource.name)),
         _ => failure(StatusCode::METHOD_NOT_ALLOWED, "method is not allowed"),
     }
+}
+
+/// A page of a list, or all of it.
+fn list(state: &State, resource: &Resource, query: &BTreeMap<String, String>) -> Response {
+    let limit = query.get("limit").and_then(|limit| limit.parse().ok());
+    let from = query.get("continue").map(|token| Continue::parse(token));
+    if from == Some(None) {
+        return failure(StatusCode::BAD_REQUEST, "continue token is not valid");
+    }
+    let limit = limit.filter(|limit| *limit > 0).unwrap_or(usize::MAX);
+    let from = from.flatten();
+    let Some(page) = state.shown(&resource.plural, &resource.namespace, limit, from.as_ref()) else {
+        return failure(StatusCode::GONE, "continue token is too old");
+    };
+    let next = page.next.map(|next| next.token()).unwrap_or_default();
+    let text = format!(
+        r#"{{"kind":"List","apiVersion":{:?},"metadata":{{"resourceVersion":"{}","continue":{next:?}}},"items":[{}]}}"#,
+        resource.api_version,
+        page.version,
+        page.items.join(",")
+    );
+    answer_text(StatusCode::OK, text)
 }
 
 fn watch(state: Arc<State>, resource: Resource, query: &BTreeMap<String, String>) -> Response {

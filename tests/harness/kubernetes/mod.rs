@@ -1,8 +1,8 @@
 //! An API server of Kubernetes for tests, in this process: list, watch, get, create, patch, status and apply of any
 //! kind, over plain HTTP, with a kubeconfig to reach it. It checks nothing and has no controllers.
 //!
-//! `FakeCluster::put` and `delete` are what a user does; `outage`, `break_watches` and `forget_history` are failures of
-//! an API server; `on_create` answers what other programs create, like a TokenReview.
+//! `FakeCluster::put` and `delete` are what a user does; `outage`, `hang`, `break_watches` and `forget_history` are
+//! failures of an API server; `on_create` answers what other programs create, like a TokenReview.
 
 mod http;
 mod kubelet;
@@ -96,6 +96,17 @@ impl FakeCluster {
     /// Lets every request fail, and ends every watch, or ends that.
     pub fn outage(&self, is_out: bool) {
         self.state.outage(is_out);
+    }
+
+    /// Takes every request from now on and never answers it, or ends that; what was taken meanwhile stays without an
+    /// answer. Open watches stay open.
+    pub fn hang(&self, is_hanging: bool) {
+        self.state.hang(is_hanging);
+    }
+
+    /// How many requests were taken without an answer so far.
+    pub fn hung(&self) -> u64 {
+        self.state.hung()
     }
 
     /// Ends every open watch.

@@ -38,6 +38,9 @@ struct Inner {
     /// Grows when open watches must end.
     generation: u64,
     is_out: bool,
+    is_hanging: bool,
+    /// How many requests were taken and will never be answered.
+    hung: u64,
     hidden: BTreeSet<String>,
     answers: BTreeMap<String, Answer>,
 }
@@ -48,6 +51,39 @@ struct Change {
     plural: String,
     namespace: String,
     event: Value,
+}
+
+/// One page of a list.
+pub(super) struct Page {
+    pub(super) items: Vec<Arc<str>>,
+    /// Of the whole list.
+    pub(super) version: u64,
+    /// Where the next page begins; none after the last one.
+    pub(super) next: Option<Continue>,
+}
+
+/// The place in a list after a page, which clients hand back as they got it.
+#[derive(Debug, PartialEq)]
+pub(super) struct Continue {
+    version: u64,
+    namespace: String,
+    name: String,
+}
+
+impl Continue {
+    pub(super) fn parse(token: &str) -> Option<Self> {
+        let mut parts = token.splitn(3, '.');
+        Some(Self {
+            version: parts.next()?.parse().ok()?,
+            namespace: parts.next()?.to_owned(),
+            name: parts.next()?.to_owned(),
+        })
+    }
+
+    pub(super) fn token(&self) -> String {
+        // Namespaces have no dots.
+        format!("{}.{}.{}", self.version, self.namespace, self.name)
+    }
 }
 
 /// What a watch finds.
@@ -105,18 +141,46 @@ impl State {
         found.map(|(_, object)| object.clone()).collect()
     }
 
-    /// The objects of a kind, in a namespace or in all, as JSON and as a list call shows them, and the version of the
-    /// list.
-    pub(super) fn shown(&self, plural: &str, namespace: &str) -> (Vec<Arc<str>>, u64) {
+    /// The objects of a kind, in a namespace or in all, as JSON and as a list call shows them; none for a page of a list
+    /// whose beginning is forgotten.
+    pub(super) fn shown(
+        &self,
+        plural: &str,
+        namespace: &str,
+        limit: usize,
+        from: Option<&Continue>,
+    ) -> Option<Page> {
         let inner = self.lock();
-        if inner.hidden.contains(plural) {
-            return (Vec::new(), inner.version);
+        let version = from.map_or(inner.version, |from| from.version);
+        if version < inner.floor {
+            return None;
         }
-        let found = inner
-            .texts
-            .iter()
-            .filter(|((of, inside, _), _)| of == plural && (namespace.is_empty() || inside == namespace));
-        (found.map(|(_, text)| Arc::clone(text)).collect(), inner.version)
+        let mut page = Page {
+            items: Vec::new(),
+            version,
+            next: None,
+        };
+        if inner.hidden.contains(plural) {
+            return Some(page);
+        }
+        let found = inner.texts.iter().filter(|((of, inside, name), _)| {
+            of == plural
+                && (namespace.is_empty() || inside == namespace)
+                && from.is_none_or(|from| (inside, name) > (&from.namespace, &from.name))
+        });
+        for ((_, inside, name), text) in found {
+            if page.items.len() == limit {
+                return Some(page);
+            }
+            page.items.push(Arc::clone(text));
+            page.next = Some(Continue {
+                version,
+                namespace: inside.clone(),
+                name: name.clone(),
+            });
+        }
+        page.next = None;
+        Some(page)
     }
 
     /// Events after a version.
@@ -155,6 +219,21 @@ impl State {
     pub(super) fn outage(&self, is_out: bool) {
         self.lock().is_out = is_out;
         self.break_watches();
+    }
+
+    pub(super) fn hang(&self, is_hanging: bool) {
+        self.lock().is_hanging = is_hanging;
+    }
+
+    /// Whether a request that has just come is never answered.
+    pub(super) fn hangs(&self) -> bool {
+        let mut inner = self.lock();
+        inner.hung += u64::from(inner.is_hanging);
+        inner.is_hanging
+    }
+
+    pub(super) fn hung(&self) -> u64 {
+        self.lock().hung
     }
 
     pub(super) fn break_watches(&self) {

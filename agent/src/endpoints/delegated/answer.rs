@@ -51,6 +51,12 @@ impl<'a> Identities<'a> {
         (issued, missing)
     }
 
+    /// Whether there is one whose first SVID may come at any moment.
+    pub(super) fn awaits_svid(&self, now: OffsetDateTime) -> bool {
+        self.handed_out()
+            .any(|entry| usable(entry, now).is_none() && !entry.signing_failed)
+    }
+
     /// `SubscribeToX509SVIDsResponse`, of the identities that have an SVID.
     pub(super) fn x509_svids(&self, now: OffsetDateTime) -> pb::SubscribeToX509sviDsResponse {
         let svids = self.handed_out().filter_map(|entry| {

@@ -129,6 +129,8 @@ pub(super) struct X509Svids {
     subscription: Subscription,
     /// Since when an identity has been waiting for its SVID.
     incomplete_since: Option<Instant>,
+    /// Whether it waits in vain.
+    signing_trouble: watch::Receiver<bool>,
 }
 
 impl X509Svids {
@@ -138,6 +140,7 @@ impl X509Svids {
             shared: Arc::clone(shared),
             target,
             incomplete_since: None,
+            signing_trouble: shared.svids.signing_trouble(),
         }
     }
 }
@@ -156,7 +159,11 @@ impl Content for X509Svids {
             self.incomplete_since = None;
             return Look::Ready(identities.x509_svids(clock));
         }
-        // One that is being signed is waited for rather than left out, for a while.
+        // One that is being signed for the first time is waited for rather than left out, for a while.
+        let in_trouble = *self.signing_trouble.borrow_and_update();
+        if issued > 0 && (in_trouble || !identities.awaits_svid(clock)) {
+            return Look::Ready(identities.x509_svids(clock));
+        }
         let now = Instant::now();
         let until = *self.incomplete_since.get_or_insert(now) + ISSUE_WAIT;
         if now < until {
@@ -190,6 +197,7 @@ impl Content for X509Svids {
             biased;
             status = self.target.gone() => Err(status),
             () = self.subscription.changed() => Ok(()),
+            Ok(()) = self.signing_trouble.changed(), if self.incomplete_since.is_some() => Ok(()),
         }
     }
 }

@@ -154,6 +154,7 @@ mod tests {
             store_svid: false,
             jwt_svid_include_jti: false,
             svid: None,
+            signing_failed: false,
         }
     }
 

@@ -2,6 +2,7 @@
 //! admin socket.
 
 mod comparison;
+mod pod;
 mod redaction;
 
 use std::collections::HashSet;
@@ -12,18 +13,23 @@ use finial_identity::x509::X509Svid;
 use finial_proto::finial::agent::explain::v1::explain_server::{Explain, ExplainServer};
 use finial_proto::finial::agent::explain::v1::{
     Attestor, ExplainProcessRequest, ExplainProcessResponse, ExplainRefusalRequest, ExplainRefusalResponse,
-    Process as ProcessMessage, State,
+    Pod as PodMessage, Process as ProcessMessage, State,
 };
 use time::OffsetDateTime;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 
 pub use self::redaction::Redaction;
 use super::limits::MAX_REQUEST_BYTES;
 use super::listener::Caller;
 use super::session::SessionParts;
+use crate::socket_tree::SocketTree;
 use crate::svids::Snapshot;
-use crate::workload::{AttestorReport, ProcFs, Process};
+use crate::workload::{AttestError, AttestorReport, Pod, ProcFs, Process, Workload};
+
+/// What tells the facts about a pod, as in the configuration.
+const POD_ATTESTOR: &str = "k8s";
 
 /// What the service looks at.
 #[derive(Clone, Debug)]
@@ -36,6 +42,8 @@ pub struct ExplainParts {
     pub redaction: Redaction,
     /// Where processes are looked up.
     pub procfs: ProcFs,
+    /// Where the sockets of pods are, when each pod has its own.
+    pub pod_sockets: Option<SocketTree>,
 }
 
 /// Answers the Explain service.
@@ -88,6 +96,54 @@ impl ExplainService {
     }
 }
 
+impl ExplainService {
+    /// The pod that is asked about.
+    fn named_pod(&self, uid: &str) -> Result<Arc<Pod>, Status> {
+        let tree = self.parts.pod_sockets.as_ref().ok_or_else(|| {
+            Status::failed_precondition("pods of this node have no sockets of their own: agent.csi.per_pod")
+        })?;
+        pod::find(tree, uid, self.parts.sessions.stop.clone())
+    }
+
+    /// The pod that the process is in, if that has a socket of its own.
+    fn pod_of(&self, process: &Process) -> Option<Arc<Pod>> {
+        let tree = self.parts.pod_sockets.as_ref()?;
+        pod::find(tree, &pod::uid_of(process)?, self.parts.sessions.stop.clone()).ok()
+    }
+
+    /// How whoever calls on the pod's socket is known.
+    async fn examine(&self, pod: Arc<Pod>) -> Result<PodMessage, Status> {
+        let record = pod.record().clone();
+        let begun = Instant::now();
+        let workload = Workload::Pod(pod);
+        let outcome = match self.parts.sessions.attestation.attest_workload(&workload).await {
+            Ok(facts) => Ok(facts),
+            Err(AttestError::Attestor { source, .. }) => Err(source),
+            Err(gone) => return Err(Status::unavailable(gone.to_string())),
+        };
+        let snapshot = self.parts.sessions.svids.snapshot();
+        let none = HashSet::new();
+        let (facts, attested) = (outcome.as_ref().unwrap_or(&none), outcome.is_ok());
+        let found = comparison::compare(&snapshot, facts, &self.parts.redaction);
+        let verdict = comparison::verdict(&snapshot, &found.matches, attested, self.may_serve());
+        let report = AttestorReport {
+            name: POD_ATTESTOR,
+            took: begun.elapsed(),
+            outcome: outcome.map(|facts| facts.into_iter().collect()),
+        };
+        Ok(PodMessage {
+            uid: record.uid,
+            namespace: record.namespace,
+            name: record.name,
+            service_account: record.service_account,
+            attestor: Some(self.attestor(&report)),
+            matches: found.matches,
+            near_misses: if attested { found.near_misses } else { Vec::new() },
+            verdict: verdict.into(),
+        })
+    }
+}
+
 #[tonic::async_trait]
 impl Explain for ExplainService {
     async fn explain_process(
@@ -100,7 +156,16 @@ impl Explain for ExplainService {
             None => None,
             Some(caller) => Some(caller.admitted.turn().await),
         };
-        let process = match request.get_ref().pid {
+        let ExplainProcessRequest { pid, pod_uid } = request.get_ref();
+        if !pod_uid.is_empty() {
+            let pod = self.examine(self.named_pod(pod_uid)?).await?;
+            return Ok(Response::new(ExplainProcessResponse {
+                pod: Some(pod),
+                state: Some(self.state(&self.parts.sessions.svids.snapshot())),
+                ..ExplainProcessResponse::default()
+            }));
+        }
+        let process = match *pid {
             0 => {
                 let caller = caller.ok_or_else(|| Status::internal("connection has no peer"))?;
                 let process = caller.peer.process();
@@ -128,6 +193,10 @@ impl Explain for ExplainService {
         let snapshot = self.parts.sessions.svids.snapshot();
         let found = comparison::compare(&snapshot, &facts, &self.parts.redaction);
         let verdict = comparison::verdict(&snapshot, &found.matches, attested, self.may_serve());
+        let pod = match self.pod_of(&process) {
+            Some(pod) => Some(self.examine(pod).await?),
+            None => None,
+        };
         Ok(Response::new(ExplainProcessResponse {
             process: Some(ProcessMessage {
                 pid: i32::try_from(process.pid()).unwrap_or_default(),
@@ -138,6 +207,7 @@ impl Explain for ExplainService {
             near_misses: found.near_misses,
             state: Some(self.state(&snapshot)),
             verdict: verdict.into(),
+            pod,
         }))
     }
 

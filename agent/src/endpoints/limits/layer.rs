@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use tower::Layer;
 use tower_service::Service;
 
 use super::AdmittedCall;
+use super::body::RequestBody;
 use crate::endpoints::broker::BrokerCaller;
 use crate::endpoints::listener::Caller;
 
@@ -49,9 +51,12 @@ where
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let call = match admit(&request) {
-            Ok(call) => call,
+            Ok(call) => Arc::new(call),
             Err(refused) => return Box::pin(std::future::ready(Ok(refused.into_http()))),
         };
+        let (parts, body) = request.into_parts();
+        let body = RequestBody::new(body, Arc::clone(&call), parts.uri.path());
+        let request = http::Request::from_parts(parts, Body::new(body));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let (parts, body) = answer.await?.into_parts();
@@ -79,11 +84,11 @@ fn admit(request: &http::Request<Body>) -> Result<AdmittedCall, Status> {
     call.map_err(|too_many| Status::unavailable(too_many.to_string()))
 }
 
-/// An answer's body, which holds the call's place until it is sent or given up.
+/// An answer's body, which holds the call's place until it is sent or given up. So does the request's, until it is read.
 #[derive(Debug)]
 struct CountedBody {
     body: Body,
-    _call: AdmittedCall,
+    _call: Arc<AdmittedCall>,
 }
 
 impl HttpBody for CountedBody {

@@ -2,12 +2,13 @@
 //!
 //! All limits are applied before a caller's process is inspected: for the uid that the kernel recorded for the socket
 //! and, for a process in another pid namespace than the agent's, for that namespace; with `WorkloadAttestor "k8s"`, for
-//! the pod alone (`who`). `layer` checks each call, `quiet` closes idle connections, `pace` reads from a connection no
-//! faster than its calls can be checked, `signing` limits how much is signed for one caller.
+//! the pod alone (`who`). `layer` checks each call, `quiet` closes idle connections, `body` counts the bytes of
+//! requests and ends those that stay incomplete, `pace` reads from a connection no faster than its calls can be checked, `signing` limits how much is signed for one caller.
 //!
 //! No caller is refused for calling often, unless the operator configures that: cached answers cost little. From a
 //! caller that calls faster than this agent can answer, requests are read later.
 
+mod body;
 mod layer;
 mod memory;
 mod pace;
@@ -29,8 +30,8 @@ pub use self::pace::Pace;
 pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::signing::Signing;
-use self::who::Holder;
-pub use self::who::{PodNumber, Who};
+pub(in crate::endpoints) use self::who::Holder;
+pub use self::who::Who;
 use crate::config::RateLimits;
 use crate::telemetry::metrics;
 use crate::workload::permits::Permits;
@@ -59,6 +60,10 @@ pub const MAX_PENDING_RESETS: usize = 32;
 pub const MAX_CALLS_PER_USER: usize = 8192;
 /// Most calls of one container at a time, root's included.
 pub const MAX_CALLS_PER_CONTAINER: usize = 4096;
+
+/// Most bytes of the open requests of one user, container, pod or broker, those aside that are short and were there in
+/// whole when they were looked at first; root is exempt as above.
+pub const MAX_BYTES_PER_HOLDER: usize = 8 * 1024 * 1024;
 
 /// Most calls of one broker at a time: a stream of each kind for each of some hundred workloads.
 pub const MAX_CALLS_PER_BROKER: usize = 2048;
@@ -115,6 +120,8 @@ pub struct AdmittedCall {
     who: Who,
     shared: Arc<Shared>,
     calls: Arc<AtomicUsize>,
+    /// Bytes of its request that count for its caller.
+    bytes: AtomicUsize,
 }
 
 /// Why a call is not let in.
@@ -145,6 +152,7 @@ struct Open {
     total: usize,
     connections: HashMap<Holder, usize>,
     calls: HashMap<Holder, usize>,
+    bytes: HashMap<Holder, usize>,
 }
 
 impl SocketShare {
@@ -234,11 +242,11 @@ impl Admission {
             Holder::Broker(_) => limit / self.shared.brokers.max(1),
             Holder::Container(_) | Holder::Pod(_) => limit / 4,
         };
-        if !has_room(&open.connections, who, share) {
+        if !has_room(&open.connections, who, 1, share) {
             return None;
         }
         open.total += 1;
-        take(&mut open.connections, who);
+        take(&mut open.connections, who, 1);
         Some(Admitted {
             who,
             shared: Arc::clone(&self.shared),
@@ -288,17 +296,17 @@ impl Admitted {
             Holder::Broker(_) => MAX_CALLS_PER_BROKER,
         };
         let mut open = self.shared.lock();
-        if !has_room(&open.calls, self.who, most) {
+        if !has_room(&open.calls, self.who, 1, most) {
             return Err(TooMany::Open);
         }
-        take(&mut open.calls, self.who);
+        take(&mut open.calls, self.who, 1);
         drop(open);
         Ok(self.counted())
     }
 
     /// A call of the agent itself, which looks after its health and is let in always.
     fn own_call(&self) -> AdmittedCall {
-        take(&mut self.shared.lock().calls, self.who);
+        take(&mut self.shared.lock().calls, self.who, 1);
         self.counted()
     }
 
@@ -308,7 +316,13 @@ impl Admitted {
             who: self.who,
             shared: Arc::clone(&self.shared),
             calls: Arc::clone(&self.calls),
+            bytes: AtomicUsize::new(0),
         }
+    }
+
+    /// On whose account it goes what becomes of this caller's calls.
+    pub(in crate::endpoints) fn accountable(&self) -> Holder {
+        self.who.accountable()
     }
 
     /// Whether no call is open on the connection.
@@ -368,10 +382,36 @@ impl Turns {
     }
 }
 
+impl AdmittedCall {
+    /// So many bytes of the request count for its caller from now on, in the place of those that did; or nothing
+    /// changes, if those are too many.
+    fn hold(&self, bytes: usize) -> bool {
+        // Only the request's body asks, so nothing changes it meanwhile.
+        let before = self.bytes.load(Ordering::Relaxed);
+        if bytes == before {
+            return true;
+        }
+        let mut open = self.shared.lock();
+        let more = bytes.saturating_sub(before);
+        if more > 0 && !has_room(&open.bytes, self.who, more, |_holder| MAX_BYTES_PER_HOLDER) {
+            return false;
+        }
+        take(&mut open.bytes, self.who, more);
+        give_back(&mut open.bytes, self.who, before.saturating_sub(bytes));
+        self.bytes.store(bytes, Ordering::Relaxed);
+        true
+    }
+}
+
 impl Drop for AdmittedCall {
     fn drop(&mut self) {
         self.calls.fetch_sub(1, Ordering::Relaxed);
-        give_back(&mut self.shared.lock().calls, self.who);
+        let mut open = self.shared.lock();
+        give_back(&mut open.calls, self.who, 1);
+        let bytes = *self.bytes.get_mut();
+        if bytes > 0 {
+            give_back(&mut open.bytes, self.who, bytes);
+        }
     }
 }
 
@@ -379,7 +419,7 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let mut open = self.shared.lock();
         open.total = open.total.saturating_sub(1);
-        give_back(&mut open.connections, self.who);
+        give_back(&mut open.connections, self.who, 1);
     }
 }
 
@@ -389,21 +429,25 @@ fn connections_for(files: u64) -> usize {
     connections.clamp(16, MAX_CONNECTIONS)
 }
 
-fn has_room(counts: &HashMap<Holder, usize>, who: Who, most: impl Fn(Holder) -> usize) -> bool {
+fn has_room(counts: &HashMap<Holder, usize>, who: Who, more: usize, most: impl Fn(Holder) -> usize) -> bool {
     let mut holders = who.holders();
-    holders.all(|holder| counts.get(&holder).copied().unwrap_or_default() < most(holder))
+    holders.all(|holder| {
+        let count = counts.get(&holder).copied().unwrap_or_default();
+        count.saturating_add(more) <= most(holder)
+    })
 }
 
-fn take(counts: &mut HashMap<Holder, usize>, who: Who) {
+fn take(counts: &mut HashMap<Holder, usize>, who: Who, more: usize) {
     for holder in who.holders() {
-        *counts.entry(holder).or_default() += 1;
+        let count = counts.entry(holder).or_default();
+        *count = count.saturating_add(more);
     }
 }
 
-fn give_back(counts: &mut HashMap<Holder, usize>, who: Who) {
+fn give_back(counts: &mut HashMap<Holder, usize>, who: Who, fewer: usize) {
     for holder in who.holders() {
         if let Some(count) = counts.get_mut(&holder) {
-            *count = count.saturating_sub(1);
+            *count = count.saturating_sub(fewer);
             if *count == 0 {
                 counts.remove(&holder);
             }

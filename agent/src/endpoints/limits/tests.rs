@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::workload::PodNumber;
 
 const FETCH: &str = "/SpiffeWorkloadAPI/FetchX509SVID";
 

@@ -2,8 +2,7 @@
 
 use tokio::net::unix::UCred;
 
-use crate::workload::k8s::pod_uid;
-use crate::workload::{Pod, ProcFs};
+use crate::workload::{Pod, PodNumber, ProcFs};
 
 /// A caller before anything is known of it but what costs next to nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,13 +20,9 @@ pub enum Who {
     Broker(usize),
 }
 
-/// Tells pods apart: the digits of a pod's UID.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct PodNumber(u128);
-
 /// One of those to whose share a caller's connections and calls count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) enum Holder {
+pub(in crate::endpoints) enum Holder {
     User(u32),
     Container(u64),
     Pod(PodNumber),
@@ -43,7 +38,7 @@ impl Who {
     }
 
     fn of_process(uid: u32, pid: Option<u32>, procfs: &ProcFs, tells_pods: bool) -> Self {
-        let in_cgroup = |pid: u32| pod_of(&procfs.cgroup(pid).ok()?);
+        let in_cgroup = |pid: u32| PodNumber::in_cgroups(&procfs.cgroup(pid).ok()?);
         if let Some(pod) = pid.filter(|_| tells_pods).and_then(in_cgroup) {
             return Self::Pod(pod);
         }
@@ -55,8 +50,7 @@ impl Who {
 
     /// Whoever calls on the socket of this pod.
     pub fn of_pod(pod: &Pod) -> Self {
-        let number = PodNumber::parse(&pod.record().uid);
-        Self::Pod(number.unwrap_or(PodNumber(pod.place().into())))
+        Self::Pod(PodNumber::of(pod))
     }
 
     /// A user's process in a pid namespace of its own.
@@ -81,6 +75,11 @@ impl Who {
             Self::Broker(place) => [Some(Holder::Broker(place)), None],
         };
         shares.into_iter().flatten()
+    }
+
+    /// On whose account it goes what becomes of the call: whoever could have made any number of the others.
+    pub(super) fn accountable(self) -> Holder {
+        self.holders().next().unwrap_or(self.narrowest())
     }
 
     /// The user whose container it is, unless that is root, whom many containers have.
@@ -108,25 +107,11 @@ impl From<u32> for Who {
     }
 }
 
-impl PodNumber {
-    /// Of a UID, or of the hash that a static pod has for one, however its parts are joined.
-    pub(super) fn parse(uid: &str) -> Option<Self> {
-        let digits: String = uid.chars().filter(|c| !matches!(c, '-' | '_')).collect();
-        let is_number = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
-        is_number.then(|| u128::from_str_radix(&digits, 16).ok().map(Self))?
-    }
-}
-
-/// The pod whose process has these control groups.
-fn pod_of(cgroups: &str) -> Option<PodNumber> {
-    PodNumber::parse(&pod_uid(cgroups)?)
-}
-
 #[cfg(test)]
 #[allow(clippy::disallowed_methods)] // A /proc laid out by hand.
 mod tests {
     use super::*;
-    use crate::config::PodRecord;
+    use crate::socket_tree::PodRecord;
 
     const UID: &str = "7d8fb3a5-25a7-4c0b-9ab1-4e2f1bd4a9b1";
     const OTHER: &str = "00000000-25a7-4c0b-9ab1-4e2f1bd4a9b1";

@@ -23,7 +23,8 @@ use tonic::service::Routes;
 use self::watch::FolderWatch;
 use super::limits::Admission;
 use super::listener::LocalSocket;
-use crate::config::{CsiSettings, PodRecord, RecordError, SocketTree, TreeError};
+use crate::config::CsiSettings;
+use crate::socket_tree::{PodRecord, RecordError, SocketTree, TreeError};
 use crate::workload::ProcFs;
 use crate::workload::pods::Pod;
 

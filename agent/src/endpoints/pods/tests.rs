@@ -14,9 +14,10 @@ use tonic::{Code, Status, Streaming};
 use super::*;
 use crate::endpoints::client;
 use crate::endpoints::health::Probe;
+use crate::endpoints::listener::Caller;
 use crate::endpoints::peer::{Peer, StrangerError, UnknownCaller};
 use crate::endpoints::routes::LocalRoutes;
-use crate::endpoints::session::Sessions;
+use crate::endpoints::session::{Access, Session, Sessions};
 use crate::endpoints::testing::World;
 use crate::endpoints::workload_api::WorkloadApi;
 use crate::svids::CachedEntry;
@@ -274,6 +275,34 @@ async fn a_process_of_another_pod_is_refused_on_this_pods_socket() {
         matches!(*stranger, StrangerError::Unreadable { .. }),
         "{stranger}"
     );
+}
+
+#[tokio::test]
+async fn a_process_of_another_pod_gets_a_code_that_an_operator_can_look_up() {
+    let (dir, world) = (tempfile::tempdir().unwrap(), World::new());
+    let pod = Arc::new(crate::workload::pods::tests::pod(UID));
+    let procfs = procfs_of(
+        dir.path(),
+        &format!("0::/kubepods/pod0{}/{}\n", &UID[1..], "c".repeat(64)),
+    );
+    let process = Process::open(i64::from(std::process::id()), &procfs).unwrap();
+    let mut request = tonic::Request::new(());
+    request.extensions_mut().insert(Caller {
+        peer: Peer::of_process(process).on_socket_of(&pod),
+        admitted: Arc::new(Admission::new(4).admit(0).unwrap()),
+    });
+    let parts = world.parts();
+    let refusals = parts.refusals.clone();
+    let refused = Session::open(&Sessions::new(parts), &request, Access::X509Svids).await;
+    let status = refused.unwrap_err();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::PermissionDenied, "no identity issued")
+    );
+    let code = status.metadata().get("finial-reference").unwrap();
+    let noted = refusals.find(code.to_str().unwrap()).unwrap();
+    assert!(noted.reason.contains("another pod"), "{}", noted.reason);
+    assert_eq!(noted.pid, std::process::id());
 }
 
 #[tokio::test]

@@ -116,7 +116,8 @@ impl Sds {
                     .entries_of_any_hint()
                     .iter()
                     .any(|entry| svid_of(entry).is_none());
-                let is_whole = missing.is_empty() && !(asked.everything && is_signing);
+                let is_more_to_come = asked.everything && is_signing && session.is_worth_waiting(&view);
+                let is_whole = missing.is_empty() && !is_more_to_come;
                 if !is_whole && is_signing && !is_late {
                     session.changed_until(Some(deadline)).await?;
                     continue;

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
+use super::patience::deadline;
 use super::refusals::{Refused, refuse_unknown};
 use super::view::{Selectors, View};
 use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
@@ -42,6 +43,8 @@ pub struct Session {
     patience: Option<Duration>,
     /// Since when an identity has been waiting for its SVID.
     incomplete_since: Option<Instant>,
+    /// Since then: whether it waits in vain.
+    signing_trouble: Option<watch::Receiver<bool>>,
     /// Something was sent to the caller.
     answered: bool,
     /// Somebody else asks for the process.
@@ -61,14 +64,27 @@ impl Session {
     /// new: it may have given up the user or the groups that the first answer was for.
     ///
     /// # Errors
-    /// `Unavailable` when it cannot be found out who calls.
+    /// `Unavailable` when it cannot be found out who calls; `PermissionDenied` on the socket of a pod when the caller is
+    /// in another.
     pub async fn open<M>(sessions: &Sessions, request: &Request<M>, access: Access) -> Result<Self, Status> {
         let Some(Caller { peer, admitted }) = request.extensions().get() else {
             return Err(Status::internal("connection has no peer"));
         };
         let workload = match peer.workload() {
             Ok(workload) => workload,
-            Err(error) => return Err(refuse_unknown(&error)),
+            Err(error) => {
+                let process = peer.process().ok();
+                let refused = Refused {
+                    at: sessions.shared.parts.clock.now(),
+                    access,
+                    pid: process.map_or(0, |process| process.pid()),
+                    started_at: process.and_then(|process| process.started_at()),
+                    selectors: None,
+                    reason: error.to_string(),
+                };
+                let refusals = &sessions.shared.parts.refusals;
+                return Err(refusals.note(admitted.accountable(), refused, refuse_unknown(&error)));
+            }
         };
         Self::of(sessions, workload, admitted, request.metadata(), access, false).await
     }
@@ -114,6 +130,7 @@ impl Session {
             attested: Instant::now(),
             patience: deadline(metadata),
             incomplete_since: None,
+            signing_trouble: None,
             answered: false,
             is_on_behalf,
         })
@@ -202,7 +219,7 @@ impl Session {
         // The new subscription comes before the old one goes: what both want is kept.
         self.subscription = self.subscription.with_selectors(Arc::clone(&selectors));
         self.selectors = selectors;
-        self.incomplete_since = None;
+        (self.incomplete_since, self.signing_trouble) = (None, None);
         Ok(false)
     }
 
@@ -242,7 +259,7 @@ impl Session {
         };
         let SessionParts { policy, refusals, .. } = &self.shared.parts;
         if let Some(selectors) = policy.logged_selectors.among(&self.selectors)
-            && !refusals.is_repeated(&refused)
+            && !refusals.is_repeated(self.admitted.accountable(), &refused)
         {
             let method = self.access.method();
             tracing::warn!(
@@ -253,7 +270,7 @@ impl Session {
                 "no identity issued"
             );
         }
-        refusals.note(refused, status)
+        refusals.note(self.admitted.accountable(), refused, status)
     }
 
     fn judge(&mut self, snapshot: &Arc<Snapshot>) -> Verdict {
@@ -319,11 +336,15 @@ impl Session {
         Verdict::Ready(view)
     }
 
-    /// An identity that is being signed is waited for rather than left out, for a while.
+    /// An identity that is being signed for the first time is waited for rather than left out, for a while. What there
+    /// is waits neither for one that could not be signed nor for a server that does not answer.
     fn judge_issued(&mut self, view: Arc<View>, now: Instant) -> Verdict {
         let (issued, missing) = view.issued_and_missing();
         if missing == 0 {
-            self.incomplete_since = None;
+            (self.incomplete_since, self.signing_trouble) = (None, None);
+            return Verdict::Ready(view);
+        }
+        if !self.is_worth_waiting(&view) && issued > 0 {
             return Verdict::Ready(view);
         }
         let until = *self.incomplete_since.get_or_insert(now) + ISSUE_WAIT;
@@ -337,6 +358,16 @@ impl Session {
         } else {
             Verdict::End(Status::unavailable("no X509-SVID has been issued yet"))
         }
+    }
+
+    /// Whether an SVID that is not there may come at any moment. When it no longer may, [`Session::changed`] completes.
+    pub fn is_worth_waiting(&mut self, view: &View) -> bool {
+        let svids = &self.shared.parts.svids;
+        let trouble = self
+            .signing_trouble
+            .get_or_insert_with(|| svids.signing_trouble());
+        let in_trouble = *trouble.borrow_and_update();
+        !in_trouble && view.awaits_svid()
     }
 
     /// Until when a caller without identity may yet get one: it may have been registered after the last sync,
@@ -376,9 +407,20 @@ impl Session {
                 None => std::future::pending().await,
             }
         };
+        let signing_trouble = &mut self.signing_trouble;
+        let trouble = async {
+            match signing_trouble {
+                // The cache lives as long as the session.
+                Some(trouble) => {
+                    let _gone = trouble.changed().await;
+                }
+                None => std::future::pending().await,
+            }
+        };
         let news = async {
             tokio::select! {
                 () = self.subscription.changed() => Ok(()),
+                () = trouble => Ok(()),
                 outcome = self.node.changed() => outcome.map_err(|_gone| stopping()),
                 () = elapsed => Ok(()),
             }
@@ -411,7 +453,8 @@ async fn attest(
     let facts = asked.await.map_err(|error| {
         tracing::warn!(%error, pid = workload.pid(), "workload attestation failed");
         let refused = describe(shared, workload, access, &error.to_string());
-        shared.parts.refusals.note(refused, attestation_failed())
+        let refusals = &shared.parts.refusals;
+        refusals.note(admitted.accountable(), refused, attestation_failed())
     })?;
     if tracing::enabled!(tracing::Level::DEBUG)
         && workload.pid() != shared.parts.own_pid
@@ -431,22 +474,6 @@ fn describe(shared: &Shared, workload: &Workload, access: Access, reason: &str) 
         selectors: None,
         reason: reason.to_owned(),
     }
-}
-
-/// The `grpc-timeout` of a call, if it has one: up to eight digits and a unit.
-fn deadline(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
-    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-    let number: u64 = digits.parse().ok().filter(|_| digits.len() <= 8)?;
-    Some(match unit {
-        "H" => Duration::from_secs(number * 3600),
-        "M" => Duration::from_secs(number * 60),
-        "S" => Duration::from_secs(number),
-        "m" => Duration::from_millis(number),
-        "u" => Duration::from_micros(number),
-        "n" => Duration::from_nanos(number),
-        _ => return None,
-    })
 }
 
 /// The answer to callers without identity; clients look for this very text.

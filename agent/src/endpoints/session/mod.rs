@@ -6,6 +6,7 @@
 
 mod attested;
 mod logged;
+mod patience;
 mod refusals;
 mod view;
 mod views;
@@ -53,7 +54,8 @@ pub enum Access {
 }
 
 impl Access {
-    /// What the caller called, for operators.
+    /// What was asked for, for operators: the method of the Workload API that gives it, also where a delegate or a broker asked
+    /// for it by a method of another name.
     pub fn method(self) -> &'static str {
         match self {
             Self::X509Svids => "FetchX509SVID",

@@ -1,6 +1,6 @@
 //! Callers that were refused, by a short code that they got and that an operator can look up.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use data_encoding::BASE32_NOPAD;
@@ -10,13 +10,16 @@ use tonic::Status;
 
 use super::view::Selectors;
 use super::{attestation_failed, denied};
+use crate::endpoints::limits::Holder;
 use crate::endpoints::peer::{StrangerError, UnknownCaller};
 use crate::telemetry::metrics;
 
 /// The trailer that carries the code.
 const TRAILER: &str = "finial-reference";
-/// How many are remembered; the oldest are forgotten.
+/// How many are remembered; the oldest of whoever has most are forgotten.
 const REMEMBERED: usize = 4096;
+/// How many of one user, container or pod.
+const REMEMBERED_EACH: usize = 256;
 /// Random bytes of a code: eight characters.
 const CODE_BYTES: usize = 5;
 
@@ -40,17 +43,25 @@ pub struct Refused {
 /// The last calls that were refused. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Refusals {
-    last: Arc<Mutex<VecDeque<(String, Refused)>>>,
+    kept: Arc<Mutex<Kept>>,
+}
+
+/// Refusals by who was refused, each with its code, the latest last. Nobody's make those of others go, unless that one
+/// has more of them.
+#[derive(Debug, Default)]
+struct Kept {
+    by_holder: HashMap<Holder, VecDeque<(String, Refused)>>,
+    count: usize,
 }
 
 impl Refusals {
-    /// Remembers a refusal and gives the status its code. The text of the status stays as it is: clients look for it.
-    pub fn note(&self, refused: Refused, mut status: Status) -> Status {
-        let mut random = [0; CODE_BYTES];
-        if SystemRandom::new().fill(&mut random).is_err() {
+    /// Remembers a refusal and gives the status its code, the same code while the same process is refused the same. The
+    /// text of the status stays as it is: clients look for it.
+    pub(in crate::endpoints) fn note(&self, holder: Holder, refused: Refused, mut status: Status) -> Status {
+        let code = self.kept().take(holder, &refused).or_else(new_code);
+        let Some(code) = code else {
             return status; // Without a code, which is a convenience.
-        }
-        let code = BASE32_NOPAD.encode(&random).to_ascii_lowercase();
+        };
         if let Ok(value) = code.parse() {
             status.metadata_mut().insert(TRAILER, value);
         }
@@ -60,34 +71,77 @@ impl Refusals {
             reason = refused.reason,
             "caller was refused"
         );
-        let mut last = self.locked();
-        while last.len() >= REMEMBERED {
-            last.pop_front();
-        }
-        last.push_back((code, refused));
+        self.kept().keep(holder, code, refused);
         status
     }
 
     /// The refusal with this code, while it is remembered. Capitals do not matter.
     pub fn find(&self, code: &str) -> Option<Refused> {
         let code = code.trim().to_ascii_lowercase();
-        let last = self.locked();
-        let found = last.iter().rev().find(|(held, _refused)| *held == code);
+        let kept = self.kept();
+        let mut all = kept.by_holder.values().flatten();
+        let found = all.find(|(held, _refused)| *held == code);
         found.map(|(_code, refused)| refused.clone())
     }
 
-    /// Whether the same process was refused the same for the same facts before. Then it is not logged again.
-    pub fn is_repeated(&self, refused: &Refused) -> bool {
-        let key = |refused: &Refused| (refused.pid, refused.started_at, refused.access);
-        let last = self.locked();
-        let mut earlier = last.iter().rev().map(|(_code, held)| held);
-        earlier.any(|held| key(held) == key(refused) && held.selectors == refused.selectors)
+    /// Whether the same process was refused the same for the same facts before. What is logged once tells an operator all.
+    pub(in crate::endpoints) fn is_repeated(&self, holder: Holder, refused: &Refused) -> bool {
+        let kept = self.kept();
+        let mut earlier = kept.by_holder.get(&holder).into_iter().flatten();
+        earlier.any(|(_code, held)| held.is_like(refused))
     }
 
-    fn locked(&self) -> MutexGuard<'_, VecDeque<(String, Refused)>> {
-        // Each refusal is whole when it is in the list.
-        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    fn kept(&self) -> MutexGuard<'_, Kept> {
+        // Each refusal is whole when it is in a list, and a count that is a little wrong does no harm.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+impl Kept {
+    /// Takes out the code of an equal refusal.
+    fn take(&mut self, holder: Holder, refused: &Refused) -> Option<String> {
+        let own = self.by_holder.get_mut(&holder)?;
+        let is_equal = |held: &Refused| held.is_like(refused) && held.reason == refused.reason;
+        let place = own.iter().rposition(|(_code, held)| is_equal(held))?;
+        let (code, _earlier) = own.remove(place)?;
+        self.count -= 1;
+        Some(code)
+    }
+
+    fn keep(&mut self, holder: Holder, code: String, refused: Refused) {
+        let own = self.by_holder.entry(holder).or_default();
+        own.push_back((code, refused));
+        self.count += 1;
+        let full = if own.len() > REMEMBERED_EACH {
+            Some(holder)
+        } else if self.count > REMEMBERED {
+            let most = self.by_holder.iter().max_by_key(|(_holder, own)| own.len());
+            most.map(|(holder, _own)| *holder)
+        } else {
+            None
+        };
+        let Some(full) = full else { return };
+        if let Some(own) = self.by_holder.get_mut(&full) {
+            self.count -= usize::from(own.pop_front().is_some());
+            if own.is_empty() {
+                self.by_holder.remove(&full);
+            }
+        }
+    }
+}
+
+impl Refused {
+    /// Whether the same process asked for the same, and the same was known about it.
+    fn is_like(&self, other: &Self) -> bool {
+        let key = |refused: &Self| (refused.pid, refused.started_at, refused.access);
+        key(self) == key(other) && self.selectors == other.selectors
+    }
+}
+
+fn new_code() -> Option<String> {
+    let mut random = [0; CODE_BYTES];
+    SystemRandom::new().fill(&mut random).ok()?;
+    Some(BASE32_NOPAD.encode(&random).to_ascii_lowercase())
 }
 
 /// The answer to a caller that is not known. One of another pod's has found a way to a socket that is not its own.
@@ -109,7 +163,13 @@ mod tests {
     use tonic::Code;
 
     use super::*;
+    use crate::endpoints::limits::Admission;
     use crate::endpoints::session::Access;
+
+    /// Whose refusals those of this user are.
+    fn of(uid: u32) -> Holder {
+        Admission::new(8).admit(uid).unwrap().accountable()
+    }
 
     fn refused(pid: u32) -> Refused {
         Refused {
@@ -136,8 +196,8 @@ mod tests {
     fn a_code_leads_to_the_refusal_and_the_text_stays() {
         let refusals = Refusals::default();
         let (first, second) = (
-            refusals.note(refused(1), denied()),
-            refusals.note(refused(2), denied()),
+            refusals.note(of(1000), refused(1), denied()),
+            refusals.note(of(0), refused(2), denied()),
         );
         assert_eq!(
             (first.code(), first.message()),
@@ -151,10 +211,10 @@ mod tests {
 
     #[test]
     fn a_process_that_asks_again_and_again_is_told_from_one_that_asks_first() {
-        let refusals = Refusals::default();
-        assert!(!refusals.is_repeated(&refused(1)));
-        refusals.note(refused(1), denied());
-        assert!(refusals.is_repeated(&refused(1)));
+        let (refusals, one) = (Refusals::default(), of(1000));
+        assert!(!refusals.is_repeated(one, &refused(1)));
+        refusals.note(one, refused(1), denied());
+        assert!(refusals.is_repeated(one, &refused(1)));
         let successor = Refused {
             started_at: Some(datetime!(2030-01-01 00:00 UTC)),
             ..refused(1)
@@ -166,18 +226,59 @@ mod tests {
         assert!(
             [refused(2), successor, of_other_facts]
                 .iter()
-                .all(|other| !refusals.is_repeated(other))
+                .all(|other| !refusals.is_repeated(one, other))
         );
     }
 
     #[test]
-    fn only_the_last_are_remembered() {
+    fn the_same_refusal_of_a_process_has_one_code_and_another_has_another() {
+        let (refusals, one) = (Refusals::default(), of(1000));
+        let note = |refused: Refused| code(&refusals.note(one, refused, denied()));
+        let first = note(refused(1));
+        let later = Refused {
+            at: datetime!(2030-01-02 00:00 UTC),
+            ..refused(1)
+        };
+        assert_eq!(note(later.clone()), first);
+        assert_eq!(refusals.find(&first).unwrap().at, later.at);
+        assert_eq!(refusals.kept().count, 1);
+        let others = [
+            refused(2),
+            Refused {
+                reason: "docker cannot tell".to_owned(),
+                ..refused(1)
+            },
+            Refused {
+                access: Access::JwtBundles,
+                ..refused(1)
+            },
+        ];
+        assert!(others.into_iter().all(|other| note(other) != first));
+    }
+
+    #[test]
+    fn who_is_refused_again_and_again_leaves_those_of_others_in_place() {
         let refusals = Refusals::default();
-        let first = code(&refusals.note(refused(0), denied()));
-        for pid in 1..=u32::try_from(REMEMBERED).unwrap() {
-            refusals.note(refused(pid), denied());
+        let others: Vec<String> = (1..=40)
+            .map(|uid| code(&refusals.note(of(uid), refused(uid), denied())))
+            .collect();
+        let mut own = Vec::new();
+        for pid in 0..10_000 {
+            own.push(code(&refusals.note(of(1000), refused(pid), denied())));
         }
-        assert!(refusals.find(&first).is_none());
-        assert_eq!(refusals.locked().len(), REMEMBERED);
+        assert!(others.iter().all(|code| refusals.find(code).is_some()));
+        let kept = own.iter().filter(|code| refusals.find(code).is_some());
+        assert_eq!(kept.count(), REMEMBERED_EACH);
+        assert!(refusals.find(&own[9_999]).is_some());
+        // As many users as there are, the bound on all of them holds.
+        for uid in 2000..2100 {
+            for pid in 0..100 {
+                refusals.note(of(uid), refused(pid), denied());
+            }
+        }
+        assert!(others.iter().all(|code| refusals.find(code).is_some()));
+        let kept = refusals.kept();
+        let held: usize = kept.by_holder.values().map(VecDeque::len).sum();
+        assert_eq!((held, kept.count), (REMEMBERED, REMEMBERED));
     }
 }

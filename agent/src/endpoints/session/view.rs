@@ -85,7 +85,13 @@ impl View {
         (self.issued, self.entries.len() - self.issued)
     }
 
-    /// Whether an SVID is among them that must not be served any more.
+    /// Whether there is an identity whose first SVID may come at any moment.
+    pub(super) fn awaits_svid(&self) -> bool {
+        let mut entries = self.entries.iter();
+        entries.any(|entry| svid_of(entry).is_none() && !entry.signing_failed)
+    }
+
+    /// Whether an SVID is among them that must not be handed out any more.
     pub(super) fn holds_expired(&self, now: OffsetDateTime) -> bool {
         let mut svids = self.entries_of_any_hint.iter().filter_map(|entry| svid_of(entry));
         svids.any(|svid| svid.usable_until() <= now)

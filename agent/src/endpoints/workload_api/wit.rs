@@ -174,9 +174,16 @@ impl Messages {
         };
         self.session.during(turns).await?;
         let deadline = Instant::now() + ISSUE_WAIT;
-        let cache = &self.cache;
+        let (cache, held) = (&self.cache, &self.held);
         let requests = due.into_iter().map(|entry| async move {
-            let fetched = cache.fetch_held(&entry.entry_id, &entry.spiffe_id, &[], true);
+            let (id, identity) = (&entry.entry_id, &entry.spiffe_id);
+            let fetched = async {
+                if held.contains_key(id) {
+                    cache.renew_held(id, identity, &[]).await
+                } else {
+                    cache.fetch_held(id, identity, &[], true).await
+                }
+            };
             let error = match tokio::time::timeout_at(deadline, fetched).await {
                 Ok(Ok(token)) => return Some((entry.entry_id.clone(), token)),
                 Ok(Err(error)) => error.to_string(),

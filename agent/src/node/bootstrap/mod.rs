@@ -3,6 +3,9 @@
 //! A bundle that an earlier run saved takes precedence over the configured source, as with SPIRE's agents. The source
 //! is read at each attempt, so it may change.
 
+mod config_map;
+#[cfg(test)]
+mod config_map_tests;
 mod url;
 #[cfg(test)]
 mod url_tests;
@@ -88,7 +91,7 @@ impl BootstrapSource {
                 let answer = match unix_socket {
                     Some(socket) => url::fetch_over_socket(url, socket, request).await,
                     None => match url::system_roots() {
-                        Ok(roots) => url::fetch(url, roots).await,
+                        Ok(roots) => url::fetch(url, roots, None).await,
                         Err(error) => Err(error),
                     },
                 };
@@ -98,6 +101,11 @@ impl BootstrapSource {
             Self::WorkloadApi { socket } => workload_api::fetch(socket, request.trust_domain)
                 .await
                 .map_err(fetch)?,
+            Self::ConfigMap { map, server, format } => {
+                let answer = config_map::fetch(map, server).await;
+                let bytes = answer.map_err(|error| fetch(error.to_string()))?;
+                format.read(request.trust_domain, &bytes).map_err(malformed)?
+            }
         };
         if authorities.is_empty() {
             return Err(malformed("holds no X.509 authority".to_owned()));
@@ -117,6 +125,9 @@ impl BootstrapSource {
             }
             Self::WorkloadApi { socket } => {
                 format!("trust_bundle_spiffe_workload_api {}", socket.display())
+            }
+            Self::ConfigMap { map, .. } => {
+                format!("trust_bundle_config_map {}/{}", map.namespace, map.name)
             }
             Self::Insecure => "insecure_bootstrap".to_owned(),
         }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finial_identity::process::http_get::{Get, GetError};
-use http::{StatusCode, Uri};
+use http::{HeaderValue, StatusCode, Uri};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::ServerName;
 use time::format_description::well_known::Rfc3339;
@@ -47,8 +47,12 @@ pub(super) fn system_roots() -> Result<RootCertStore, FetchError> {
     Ok(roots)
 }
 
-/// The answer of `https` URL `url`. The certificate of its host is verified with `roots`.
-pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, FetchError> {
+/// The answer of `https` URL `url`. The certificate of its host is verified with `roots`, then `authorization` is sent.
+pub(super) async fn fetch(
+    url: &Uri,
+    roots: RootCertStore,
+    authorization: Option<&HeaderValue>,
+) -> Result<Vec<u8>, FetchError> {
     let host = url.host().unwrap_or_default();
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let name = ServerName::try_from(host.to_owned()).map_err(|error| FetchError::Url(error.to_string()))?;
@@ -69,7 +73,7 @@ pub(super) async fn fetch(url: &Uri, roots: RootCertStore) -> Result<Vec<u8>, Fe
             .connect(name, stream)
             .await
             .map_err(FetchError::Connect)?;
-        get(stream, url, path_and_query(url)).await
+        get(stream, url, path_and_query(url), authorization).await
     };
     within_time(exchange).await
 }
@@ -83,7 +87,7 @@ pub(super) async fn fetch_over_socket(
     let target = with_query(path_and_query(url), request);
     let exchange = async {
         let stream = UnixStream::connect(socket).await.map_err(FetchError::Connect)?;
-        get(stream, url, &target).await
+        get(stream, url, &target, None).await
     };
     within_time(exchange).await
 }
@@ -99,6 +103,7 @@ async fn get(
     stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
     url: &Uri,
     target: &str,
+    authorization: Option<&HeaderValue>,
 ) -> Result<Vec<u8>, FetchError> {
     let get = Get {
         authority: url
@@ -107,6 +112,7 @@ async fn get(
             .unwrap_or_default(),
         target,
         user_agent: concat!("finial-agent/", env!("CARGO_PKG_VERSION")),
+        authorization,
         max_body: MAX_BUNDLE,
     };
     let answer = get.send(stream).await?;

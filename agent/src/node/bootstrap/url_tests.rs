@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use finial_identity::spiffe_id::TrustDomain;
 use rustls::RootCertStore;
+use rustls_pki_types::CertificateDer;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::mpsc;
@@ -35,7 +36,7 @@ async fn answer(
     let _closed = stream.shutdown().await;
 }
 
-fn ok(body: &str) -> Vec<u8> {
+pub(super) fn ok(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
@@ -138,10 +139,10 @@ async fn a_server_that_does_not_answer_is_given_up() {
 }
 
 /// A web server for `localhost` and the authority that vouches for it.
-async fn serve_web(with: Vec<u8>) -> (u16, RootCertStore, mpsc::UnboundedReceiver<String>) {
+pub(super) async fn serve_web(
+    with: Vec<u8>,
+) -> (u16, CertificateDer<'static>, mpsc::UnboundedReceiver<String>) {
     let server = NamedServer::new(&["localhost"]);
-    let mut roots = RootCertStore::empty();
-    roots.add(server.authority).unwrap();
     let tls = TlsAcceptor::from(server.tls);
     let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -153,14 +154,21 @@ async fn serve_web(with: Vec<u8>) -> (u16, RootCertStore, mpsc::UnboundedReceive
             }
         }
     });
-    (port, roots, heads)
+    (port, server.authority, heads)
+}
+
+fn roots(ca: CertificateDer<'static>) -> RootCertStore {
+    let mut roots = RootCertStore::empty();
+    roots.add(ca).unwrap();
+    roots
 }
 
 #[tokio::test]
 async fn a_web_server_is_asked_when_a_root_vouches_for_its_name() {
-    let (port, roots, mut heads) = serve_web(ok("the bundle")).await;
+    let (port, ca, mut heads) = serve_web(ok("the bundle")).await;
+    let roots = roots(ca);
     let uri = |host: &str| format!("https://{host}:{port}/b?x=1").parse().unwrap();
-    let found = url::fetch(&uri("localhost"), roots.clone()).await.unwrap();
+    let found = url::fetch(&uri("localhost"), roots.clone(), None).await.unwrap();
     assert_eq!(found, b"the bundle");
     let head = heads.recv().await.unwrap();
     assert!(
@@ -168,10 +176,12 @@ async fn a_web_server_is_asked_when_a_root_vouches_for_its_name() {
         "{head}"
     );
     // Another name, and another root.
-    let error = url::fetch(&uri("127.0.0.1"), roots).await.unwrap_err();
+    let error = url::fetch(&uri("127.0.0.1"), roots, None).await.unwrap_err();
     assert!(matches!(error, FetchError::Connect(_)), "{error}");
     let (_port, other, _heads) = serve_web(Vec::new()).await;
-    let error = url::fetch(&uri("localhost"), other).await.unwrap_err();
+    let error = url::fetch(&uri("localhost"), super::url_tests::roots(other), None)
+        .await
+        .unwrap_err();
     assert!(matches!(error, FetchError::Connect(_)), "{error}");
     assert!(
         heads.try_recv().is_err(),

@@ -1,11 +1,13 @@
 //! Tokens: JWT-SVIDs, and WIT-SVIDs ([`super::wit`]). Cached, renewed at half of their lifetime, requested once for all
 //! waiting calls, and dropped when their key is tainted or revoked.
 //!
-//! A token past half of its lifetime that is still valid is returned when no new one comes in time: after
-//! `hit_timeout`, or as soon as the server has failed once. From then on no call waits for the new token,
-//! which is requested in the background, until there is one or the token expires.
+//! A token past half of its lifetime that is still valid is returned at once, and a new one requested in the background.
+//! Only in the last eighth of its lifetime does a call wait for the new one; when none comes within `hit_timeout`, the
+//! cached one is returned, and from then on no call waits for that token's successor.
 
 mod kept;
+mod requests;
+mod settings;
 mod source;
 mod withdrawn;
 
@@ -14,8 +16,6 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,17 +23,20 @@ use finial_identity::process::Clock;
 use finial_identity::spiffe_id::SpiffeId;
 use futures_util::FutureExt;
 use futures_util::StreamExt;
-use futures_util::future::{Shared, WeakShared};
+use futures_util::future::Shared;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use self::kept::{Key, Tokens};
+use self::requests::{Answer, Joinable, Request, Running};
 use self::withdrawn::Withdrawn;
 use super::counters::{CacheCounters, TokenCounters};
 use crate::node::{Backoff, Jitter};
+use crate::telemetry::metrics;
 
 pub use self::kept::Token;
+pub use self::settings::JwtCacheSettings;
 pub use self::source::{JwtError, JwtSource, Signed};
 pub use crate::upstream::SignedJwt;
 
@@ -49,24 +52,6 @@ impl<T: Signed> Clone for TokenCache<T> {
     fn clone(&self) -> Self {
         Self {
             inner: Arc::clone(&self.inner),
-        }
-    }
-}
-
-/// How much is cached, and how long a caller waits.
-#[derive(Clone, Copy, Debug)]
-pub struct JwtCacheSettings {
-    /// How many tokens are kept; the least recently used goes first (`jwt_svid_cache_max_size`).
-    pub max_size: usize,
-    /// How long to wait for a new token while the cached one is still valid (`jwt_svid_cache_hit_timeout`).
-    pub hit_timeout: Duration,
-}
-
-impl Default for JwtCacheSettings {
-    fn default() -> Self {
-        Self {
-            max_size: 1000,
-            hit_timeout: DEFAULT_HIT_TIMEOUT,
         }
     }
 }
@@ -133,6 +118,30 @@ impl<T: Signed> TokenCache<T> {
         audiences: &[String],
         reuse: bool,
     ) -> Result<Arc<Token<T>>, JwtError> {
+        self.obtain(entry_id, spiffe_id, audiences, reuse, false).await
+    }
+
+    /// The same for who has a token already, and so waits for the successor of one past half of its life.
+    ///
+    /// # Errors
+    /// As [`TokenCache::fetch`].
+    pub async fn renew_held(
+        &self,
+        entry_id: &str,
+        spiffe_id: &SpiffeId,
+        audiences: &[String],
+    ) -> Result<Arc<Token<T>>, JwtError> {
+        self.obtain(entry_id, spiffe_id, audiences, true, true).await
+    }
+
+    async fn obtain(
+        &self,
+        entry_id: &str,
+        spiffe_id: &SpiffeId,
+        audiences: &[String],
+        reuse: bool,
+        is_patient: bool,
+    ) -> Result<Arc<Token<T>>, JwtError> {
         let inner = &self.inner;
         let key = Arc::new(Key::new(entry_id, spiffe_id, audiences));
         if !reuse {
@@ -148,8 +157,11 @@ impl<T: Signed> TokenCache<T> {
                 inner.counted().misses.add(1);
                 request.answer.await
             }
-            Found::Aging(token, None) => inner.hand_out_aging(token),
-            Found::Aging(token, Some(request)) => inner.renewed_in_time(&key, &token, request).await,
+            Found::Aging(token, Some(request)) if is_patient || token.is_ending(inner.clock.now()) => {
+                inner.renewed_in_time(&key, &token, request).await
+            }
+            // Its successor is asked for in the background.
+            Found::Aging(token, _request) => inner.hand_out_aging(token),
         }
     }
 
@@ -189,6 +201,9 @@ impl<T: Signed> TokenCache<T> {
         self.inner.counted().tainted.add(forgotten);
         self.inner.counted().held.set(state.tokens.len());
         if forgotten > 0 {
+            if let Some(name) = T::TAINTED {
+                metrics().sample(name, &[], forgotten as f64);
+            }
             tracing::info!(
                 forgotten,
                 kind = T::NAME,
@@ -233,9 +248,6 @@ impl<T: Signed> fmt::Debug for TokenCache<T> {
     }
 }
 
-type Answer<T> = Result<Arc<Token<T>>, JwtError>;
-type Running<T> = Pin<Box<dyn Future<Output = Answer<T>> + Send>>;
-
 struct Inner<T: Signed> {
     source: Arc<T::Source>,
     hit_timeout: Duration,
@@ -255,21 +267,6 @@ struct State<T: Signed> {
     requests: HashMap<Arc<Key>, Joinable<T>>,
     requests_after_sweep: usize,
     next_request: u64,
-}
-
-struct Joinable<T: Signed> {
-    id: u64,
-    answer: WeakShared<Running<T>>,
-    started: Instant,
-    has_failed: watch::Receiver<bool>,
-}
-
-/// A request that one takes part in.
-struct Request<T: Signed> {
-    answer: Shared<Running<T>>,
-    started: Instant,
-    /// Whether an attempt has failed already.
-    has_failed: watch::Receiver<bool>,
 }
 
 /// What the cache has.
@@ -482,8 +479,6 @@ impl<T: Signed> Inner<T> {
 
 /// For one token, all attempts together.
 const BUDGET: Duration = Duration::from_secs(30);
-/// Shorter than the patience of most clients.
-const DEFAULT_HIT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After a token could not be renewed.
 const RENEWAL_PAUSE: Duration = Duration::from_secs(5);
 /// Renewals in the background at one time.

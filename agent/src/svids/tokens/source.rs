@@ -32,6 +32,8 @@ pub trait Signed: Clone + Send + Sync + 'static {
     type Source: ?Sized + Send + Sync + fmt::Debug;
     /// The name of one, for operators.
     const NAME: &'static str;
+    /// The metric that samples how many were found to be of a tainted authority.
+    const TAINTED: Option<&'static str>;
 
     /// A new one for an entry.
     fn sign(
@@ -54,6 +56,7 @@ pub trait Signed: Clone + Send + Sync + 'static {
 impl Signed for SignedJwt {
     type Source = dyn JwtSource;
     const NAME: &'static str = "JWT-SVID";
+    const TAINTED: Option<&'static str> = Some("cache_manager_tainted_jwt_svids_workload");
 
     async fn sign(
         source: &Self::Source,

@@ -47,6 +47,7 @@ const MAX_TOLD: usize = 1024;
 pub struct DockerAttestor {
     settings: Arc<DockerSettings>,
     requests: Semaphore,
+    /// By the user whose engine is asked, whoever calls: that user decides how slow it is. No pod has such an engine.
     user_requests: Permits<u32>,
     /// Users who are not trusted, as far as that has been logged.
     told: Mutex<HashSet<u32>>,

@@ -8,7 +8,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::super::listed::PodReference;
 use super::super::pods::is_same_uid;
-use crate::config::PodRecord;
+use crate::socket_tree::PodRecord;
 
 /// The pods of this node.
 #[derive(Clone, Debug, Default, Deserialize)]

@@ -13,7 +13,8 @@ use super::milliseconds;
 use crate::registry::{Hop, PodFacts, Registry};
 use crate::store::AgentRecord;
 
-/// What of a pod the server knows as well as the agent does.
+/// What of a pod the server knows as well as the agent does. Nothing of a single container is among it: which of a pod's
+/// containers asks, the agent finds out, and on the socket of a pod it does not know.
 const KNOWN: &[&str] = &[
     "ns",
     "sa",
@@ -23,7 +24,6 @@ const KNOWN: &[&str] = &[
     "pod-label",
     "pod-owner",
     "pod-owner-uid",
-    "container-name",
 ];
 
 /// An entry that is the pod's, or may be.
@@ -158,15 +158,15 @@ mod tests {
 
     #[test]
     fn a_selector_that_the_server_knows_decides_and_others_are_the_agents() {
-        let facts = HashSet::from(["k8s:ns:shop", "k8s:pod-label:app:web", "k8s:container-name:app"]);
+        let facts = HashSet::from(["k8s:ns:shop", "k8s:pod-label:app:web"]);
         let of = |texts: &[&str]| {
             let selectors = texts.iter().map(|text| Selector::parse(text).unwrap());
             undecided(&selectors.collect::<Vec<_>>(), &facts)
         };
-        assert_eq!(of(&["k8s:ns:shop", "k8s:container-name:app"]), Some(Vec::new()));
+        assert_eq!(of(&["k8s:ns:shop", "k8s:pod-label:app:web"]), Some(Vec::new()));
         assert_eq!(of(&["k8s:ns:other", "unix:uid:0"]), None);
         assert_eq!(of(&["k8s:pod-label:app:db"]), None);
-        let agents = ["k8s:container-image:x", "unix:uid:0"];
+        let agents = ["k8s:container-name:app", "k8s:container-image:x", "unix:uid:0"];
         assert_eq!(
             of(&[&["k8s:ns:shop"], &agents[..]].concat()),
             Some(agents.map(str::to_owned).to_vec())

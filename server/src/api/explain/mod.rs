@@ -9,13 +9,16 @@ use std::sync::Arc;
 
 use finial_proto::finial::server::explain::v1 as pb;
 use finial_proto::finial::server::explain::v1::explain_server::Explain;
+use futures_util::future::join_all;
 use time::OffsetDateTime;
 use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::Call;
 use super::status::Refusal;
-use crate::registry::{AskError, NodeReport, PodFacts, PodReport, RuleOutcome, RuleReport, SourceState};
+use crate::registry::{
+    AskError, NodeReport, PodFacts, PodReport, Registry, RuleOutcome, RuleReport, SourceState,
+};
 use crate::store::AgentRecord;
 use entries::Found;
 
@@ -40,6 +43,15 @@ struct Told {
     report: PodReport,
 }
 
+/// What came of asking several clusters.
+#[derive(Debug)]
+struct Answers {
+    /// At least one.
+    told: Vec<Told>,
+    /// Those that did not answer.
+    silent: Vec<Arc<str>>,
+}
+
 impl ExplainService {
     /// Looks at these parts.
     pub fn new(services: Arc<Services>) -> Self {
@@ -52,20 +64,8 @@ impl ExplainService {
         if !request.cluster.is_empty() {
             check_name("cluster", &request.cluster, MAX_NAME)?;
         }
-        let mut told = Vec::new();
-        for (cluster, source) in self.sources(&request.cluster)? {
-            let registry = &self.0.registry;
-            let report = registry.ask(&cluster, &request.namespace, &request.name).await;
-            let report = report.map_err(|error| match error {
-                AskError::Unknown(_) => Refusal::not_found(error.to_string()),
-                AskError::Silent(_) => Refusal::unavailable(error.to_string()),
-            })?;
-            told.push(Told {
-                cluster,
-                source,
-                report,
-            });
-        }
+        let asked = self.sources(&request.cluster)?;
+        let Answers { mut told, silent } = ask(&self.0.registry, asked, &request).await?;
         let having = told.iter().filter(|told| told.report.pod.is_some());
         let having: Vec<&str> = having.map(|told| &*told.cluster).collect();
         if having.len() > 1 {
@@ -77,7 +77,7 @@ impl ExplainService {
         let clusters: Vec<Arc<str>> = told.iter().map(|told| told.cluster.clone()).collect();
         let at = told.iter().position(|told| told.report.pod.is_some());
         let told = told.swap_remove(at.unwrap_or_default());
-        Ok(self.answer(&request, told, &clusters))
+        Ok(self.answer(&request, told, &clusters, silent))
     }
 
     /// The clusters to ask, of which there is at least one.
@@ -103,6 +103,7 @@ impl ExplainService {
         request: &pb::ExplainPodRequest,
         told: Told,
         clusters: &[Arc<str>],
+        silent: Vec<Arc<str>>,
     ) -> pb::ExplainPodResponse {
         let services = &self.0;
         let now = services.clock.now();
@@ -128,6 +129,7 @@ impl ExplainService {
         let seen = verdict::Seen {
             request,
             clusters,
+            silent: &silent,
             source: &source,
             report: &report,
             agents: &agents,
@@ -154,6 +156,7 @@ impl ExplainService {
                 .collect(),
             now_ms: milliseconds(Some(now)),
             started_at_ms: milliseconds(Some(services.started_at)),
+            silent_clusters: silent.iter().map(|cluster| cluster.to_string()).collect(),
         }
     }
 
@@ -181,6 +184,41 @@ impl Explain for ExplainService {
         explained
             .map(Response::new)
             .map_err(|refusal| call.refuse(refusal))
+    }
+}
+
+/// Asks clusters about a pod, all at once: none that is silent makes the others wait, or fails them.
+///
+/// # Errors
+/// Why none of them answered.
+async fn ask(
+    registry: &Registry,
+    clusters: BTreeMap<Arc<str>, SourceState>,
+    request: &pb::ExplainPodRequest,
+) -> Result<Answers, Refusal> {
+    let (namespace, name) = (&request.namespace, &request.name);
+    let asked = clusters.into_iter().map(|(cluster, source)| async move {
+        let report = registry.ask(&cluster, namespace, name).await;
+        (cluster, source, report)
+    });
+    let (mut told, mut silent, mut why) = (Vec::new(), Vec::new(), None);
+    for (cluster, source, report) in join_all(asked).await {
+        match report {
+            Ok(report) => told.push(Told {
+                cluster,
+                source,
+                report,
+            }),
+            Err(error) => {
+                silent.push(cluster);
+                why = why.or(Some(error));
+            }
+        }
+    }
+    match why {
+        Some(error @ AskError::Unknown(_)) if told.is_empty() => Err(Refusal::not_found(error.to_string())),
+        Some(error @ AskError::Silent(_)) if told.is_empty() => Err(Refusal::unavailable(error.to_string())),
+        _ => Ok(Answers { told, silent }),
     }
 }
 
@@ -294,7 +332,14 @@ fn milliseconds(at: Option<OffsetDateTime>) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use finial_identity::process::Clock;
+    use tokio::time::Instant;
+
     use super::*;
+    use crate::store::testing::domain;
+    use crate::store::{SqliteStore, Store};
 
     #[test]
     fn names_are_clamped() {
@@ -302,5 +347,38 @@ mod tests {
         for wrong in ["", "a/b", "a b", "ä", "a\u{7}", &"a".repeat(MAX_NAME + 1)] {
             assert!(check_name("name", wrong, MAX_NAME).is_err(), "{wrong:?}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn clusters_that_are_silent_take_no_answer_from_the_others_and_are_named() {
+        let store: Arc<dyn Store> =
+            Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap());
+        let registry = Registry::load(store, &domain(), Clock::system()).await.unwrap();
+        let request = pb::ExplainPodRequest {
+            namespace: "shop".to_owned(),
+            name: "a".to_owned(),
+            cluster: String::new(),
+        };
+        let of = |names: &[&str]| {
+            let states = names.iter().map(|name| ((*name).into(), SourceState::default()));
+            states.collect::<BTreeMap<Arc<str>, SourceState>>()
+        };
+        let mut questions = registry.questions("b");
+        // Both take them in, and answer none.
+        let _silent = (registry.questions("a"), registry.questions("c"));
+        let answering = async {
+            let question = questions.recv().await.unwrap();
+            question.answer.send(PodReport::default()).unwrap();
+        };
+        let begun = Instant::now();
+        let asked = ask(&registry, of(&["a", "b", "c"]), &request);
+        let (answers, ()) = tokio::join!(asked, answering);
+        let Answers { told, silent } = answers.unwrap();
+        assert!(begun.elapsed() < Duration::from_secs(6), "one after the other");
+        let told: Vec<&str> = told.iter().map(|told| &*told.cluster).collect();
+        assert_eq!((told, silent), (vec!["b"], vec!["a".into(), "c".into()]));
+
+        let refused = ask(&registry, of(&["a", "c"]), &request).await.unwrap_err();
+        assert_eq!(refused.message(), "cluster \"a\" does not answer");
     }
 }

@@ -15,7 +15,10 @@ use crate::store::AgentRecord;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Seen<'a> {
     pub(super) request: &'a ExplainPodRequest,
+    /// Those that answered.
     pub(super) clusters: &'a [Arc<str>],
+    /// Those that did not, and may have such a pod too.
+    pub(super) silent: &'a [Arc<str>],
     pub(super) source: &'a SourceState,
     pub(super) report: &'a PodReport,
     pub(super) agents: &'a [Arc<AgentRecord>],
@@ -23,8 +26,17 @@ pub(super) struct Seen<'a> {
     pub(super) now: OffsetDateTime,
 }
 
-/// The verdict and its sentence.
+/// The verdict and its sentence, which names the clusters that nothing is known of.
 pub(super) fn verdict(seen: &Seen<'_>) -> (Verdict, String) {
+    let (verdict, mut summary) = of_those_that_answered(seen);
+    if !seen.silent.is_empty() {
+        let silent = seen.silent.join(", ");
+        summary.push_str(&format!("; clusters that did not answer: {silent}"));
+    }
+    (verdict, summary)
+}
+
+fn of_those_that_answered(seen: &Seen<'_>) -> (Verdict, String) {
     let Seen { source, report, .. } = seen;
     let trouble = source.trouble.as_deref().unwrap_or("it waits for the API server");
     let clusters = seen.clusters.join(", ");
@@ -175,8 +187,13 @@ fn without_entry(seen: &Seen<'_>) -> (Verdict, String) {
         .pod
         .as_ref()
         .is_some_and(|pod| pod.is_namespace_ignored);
+    let covering = rules
+        .iter()
+        .find(|rule| matches!(rule.outcome, RuleOutcome::Matches(_) | RuleOutcome::Masked { .. }));
     let why = if is_ignored {
         format!("rules pass over namespace {namespace}")
+    } else if let Some(rule) = covering {
+        format!("ClusterSPIFFEID {} covers the pod", rule.name)
     } else {
         let near = rules.iter().find_map(|rule| match &rule.outcome {
             RuleOutcome::NearlyMatches(difference) => Some(format!(
@@ -253,6 +270,7 @@ mod tests {
     }
 
     struct World {
+        silent: Vec<Arc<str>>,
         source: SourceState,
         report: PodReport,
         agents: Vec<Arc<AgentRecord>>,
@@ -262,6 +280,7 @@ mod tests {
     /// A bound pod on a node with an agent, and nothing else.
     fn world() -> World {
         World {
+            silent: Vec::new(),
             source: SourceState {
                 is_settled: true,
                 ..SourceState::default()
@@ -296,6 +315,7 @@ mod tests {
                 cluster: String::new(),
             },
             clusters: &["demo".into()],
+            silent: &world.silent,
             source: &world.source,
             report: &world.report,
             agents: &world.agents,
@@ -431,7 +451,39 @@ mod tests {
                 });
             },
             Verdict::DecidedByAgent,
-            "1 entries",
+            "no rule covers the pod; the agent of its node decides about 1 entries",
+        );
+        check(
+            |world| {
+                let mine = Found {
+                    undecided: vec!["k8s:container-name:app".to_owned()],
+                    is_at_agent: true,
+                    hop: signed(NOW + 5),
+                    ..found()
+                };
+                world.report.rules = vec![rule("backend", RuleOutcome::Matches(Arc::clone(&mine.entry)))];
+                world.found.push(mine);
+            },
+            Verdict::DecidedByAgent,
+            "ClusterSPIFFEID backend covers the pod; the agent of its node decides about 1 entries",
+        );
+    }
+
+    #[test]
+    fn clusters_that_did_not_answer_are_named_whatever_the_others_say() {
+        let silent: Vec<Arc<str>> = vec!["east".into(), "west".into()];
+        check(
+            |world| {
+                world.report.pod = None;
+                world.silent.clone_from(&silent);
+            },
+            Verdict::UnknownPod,
+            "no pod shop/a in demo; clusters that did not answer: east, west",
+        );
+        check(
+            |world| world.silent.clone_from(&silent),
+            Verdict::NoRule,
+            "no rule covers the pod; clusters that did not answer: east, west",
         );
     }
 

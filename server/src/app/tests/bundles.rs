@@ -1,11 +1,18 @@
 //! Bundles.
 
+use finial_identity::bundle::MAX_FOREIGN_DOCUMENT_BYTES;
+use finial_identity::wire;
 use finial_proto::spire::api::server::bundle::v1 as pb;
 use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
+use finial_proto::spire::api::server::trustdomain::v1::trust_domain_client::TrustDomainClient;
+use finial_proto::spire::api::server::trustdomain::v1::{
+    BatchCreateFederationRelationshipRequest, BatchUpdateFederationRelationshipRequest,
+};
 use finial_proto::spire::api::types;
 use tonic::Code;
 
 use crate::app::testing::{TestServer, entry_below};
+use crate::federation::testing::web;
 
 /// A foreign bundle with a real authority: another server's.
 async fn foreign() -> types::Bundle {
@@ -219,4 +226,71 @@ async fn a_published_jwt_authority_is_untainted() {
         .jwt_authorities;
     let found = published.iter().find(|found| found.key_id == key.key_id).unwrap();
     assert!(!found.tainted);
+}
+
+/// As large as a document that is fetched may be: what is stored is served to agents and workloads.
+#[tokio::test]
+async fn a_foreign_bundle_that_is_larger_than_a_fetched_one_may_be_is_refused_however_it_comes() {
+    let server = TestServer::start().await;
+    let bundle = foreign().await;
+    let of = |filler: usize| {
+        let mut bundle = bundle.clone();
+        bundle.jwt_authorities.truncate(1);
+        bundle.jwt_authorities[0].key_id = "k".repeat(filler);
+        bundle
+    };
+    let read = wire::bundle_from_wire(of(1)).unwrap();
+    let largest = MAX_FOREIGN_DOCUMENT_BYTES + 1 - read.to_spiffe_json().len();
+    let mut client = BundleClient::new(server.local().await);
+    let mut relationships = TrustDomainClient::new(server.local().await);
+    for (filler, code) in [(largest + 1, Code::InvalidArgument), (largest, Code::Ok)] {
+        let bundle = vec![of(filler)];
+        let mut statuses = Vec::new();
+        let create = pb::BatchCreateFederatedBundleRequest {
+            bundle: bundle.clone(),
+            ..Default::default()
+        };
+        let created = client.batch_create_federated_bundle(create).await.unwrap();
+        statuses.extend(created.into_inner().results.remove(0).status);
+        let set = pb::BatchSetFederatedBundleRequest {
+            bundle: bundle.clone(),
+            ..Default::default()
+        };
+        let set = client.batch_set_federated_bundle(set).await.unwrap();
+        statuses.extend(set.into_inner().results.remove(0).status);
+        let update = pb::BatchUpdateFederatedBundleRequest {
+            bundle,
+            ..Default::default()
+        };
+        let updated = client.batch_update_federated_bundle(update).await.unwrap();
+        statuses.extend(updated.into_inner().results.remove(0).status);
+
+        let relationship = types::FederationRelationship {
+            trust_domain_bundle: Some(of(filler)),
+            ..wire::relationship_to_wire(&web("foreign.org", "https://foreign.org/bundle"))
+        };
+        let create = BatchCreateFederationRelationshipRequest {
+            federation_relationships: vec![relationship.clone()],
+            ..Default::default()
+        };
+        let created = relationships.batch_create_federation_relationship(create).await;
+        statuses.extend(created.unwrap().into_inner().results.remove(0).status);
+        let update = BatchUpdateFederationRelationshipRequest {
+            federation_relationships: vec![relationship],
+            ..Default::default()
+        };
+        let updated = relationships.batch_update_federation_relationship(update).await;
+        statuses.extend(updated.unwrap().into_inner().results.remove(0).status);
+
+        assert_eq!(statuses.len(), 5);
+        for status in statuses {
+            assert_eq!(Code::from(status.code), code, "{filler}: {}", status.message);
+            assert_eq!(
+                status.message.contains("larger than 524288 bytes"),
+                code != Code::Ok,
+                "{}",
+                status.message
+            );
+        }
+    }
 }

@@ -19,7 +19,7 @@ use zeroize::Zeroizing;
 
 use self::cluster::{Agent, Cluster};
 use super::{AttestError, Attested, Challenge, NodeAttestor};
-use crate::config::K8sPsatCluster;
+use crate::config::{K8sPsatCluster, psat_agent_path};
 
 /// The attestor's name.
 pub const NAME: &str = "k8s_psat";
@@ -127,11 +127,8 @@ fn agent_id(
     } else {
         agent.node_uid.clone()
     };
-    SpiffeId::new(
-        trust_domain,
-        &format!("/spire/agent/{NAME}/{}/{own}", cluster.name),
-    )
-    .map_err(|error| AttestError::Failed {
+    let path = psat_agent_path(&cluster.name, &own);
+    SpiffeId::new(trust_domain, &path).map_err(|error| AttestError::Failed {
         what: "k8s_psat: make agent ID",
         source: Box::new(error),
     })

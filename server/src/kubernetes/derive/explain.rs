@@ -82,7 +82,7 @@ impl Deriver {
         );
         let (Ok(namespaces), Ok(pods)) = filters else {
             return RuleOutcome::Broken(match &state.rule {
-                Err(text) => text.clone(),
+                Err(invalid) => invalid.text.clone(),
                 Ok(_) => "a selector of labels is malformed".to_owned(),
             });
         };
@@ -93,8 +93,8 @@ impl Deriver {
             (Some(only), None) => return RuleOutcome::NearlyMatches(only),
             (Some(_), Some(first)) => return RuleOutcome::DoesNotMatch(first.to_string()),
         }
-        if let Err(text) = &state.rule {
-            return RuleOutcome::Broken(text.clone());
+        if let Err(invalid) = &state.rule {
+            return RuleOutcome::Broken(invalid.text.clone());
         }
         let outcomes = self.pods.get(name).map(|pod| pod.outcomes.as_slice());
         let outcomes = outcomes.unwrap_or_default();
@@ -102,7 +102,7 @@ impl Deriver {
             Some((_, Outcome::Declared(key))) => {
                 let owner = Owner::Rule(rule.clone(), name.clone());
                 let Some(standing) = self.keys.standing(key, &owner) else {
-                    return RuleOutcome::WaitsForNode;
+                    return not_applied();
                 };
                 let entry = standing.entry.clone();
                 match standing.counts {
@@ -111,7 +111,7 @@ impl Deriver {
                         by: format!("{origin}, which is older"),
                         entry,
                     },
-                    Counts::Stored => RuleOutcome::Masked {
+                    Counts::Elsewhere => RuleOutcome::Masked {
                         by: name_rival(&entry)
                             .unwrap_or_else(|| "an entry that another cluster declares".to_owned()),
                         entry,
@@ -119,17 +119,14 @@ impl Deriver {
                 }
             }
             Some((_, Outcome::Failed(text) | Outcome::Refused(text))) => RuleOutcome::Broken(text.clone()),
-            Some((_, Outcome::Passed)) | None => {
+            Some((_, Outcome::NoNode)) => RuleOutcome::WaitsForNode,
+            Some((_, Outcome::NotNeeded)) => {
                 let covering = outcomes.iter().filter(|(of, outcome)| {
                     matches!(outcome, Outcome::Declared(_) | Outcome::Refused(_)) && !self.is_fallback(of)
                 });
-                let covering: Vec<Arc<str>> = covering.map(|(of, _)| of.clone()).collect();
-                if covering.is_empty() {
-                    RuleOutcome::WaitsForNode
-                } else {
-                    RuleOutcome::FallbackNotUsed(covering)
-                }
+                RuleOutcome::FallbackNotUsed(covering.map(|(of, _)| of.clone()).collect())
             }
+            None => not_applied(),
         }
     }
 
@@ -188,6 +185,11 @@ impl Deriver {
     }
 }
 
+/// For the time between an object's coming and the pass that takes it in.
+fn not_applied() -> RuleOutcome {
+    RuleOutcome::DoesNotMatch("the rule was not applied to the pod yet".to_owned())
+}
+
 fn differences<'a>(
     filter: &'a LabelFilter,
     labels: &'a Labels,
@@ -232,8 +234,8 @@ fn distance(difference: &LabelDifference) -> usize {
     found.len().max(wanted.len()) - end
 }
 
-/// The selectors that hold for every process of the pod, or for those of one of its containers. Images are left
-/// out: the node knows them by more names.
+/// The selectors that hold for every process of the pod. What holds for those of one container alone is left out: the
+/// agent decides who of the pod asks.
 fn selectors(name: &NamespacedName, pod: &Pod, labels: &Labels) -> Vec<String> {
     let mut selectors = vec![
         format!("ns:{}", name.namespace),
@@ -250,13 +252,6 @@ fn selectors(name: &NamespacedName, pod: &Pod, labels: &Labels) -> Vec<String> {
     for owner in pod.metadata.owner_references.iter().flatten() {
         selectors.push(format!("pod-owner:{}:{}", owner.kind, owner.name));
         selectors.push(format!("pod-owner-uid:{}:{}", owner.kind, owner.uid));
-    }
-    if let Some(spec) = &pod.spec {
-        let containers = spec
-            .containers
-            .iter()
-            .chain(spec.init_containers.iter().flatten());
-        selectors.extend(containers.map(|container| format!("container-name:{}", container.name)));
     }
     selectors.iter().map(|value| format!("k8s:{value}")).collect()
 }

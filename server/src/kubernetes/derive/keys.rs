@@ -124,8 +124,8 @@ pub(super) enum Counts<'k> {
     This,
     /// That of another object.
     Other(&'k str),
-    /// A stored entry.
-    Stored,
+    /// A stored one, or one that another cluster declares.
+    Elsewhere,
 }
 
 /// All declared entries by key.
@@ -235,7 +235,7 @@ impl Keys {
         removals.sort_unstable();
     }
 
-    /// What an owner declares under a key, and whose entry with it counts: that of the first object, or a stored one.
+    /// What an owner declares under a key, and whose entry with it counts: that of the first object, or one of elsewhere.
     pub(super) fn standing(&self, key: &Uuid, owner: &Owner) -> Option<Standing<'_>> {
         let key = self.keys.get(key)?;
         let at = key
@@ -246,7 +246,7 @@ impl Keys {
         Some(Standing {
             entry: &key.candidates[at].derived.entry,
             counts: match (&key.published, at) {
-                (None, _) => Counts::Stored,
+                (None, _) => Counts::Elsewhere,
                 (Some(_), 0) => Counts::This,
                 (Some(_), _) => Counts::Other(&first.derived.origin),
             },

@@ -52,6 +52,8 @@ pub struct Settings {
     pub watches_classless: bool,
     /// The parent ID of a node's entries.
     pub parent_id: Arc<Template>,
+    /// The CSI driver by which pods ask for an identity.
+    pub csi_driver: String,
 }
 
 impl Settings {
@@ -97,6 +99,8 @@ pub struct Pass {
     pub statics: BTreeMap<Arc<str>, StaticStatus>,
     /// Pods with which something is newly wrong.
     pub problems: Vec<PodProblem>,
+    /// How many pods were looked at.
+    pub evaluated: usize,
 }
 
 /// Everything that follows from the objects.
@@ -239,6 +243,7 @@ impl Deriver {
         if all_pods {
             self.rules.values_mut().for_each(RuleState::reset);
         }
+        pass.evaluated = names.len();
         for name in names {
             self.evaluate(name, !all_pods, &mut pass.problems);
         }
@@ -276,7 +281,8 @@ impl Deriver {
         let mut totals = Totals::default();
         for status in self.told_rules.values() {
             let stats = &status.stats;
-            totals.rules[0] += stats.entries_to_set;
+            // Those that were refused should be there, and are not.
+            totals.rules[0] += stats.entries_to_set - stats.entry_failures;
             totals.rules[1] += stats.entries_masked;
             totals.rules[2] += stats.pod_entry_render_failures + stats.entry_failures;
         }

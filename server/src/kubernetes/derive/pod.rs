@@ -15,9 +15,6 @@ use crate::kubernetes::label_filter::Labels;
 use crate::kubernetes::objects::{Node, Pod};
 use crate::kubernetes::template::Facts;
 
-/// The CSI driver by which pods ask for an identity.
-const CSI_DRIVER: &str = "csi.spiffe.io";
-
 /// Something is wrong with a pod, for an Event.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodProblem {
@@ -49,8 +46,10 @@ pub(super) enum Outcome {
     Failed(String),
     /// An entry was made that the server refuses.
     Refused(String),
-    /// The pod has no node yet, or another rule gave it an entry before this fallback.
-    Passed,
+    /// The pod has no node yet.
+    NoNode,
+    /// A fallback, and another rule gave the pod an entry.
+    NotNeeded,
 }
 
 /// A rule that selects a pod.
@@ -202,11 +201,11 @@ impl Deriver {
         } in selecting
         {
             if rule.is_fallback && is_covered {
-                outcomes.push((rule_name, Outcome::Passed));
+                outcomes.push((rule_name, Outcome::NotNeeded));
                 continue;
             }
             let outcome = match &node {
-                None => Outcome::Passed,
+                None => Outcome::NoNode,
                 Some(Err(text)) => Outcome::Failed(text.clone()),
                 Some(Ok(node)) => {
                     let (meta, spec) = forms.get_or_insert_with(|| forms_of(pod));
@@ -334,6 +333,33 @@ impl Deriver {
         names
     }
 
+    /// What is wrong with a rule that selects the pod, which has a node, and of which nothing at all can come.
+    fn invalid_rule(
+        &self,
+        name: &NamespacedName,
+        pod: &Pod,
+        outcomes: &[(Arc<str>, Outcome)],
+    ) -> Option<String> {
+        node_name(pod)?;
+        let namespace = self.objects.namespace(&name.namespace)?;
+        if self.settings.ignored_namespaces.is_match(&name.namespace) {
+            return None;
+        }
+        let no_labels = Labels::new();
+        let labels = pod.metadata.labels.as_ref().unwrap_or(&no_labels);
+        let is_covered = || {
+            outcomes.iter().any(|(rule, outcome)| {
+                let state = self.rules.get(rule).and_then(|state| state.rule.as_ref().ok());
+                matches!(outcome, Outcome::Declared(_)) && state.is_some_and(|rule| !rule.is_fallback)
+            })
+        };
+        self.rules.iter().find_map(|(rule, state)| {
+            let invalid = state.rule.as_ref().err()?;
+            let is_meant = invalid.selects(namespace, labels) && !(invalid.is_fallback && is_covered());
+            is_meant.then(|| format!("ClusterSPIFFEID {rule}: {}", invalid.text))
+        })
+    }
+
     fn problem(
         &self,
         name: &NamespacedName,
@@ -342,14 +368,14 @@ impl Deriver {
     ) -> Option<PodProblem> {
         let failed = outcomes.iter().find_map(|(rule, outcome)| match outcome {
             Outcome::Failed(text) | Outcome::Refused(text) => Some(format!("ClusterSPIFFEID {rule}: {text}")),
-            Outcome::Declared(_) | Outcome::Passed => None,
+            Outcome::Declared(_) | Outcome::NoNode | Outcome::NotNeeded => None,
         });
-        let (kind, text) = match failed {
+        let (kind, text) = match failed.or_else(|| self.invalid_rule(name, pod, outcomes)) {
             Some(text) => (ProblemKind::RuleFailed, text),
             None => {
                 let is_uncovered = outcomes.is_empty()
                     && node_name(pod).is_some()
-                    && mounts_identity(pod)
+                    && mounts(pod, &self.settings.csi_driver)
                     && self.objects.namespace(&name.namespace).is_some();
                 if !is_uncovered {
                     return None;
@@ -371,12 +397,12 @@ impl Deriver {
     }
 }
 
-/// Whether the pod has a volume of the SPIFFE CSI driver.
-pub(super) fn mounts_identity(pod: &Pod) -> bool {
+/// Whether the pod has a volume of the CSI driver.
+fn mounts(pod: &Pod, driver: &str) -> bool {
     let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
     volumes
         .filter_map(|volume| volume.csi.as_ref())
-        .any(|csi| csi.driver == CSI_DRIVER)
+        .any(|csi| csi.driver == driver)
 }
 
 fn forms_of(pod: &Pod) -> (Json, Json) {

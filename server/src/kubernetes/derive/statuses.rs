@@ -7,6 +7,7 @@ use super::keys::Rank;
 use super::pod::Outcome;
 use super::{Deriver, NamespacedName, Pass, Settings};
 use crate::kubernetes::admission::{self, Rule};
+use crate::kubernetes::label_filter::{LabelFilter, Labels};
 use crate::kubernetes::resources::{ClusterSPIFFEID, ClusterSPIFFEIDStats};
 
 /// The status of a rule.
@@ -38,7 +39,7 @@ pub struct StaticStatus {
 /// A rule of the class of this server, with its counts.
 #[derive(Debug)]
 pub(super) struct RuleState {
-    pub(super) rule: Result<Arc<Rule>, String>,
+    pub(super) rule: Result<Arc<Rule>, Invalid>,
     pub(super) rank: Arc<Rank>,
     pub(super) origin: Arc<str>,
     pub(super) generation: Option<i64>,
@@ -50,9 +51,35 @@ pub(super) struct RuleState {
     refused: BTreeMap<NamespacedName, String>,
 }
 
+/// A rule that cannot be applied.
+#[derive(Debug)]
+pub(super) struct Invalid {
+    pub(super) text: String,
+    pub(super) is_fallback: bool,
+    /// What it would select, namespaces and pods; none when it is this that is wrong.
+    filters: Option<(LabelFilter, LabelFilter)>,
+}
+
+impl Invalid {
+    fn of(object: &ClusterSPIFFEID, text: String) -> Self {
+        let namespaces = LabelFilter::of(object.spec.namespace_selector.as_ref());
+        let pods = LabelFilter::of(object.spec.pod_selector.as_ref());
+        Self {
+            text,
+            is_fallback: object.spec.fallback.unwrap_or_default(),
+            filters: namespaces.ok().zip(pods.ok()),
+        }
+    }
+
+    pub(super) fn selects(&self, namespace: &Labels, pod: &Labels) -> bool {
+        let filters = self.filters.as_ref();
+        filters.is_some_and(|(namespaces, pods)| namespaces.matches(namespace) && pods.matches(pod))
+    }
+}
+
 impl RuleState {
     pub(super) fn of(object: &ClusterSPIFFEID, name: &str, settings: &Settings) -> Self {
-        let rule = admission::rule(&object.spec).map_err(|refused| refused.to_string());
+        let rule = admission::rule(&object.spec).map_err(|refused| Invalid::of(object, refused.to_string()));
         Self {
             rule: rule.map(Arc::new),
             rank: Arc::new(Rank::of(&object.metadata)),
@@ -70,7 +97,7 @@ impl RuleState {
         match outcome {
             Outcome::Failed(text) => self.failed.insert(pod.clone(), text.clone()),
             Outcome::Refused(text) => self.refused.insert(pod.clone(), text.clone()),
-            Outcome::Declared(_) | Outcome::Passed => None,
+            Outcome::Declared(_) | Outcome::NoNode | Outcome::NotNeeded => None,
         };
     }
 
@@ -87,7 +114,7 @@ impl RuleState {
         match outcome {
             Outcome::Failed(_) => self.failed.remove(pod),
             Outcome::Refused(_) => self.refused.remove(pod),
-            Outcome::Declared(_) | Outcome::Passed => None,
+            Outcome::Declared(_) | Outcome::NoNode | Outcome::NotNeeded => None,
         };
     }
 
@@ -98,7 +125,7 @@ impl RuleState {
                 .map(|(pod, text)| format!("{} pods, the first is {pod}: {text}", pods.len()))
         };
         let ready = match (&self.rule, first(&self.failed), first(&self.refused)) {
-            (Err(text), _, _) => Err(("Invalid", text.clone())),
+            (Err(invalid), _, _) => Err(("Invalid", invalid.text.clone())),
             (Ok(_), Some(text), _) => Err(("RenderFailed", text)),
             (Ok(_), None, Some(text)) => Err(("EntryRefused", text)),
             (Ok(_), None, None) => Ok(()),
@@ -152,7 +179,8 @@ impl Deriver {
                 let ready = match &state.candidate {
                     Err((reason, text)) => Err((*reason, text.clone())),
                     Ok(_) if is_masked => {
-                        let text = "an older object or a stored entry declares the same entry";
+                        let text =
+                            "an older object, a stored entry or another cluster declares the same entry";
                         Err(("Masked", text.to_owned()))
                     }
                     Ok(_) => Ok(()),

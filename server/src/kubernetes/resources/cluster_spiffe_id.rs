@@ -107,7 +107,7 @@ pub struct ClusterSPIFFEIDStats {
     pub pod_entry_render_failures: i64,
     /// Entries that lost to an identical one of another object or of the server's store.
     pub entries_masked: i64,
-    /// Entries that exist because of this rule.
+    /// Entries that should exist because of this rule, those that the server refused among them.
     pub entries_to_set: i64,
     /// Entries that the server refused.
     pub entry_failures: i64,

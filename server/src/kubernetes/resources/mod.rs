@@ -35,7 +35,7 @@ pub const GROUP: &str = "spire.spiffe.io";
 pub const SCHEMA_VERSION_ANNOTATION: &str = "finial.spiffe.io/schema-version";
 
 /// The value of [`SCHEMA_VERSION_ANNOTATION`] of these types.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// The definitions of the three kinds.
 pub fn definitions() -> Vec<CustomResourceDefinition> {
@@ -108,3 +108,5 @@ fn remove_rules(schema: &mut JSONSchemaProps) {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod version_tests;

@@ -1,145 +1,171 @@
 //! One watch: list, then changes, then again, as long as the server runs.
 
 use std::convert::Infallible;
-use std::future::Future;
-use std::pin::Pin;
-use std::time::Duration;
 
 use finial_identity::process::Stop;
-use futures_util::StreamExt;
-use futures_util::stream;
+use futures_util::future::BoxFuture;
+use futures_util::{Stream, StreamExt};
 use kube::Api;
 use kube::core::DynamicObject;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::mpsc;
-use tokio::time::sleep;
 
+use super::doubts::Doubts;
 use super::tracker::Tracker;
 use super::{Kind, News};
 use crate::kubernetes::derive::NamespacedName;
 use crate::telemetry::metrics;
 
-/// How many objects are asked for at once.
-const ASKED_AT_ONCE: usize = 8;
-/// How long after a failure the API server is asked again.
-const ASK_AGAIN: Duration = Duration::from_secs(5);
-
 /// An object as the API server wrote it, or that it is gone.
 pub(super) type Told = Option<DynamicObject>;
 
-/// The answer to a question about one object.
-pub(super) type Answer = Pin<Box<dyn Future<Output = kube::Result<Told>> + Send>>;
+/// Asks for one object.
+pub(super) type Ask = Box<dyn Fn(&NamespacedName) -> BoxFuture<'static, kube::Result<Told>> + Send + Sync>;
 
 /// What is watched, and what is made of it.
 pub(super) struct Watched {
     pub(super) kind: Kind,
     pub(super) api: Api<DynamicObject>,
-    /// The fact in an object.
-    pub(super) news: fn(&NamespacedName, Told) -> serde_json::Result<News>,
-    /// Asks for one object.
-    pub(super) ask: Box<dyn Fn(&NamespacedName) -> Answer + Send + Sync>,
+    pub(super) reading: Reading,
+    pub(super) ask: Ask,
 }
+
+/// What an object tells.
+pub(super) type Reading = fn(&NamespacedName, Told) -> serde_json::Result<News>;
 
 /// Follows a watch until `stop`.
 pub(super) async fn follow(watched: Watched, news: mpsc::Sender<News>, stop: Stop) -> Result<(), Infallible> {
-    let mut following = Following {
-        tracker: Tracker::default(),
-        doubtful: Vec::new(),
-        news,
-        watched,
-    };
+    let Watched {
+        kind,
+        api,
+        reading,
+        ask,
+    } = watched;
+    let events = Box::pin(watcher(api, watcher::Config::default()).default_backoff());
+    let mut following = Following::new(kind, reading, news);
     tokio::select! {
         () = stop.stopped() => {}
-        _closed = following.run() => {}
+        _closed = following.run(events, &ask) => {}
     }
     Ok(())
 }
 
-struct Following {
-    tracker: Tracker,
-    /// Objects that a complete list lacked.
-    doubtful: Vec<NamespacedName>,
+/// What was made of one watch so far.
+pub(super) struct Following {
+    kind: Kind,
+    reading: Reading,
     news: mpsc::Sender<News>,
-    watched: Watched,
+    tracker: Tracker,
+    is_lost: bool,
 }
 
 /// Nobody listens any more.
-struct Closed;
+pub(super) struct Closed;
 
 impl Following {
-    async fn run(&mut self) -> Result<(), Closed> {
-        let config = watcher::Config::default();
-        let mut events = Box::pin(watcher(self.watched.api.clone(), config).default_backoff());
-        let kind = self.watched.kind;
-        let mut is_lost = false;
+    pub(super) fn new(kind: Kind, reading: Reading, news: mpsc::Sender<News>) -> Self {
+        Self {
+            kind,
+            reading,
+            news,
+            tracker: Tracker::default(),
+            is_lost: false,
+        }
+    }
+
+    /// Takes in events, and asks for what lists lacked, until nobody listens.
+    pub(super) async fn run<E>(&mut self, mut events: E, ask: &Ask) -> Result<(), Closed>
+    where
+        E: Stream<Item = watcher::Result<Event<DynamicObject>>> + Unpin,
+    {
+        let mut doubts = Doubts::default();
         loop {
-            let event = tokio::select! {
-                event = events.next() => event,
-                () = sleep(ASK_AGAIN), if !self.doubtful.is_empty() => {
-                    self.resolve_doubts().await?;
-                    continue;
-                }
-            };
-            match event {
-                None => return Ok(()),
-                Some(Err(error)) => {
-                    metrics().count("kubernetes_watch_lost", &[("kind", kind.as_str())], 1);
-                    if !is_lost {
-                        tracing::warn!(kind = kind.as_str(), %error, "watch of Kubernetes was lost");
-                    }
-                    is_lost = true;
-                    self.tell(News::Lost(kind, error.to_string())).await?;
-                }
-                Some(Ok(event)) => {
-                    if is_lost && !matches!(event, Event::Init) {
-                        tracing::info!(kind = kind.as_str(), "watch of Kubernetes works again");
-                        is_lost = false;
-                    }
-                    self.take(event).await?;
-                }
+            tokio::select! {
+                event = events.next() => match event {
+                    None => return Ok(()),
+                    Some(Err(error)) => self.lost(&error).await?,
+                    Some(Ok(event)) => self.take(event, &mut doubts).await?,
+                },
+                (name, told) = doubts.next(ask) => self.answered(&name, told).await?,
             }
         }
     }
 
-    async fn take(&mut self, event: Event<DynamicObject>) -> Result<(), Closed> {
-        let kind = self.watched.kind;
+    async fn lost(&mut self, error: &watcher::Error) -> Result<(), Closed> {
+        let kind = self.kind;
+        metrics().count("kubernetes_watch_lost", &[("kind", kind.as_str())], 1);
+        if !self.is_lost {
+            tracing::warn!(kind = kind.as_str(), %error, "watch of Kubernetes was lost");
+        }
+        self.is_lost = true;
+        self.tell(News::Lost(kind, error.to_string())).await
+    }
+
+    async fn take(&mut self, event: Event<DynamicObject>, doubts: &mut Doubts) -> Result<(), Closed> {
+        let kind = self.kind;
+        if self.is_lost && !matches!(event, Event::Init) {
+            tracing::info!(kind = kind.as_str(), "watch of Kubernetes works again");
+            self.is_lost = false;
+        }
         match event {
-            Event::Init => self.tracker.list_began(),
-            Event::InitApply(object) | Event::Apply(object) => self.apply(object).await?,
+            Event::Init => {
+                // What is answered from now on may be older than the list.
+                doubts.raise(Vec::new());
+                self.tracker.list_began();
+                // Nothing was heard yet: this comes before the API server is asked.
+                return Ok(());
+            }
+            Event::InitApply(object) => {
+                let name = name_of(&object);
+                self.tracker.listed(&name, &object.metadata);
+                self.tell_of(&name, Some(object)).await?;
+            }
+            Event::Apply(object) => {
+                let name = name_of(&object);
+                if self.tracker.applied(&name, &object.metadata) {
+                    doubts.settle(&name);
+                    self.tell_of(&name, Some(object)).await?;
+                } else {
+                    stale(kind);
+                }
+            }
             Event::Delete(object) => {
                 let name = name_of(&object);
                 if self.tracker.deleted(&name, &object.metadata) {
+                    doubts.settle(&name);
                     self.tell_of(&name, None).await?;
                 } else {
                     stale(kind);
                 }
             }
             Event::InitDone => {
-                self.doubtful = self.tracker.list_done();
-                self.resolve_doubts().await?;
+                doubts.raise(self.tracker.list_done());
                 self.tell(News::Synced(kind)).await?;
             }
         }
         self.tell(News::Heard(kind)).await
     }
 
-    async fn apply(&mut self, object: DynamicObject) -> Result<(), Closed> {
-        let name = name_of(&object);
-        if !self.tracker.applied(&name, &object.metadata) {
-            stale(self.watched.kind);
-            return Ok(());
+    /// Takes in what the API server says of an object that a list lacked.
+    async fn answered(&mut self, name: &NamespacedName, told: Told) -> Result<(), Closed> {
+        match told {
+            Some(object) => {
+                self.tracker.found(name, &object.metadata);
+                self.tell_of(name, Some(object)).await
+            }
+            None if self.tracker.is_not_there(name) => self.tell_of(name, None).await,
+            None => Ok(()),
         }
-        self.tell_of(&name, Some(object)).await
     }
 
     /// Reports a change of an object. One that cannot be parsed counts as absent: what follows from objects
     /// must not depend on what they were before.
     async fn tell_of(&self, name: &NamespacedName, told: Told) -> Result<(), Closed> {
-        let news = match (self.watched.news)(name, told) {
+        let news = match (self.reading)(name, told) {
             Ok(news) => news,
             Err(error) => {
-                let kind = self.watched.kind.as_str();
+                let kind = self.kind.as_str();
                 metrics().count("kubernetes_unreadable_objects", &[("kind", kind)], 1);
                 tracing::warn!(
                     kind,
@@ -147,38 +173,10 @@ impl Following {
                     %error,
                     "object of Kubernetes cannot be understood and counts as not there"
                 );
-                (self.watched.news)(name, None).map_err(|_unreadable| Closed)?
+                (self.reading)(name, None).map_err(|_unreadable| Closed)?
             }
         };
         self.tell(news).await
-    }
-
-    /// Asks for each object that a list lacked. One that cannot be asked for stays as it is.
-    async fn resolve_doubts(&mut self) -> Result<(), Closed> {
-        let doubtful = std::mem::take(&mut self.doubtful);
-        let questions = doubtful.into_iter().map(|name| {
-            let answer = (self.watched.ask)(&name);
-            async move { (name, answer.await) }
-        });
-        let questions: Vec<_> = questions.collect();
-        let mut answers = stream::iter(questions).buffer_unordered(ASKED_AT_ONCE);
-        let mut unanswered = Vec::new();
-        while let Some((name, answer)) = answers.next().await {
-            match answer {
-                Ok(Some(object)) => self.apply(object).await?,
-                Ok(None) => {
-                    if self.tracker.is_not_there(&name) {
-                        self.tell_of(&name, None).await?;
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(object = %name, %error, "failed to ask for an object that a list lacked");
-                    unanswered.push(name);
-                }
-            }
-        }
-        self.doubtful = unanswered;
-        Ok(())
     }
 
     async fn tell(&self, news: News) -> Result<(), Closed> {

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::follow::{Told, Watched, follow};
+use super::follow::{Reading, Told, Watched, follow};
 use super::{Kind, News};
 use crate::kubernetes::derive::{Fact, NamespacedName, SCHEDULED, ServiceEndpoints};
 use crate::kubernetes::objects::{Endpoint, EndpointSlice, Endpoints, Node, Pod};
@@ -101,11 +101,7 @@ async fn endpoints(client: Client, news: mpsc::Sender<News>, stop: Stop) -> Resu
 
 /// The watch of a kind. Objects are taken as they come, so all kinds share the code that follows them, and one
 /// object that cannot be understood is no reason to miss the others.
-fn watched<K>(
-    client: &Client,
-    kind: Kind,
-    news: fn(&NamespacedName, Told) -> serde_json::Result<News>,
-) -> Watched
+fn watched<K>(client: &Client, kind: Kind, reading: Reading) -> Watched
 where
     K: Resource<DynamicType = ()>,
 {
@@ -115,7 +111,7 @@ where
     Watched {
         kind,
         api,
-        news,
+        reading,
         ask: Box::new(move |name| {
             let (client, resource) = asked.clone();
             let api: Api<DynamicObject> = if name.namespace.is_empty() {

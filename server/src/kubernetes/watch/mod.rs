@@ -1,7 +1,10 @@
 //! From the API server to facts. A watch that is late, sends events twice or out of order, or ends
 //! removes nothing; an object is removed only when the API server reports that it was deleted.
 
+mod doubts;
 mod follow;
+#[cfg(test)]
+mod follow_tests;
 mod kinds;
 mod tracker;
 

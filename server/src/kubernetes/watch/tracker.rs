@@ -26,22 +26,46 @@ struct Seen {
 }
 
 impl Tracker {
-    /// Takes in an object that was listed or changed. False when it is older than what is known.
-    pub(super) fn applied(&mut self, name: &NamespacedName, meta: &ObjectMeta) -> bool {
+    /// Takes in an object that a list has. Lists are asked of the store itself, so what they have is so, even in a lower
+    /// version or after it was deleted: the store may have been restored to what it was before.
+    pub(super) fn listed(&mut self, name: &NamespacedName, meta: &ObjectMeta) {
         if let Some(listed) = &mut self.listed {
             listed.insert(name.clone());
         }
+        self.found(name, meta);
+    }
+
+    /// Takes in an object that was asked for, which is as good as a list.
+    pub(super) fn found(&mut self, name: &NamespacedName, meta: &ObjectMeta) {
+        let uid = uid(meta);
+        if self.deleted.remove(&uid) {
+            self.deleted_in_order.retain(|deleted| *deleted != uid);
+        }
+        let version = version(meta);
+        self.known.insert(name.clone(), Seen { uid, version });
+    }
+
+    /// Takes in an object that a watch tells of. False when it is older than what is known.
+    pub(super) fn applied(&mut self, name: &NamespacedName, meta: &ObjectMeta) -> bool {
         let (uid, version) = (uid(meta), version(meta));
         if self.deleted.contains(&uid) {
             return false;
         }
-        if let Some(seen) = self.known.get(name)
+        let before = self.known.get(name);
+        if let Some(seen) = before.filter(|seen| seen.uid == uid)
             && let (Some(known), Some(told)) = (seen.version, version)
             && told < known
         {
             return false;
         }
+        // Of one name there is one object: another one in its place means that the first is gone.
+        let replaced = before
+            .map(|seen| seen.uid.clone())
+            .filter(|before| *before != uid);
         self.known.insert(name.clone(), Seen { uid, version });
+        if let Some(replaced) = replaced {
+            self.remember_deleted(replaced);
+        }
         true
     }
 
@@ -52,16 +76,21 @@ impl Tracker {
         if is_current {
             self.known.remove(name);
         }
-        // An object never comes back under its uid.
-        if !uid.is_empty() && self.deleted.insert(uid.clone()) {
-            self.deleted_in_order.push_back(uid);
-            if self.deleted_in_order.len() > REMEMBERED
-                && let Some(oldest) = self.deleted_in_order.pop_front()
-            {
-                self.deleted.remove(&oldest);
-            }
-        }
+        self.remember_deleted(uid);
         is_current
+    }
+
+    /// In a watch an object never comes back under its uid.
+    fn remember_deleted(&mut self, uid: String) {
+        if uid.is_empty() || !self.deleted.insert(uid.clone()) {
+            return;
+        }
+        self.deleted_in_order.push_back(uid);
+        if self.deleted_in_order.len() > REMEMBERED
+            && let Some(oldest) = self.deleted_in_order.pop_front()
+        {
+            self.deleted.remove(&oldest);
+        }
     }
 
     /// A new list begins; it counts when it is complete.
@@ -143,16 +172,51 @@ mod tests {
             tracker.applied(&name(n), &meta(n, 1));
         }
         tracker.list_began();
-        assert!(tracker.applied(&name("a"), &meta("a", 1)));
+        tracker.listed(&name("a"), &meta("a", 1));
         // The list breaks off, and another begins.
         tracker.list_began();
-        tracker.applied(&name("b"), &meta("b", 2));
+        tracker.listed(&name("b"), &meta("b", 2));
         assert_eq!(tracker.list_done(), [name("a"), name("c")]);
         assert!(tracker.is_not_there(&name("a")));
         assert!(!tracker.is_not_there(&name("a")));
         // `c` was a hole in the list: it is still there, and is taken in again.
-        assert!(tracker.applied(&name("c"), &meta("c", 3)));
+        tracker.found(&name("c"), &meta("c", 3));
         assert_eq!(tracker.list_done(), []);
+    }
+
+    #[test]
+    fn after_the_store_was_restored_lists_and_answers_count_and_so_does_what_follows() {
+        for is_listed in [true, false] {
+            let mut tracker = Tracker::default();
+            let a = name("a");
+            tracker.applied(&a, &meta("1", 90));
+            tracker.deleted(&name("b"), &meta("2", 91));
+            let take = |tracker: &mut Tracker, name: &NamespacedName, meta: &ObjectMeta| {
+                if is_listed {
+                    tracker.listed(name, meta);
+                } else {
+                    tracker.found(name, meta);
+                }
+            };
+            take(&mut tracker, &a, &meta("1", 10));
+            assert!(tracker.applied(&a, &meta("1", 11)), "counted from the list on");
+            assert!(!tracker.applied(&a, &meta("1", 9)));
+            take(&mut tracker, &name("b"), &meta("2", 5));
+            assert!(
+                tracker.applied(&name("b"), &meta("2", 12)),
+                "deleted in a history that is no more"
+            );
+        }
+    }
+
+    #[test]
+    fn versions_of_two_objects_are_not_compared_and_the_one_that_was_replaced_is_gone() {
+        let mut tracker = Tracker::default();
+        let a = name("a");
+        assert!(tracker.applied(&a, &meta("1", 90)));
+        assert!(tracker.applied(&a, &meta("2", 10)));
+        assert!(!tracker.applied(&a, &meta("1", 91)), "late news of the first");
+        assert!(tracker.applied(&a, &meta("2", 11)));
     }
 
     #[test]

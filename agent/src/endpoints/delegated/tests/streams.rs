@@ -127,6 +127,25 @@ async fn an_svid_that_is_being_signed_is_waited_for_but_not_for_ever() {
         panic!("what there is is given");
     };
     assert_eq!(paths(&message), ["/b"]);
+
+    // A new stream waits neither for a server that is gone nor for what could not be signed.
+    let target = Target::of(&shared, &admitted, &selectors, 0).await.unwrap();
+    let mut content = X509Svids::new(&shared, target);
+    let mut is_ready = |world: &World| {
+        let look = content.look(&world.svids.snapshot(), true);
+        matches!(look, Look::Ready(message) if paths(&message) == ["/b"])
+    };
+    assert!(!is_ready(&world));
+    world.svids.note_signing_trouble(true);
+    assert!(is_ready(&world));
+    world.svids.note_signing_trouble(false);
+    assert!(!is_ready(&world));
+    let failed = CachedEntry {
+        signing_failed: true,
+        ..world.unissued("a")
+    };
+    world.publish_entries(vec![failed, world.entry("b")]);
+    assert!(is_ready(&world));
 }
 
 #[tokio::test(start_paused = true)]

@@ -205,18 +205,64 @@ async fn an_svid_that_never_comes_holds_the_others_back_for_a_while_only() {
     let world = World::at(Clock::paused_at(Clock::system().now()));
     world.publish_entries(vec![world.entry("a"), world.unissued("b")]);
     let workload = Workload::start();
-    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
-    let first = call.next().await.unwrap();
-    let first: X509svidResponse = prost::Message::decode(first).unwrap();
-    assert_eq!(ids(&first), ["a"]);
+    let (first, waited) = first_answer(&world, &workload).await;
+    assert_eq!((ids(&first.unwrap()), waited.as_secs()), (vec!["a"], 10));
 
     world.publish_entries(vec![world.unissued("b")]);
-    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
+    let (refused, waited) = first_answer(&world, &workload).await;
     assert_eq!(
-        code(call.next().await),
+        code(refused),
         Code::Unavailable,
         "not a refusal: it has an identity"
     );
+    assert_eq!(waited.as_secs(), 10);
+}
+
+/// The first answer to a new stream, and how long it took.
+async fn first_answer(world: &World, workload: &Workload) -> (Result<X509svidResponse, Status>, Duration) {
+    let asked = tokio::time::Instant::now();
+    let mut call = workload.call(world, Content::X509Svids).await.unwrap();
+    let first = call.next().await;
+    let first = first.map(|first| prost::Message::decode(first).unwrap());
+    (first, asked.elapsed())
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_cached_waits_neither_for_what_could_not_be_signed_nor_for_a_server_that_is_gone() {
+    let world = World::at(Clock::paused_at(Clock::system().now()));
+    let workload = Workload::start();
+    let failed = CachedEntry {
+        signing_failed: true,
+        ..world.unissued("b")
+    };
+    world.publish_entries(vec![world.entry("a"), failed.clone()]);
+    let (first, waited) = first_answer(&world, &workload).await;
+    assert_eq!((ids(&first.unwrap()), waited), (vec!["a"], Duration::ZERO));
+
+    world.publish_entries(vec![world.entry("a"), world.unissued("b")]);
+    world.svids.note_signing_trouble(true);
+    let (first, waited) = first_answer(&world, &workload).await;
+    assert_eq!((ids(&first.unwrap()), waited), (vec!["a"], Duration::ZERO));
+    world.svids.note_signing_trouble(false);
+
+    // Those who wait already hear of it.
+    for is_of_link in [true, false] {
+        let trouble = async {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            if is_of_link {
+                world.svids.note_signing_trouble(true);
+            } else {
+                world.publish_entries(vec![world.entry("a"), failed.clone()]);
+            }
+        };
+        let ((first, waited), ()) = tokio::join!(first_answer(&world, &workload), trouble);
+        assert_eq!((ids(&first.unwrap()), waited.as_millis()), (vec!["a"], 300));
+        world.svids.note_signing_trouble(false);
+    }
+    // One who has nothing waits for the next attempt.
+    world.publish_entries(vec![failed]);
+    let (refused, waited) = first_answer(&world, &workload).await;
+    assert_eq!((code(refused), waited.as_secs()), (Code::Unavailable, 10));
 }
 
 #[tokio::test(start_paused = true)]

@@ -125,6 +125,20 @@ async fn a_pod_that_is_not_there_is_looked_for_once_more_and_not_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_list_that_was_begun_before_the_question_does_not_say_that_a_pod_is_not_there() {
+    let takes = Duration::from_millis(300);
+    let kubelet = Fake::slow(vec![Ok(list(&[])), Ok(list(&[web()]))], takes);
+    let attestor = attestor(&kubelet, |_| {});
+    let meant = of_uid(WEB);
+    let late = async {
+        tokio::time::sleep(takes / 2).await;
+        attestor.listed(&meant, Duration::ZERO).await
+    };
+    let (early, late) = tokio::join!(attestor.listed(&meant, Duration::ZERO), late);
+    assert!(early.unwrap().is_none() && late.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_old_list_is_not_taken_for_what_holds_now() {
     let kubelet = Fake::new(vec![Ok(list(&[web()])), Err(StatusCode::SERVICE_UNAVAILABLE)]);
     let attestor = attestor(&kubelet, |_| {});

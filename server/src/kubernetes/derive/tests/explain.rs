@@ -312,10 +312,11 @@ fn the_facts_of_a_pod_are_told_and_its_status_changes_no_entry() {
         "k8s:node-name:n1",
         "k8s:pod-label:app:web",
         "k8s:pod-owner:ReplicaSet:web",
-        "k8s:container-name:app",
     ] {
         assert!(facts.selectors.iter().any(|held| held == selector), "{selector}");
     }
+    // Which container asks, the agent finds out.
+    assert!(!facts.selectors.iter().any(|held| held.contains("container")));
     assert_eq!(
         told.node.unwrap().parent_id.unwrap().path(),
         "/spire/agent/k8s_psat/demo/node-1"

@@ -6,6 +6,7 @@ mod explain;
 mod histories;
 mod passes;
 mod precedence;
+mod problems;
 mod samples;
 mod statuses;
 
@@ -28,6 +29,7 @@ pub(in crate::kubernetes) fn settings() -> Settings {
         class_name: None,
         watches_classless: false,
         parent_id: Arc::new(Template::parse(PARENT, Scope::Node).unwrap()),
+        csi_driver: "csi.spiffe.io".to_owned(),
     }
 }
 

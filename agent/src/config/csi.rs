@@ -1,7 +1,5 @@
 //! `agent.csi`: the CSI driver `finial agent csi`, and the sockets that the agent opens for it.
 
-mod tree;
-
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::PathBuf;
@@ -9,7 +7,7 @@ use std::path::PathBuf;
 use finial_identity::process::unix_listener::MAX_PATH_BYTES;
 use finial_identity::settings::Section;
 
-pub use self::tree::{PodRecord, RecordError, SocketTree, TreeError, is_pod_uid};
+use crate::socket_tree::SocketTree;
 
 /// Names the node where the configuration does not.
 pub const NODE_NAME_VARIABLE: &str = "MY_NODE_NAME";

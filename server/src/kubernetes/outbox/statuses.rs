@@ -1,0 +1,321 @@
+//! Statuses of objects. One is written when it differs from what the object was seen to have, or from what was written
+//! last: the watch may not have told of that yet.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt::Debug;
+use std::sync::Arc;
+
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Resource};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::{Outbox, Waiting};
+use crate::kubernetes::FIELD_MANAGER;
+use crate::kubernetes::derive::{RuleStatus, StaticStatus};
+use crate::kubernetes::federations::FederationStatus;
+use crate::kubernetes::resources::{
+    ClusterFederatedTrustDomain, ClusterFederatedTrustDomainStatus, ClusterSPIFFEID, ClusterSPIFFEIDStatus,
+    ClusterStaticEntry, ClusterStaticEntryStatus, Condition, READY, set_ready,
+};
+
+/// What is to be said of an object of a kind.
+pub(in crate::kubernetes) trait Status: Clone + Debug {
+    /// The kind.
+    type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug;
+    /// The status as objects of the kind have it.
+    type Whole: Serialize + PartialEq + Clone + Debug;
+
+    fn conditions(whole: &Self::Whole) -> &[Condition];
+
+    /// The status of an object that had these conditions.
+    fn whole(&self, before: &[Condition], now: OffsetDateTime) -> Self::Whole;
+}
+
+/// What an object was seen to have.
+#[derive(Clone, Debug)]
+pub(in crate::kubernetes) struct Before<S: Status> {
+    /// The object's, so that another one of its name is told apart.
+    pub(in crate::kubernetes) uid: String,
+    pub(in crate::kubernetes) status: Option<S::Whole>,
+}
+
+/// An object's name, what is to be said of it, and what it was seen to have.
+pub(in crate::kubernetes) type Said<S> = (Arc<str>, S, Before<S>);
+
+/// The statuses of a kind's objects, by name.
+#[derive(Debug)]
+pub(super) struct Statuses<S: Status> {
+    waiting: BTreeMap<Arc<str>, (S, Before<S>)>,
+    /// What each object was given last, by its UID.
+    written: HashMap<String, S::Whole>,
+}
+
+impl<S: Status> Default for Statuses<S> {
+    fn default() -> Self {
+        Self {
+            waiting: BTreeMap::new(),
+            written: HashMap::new(),
+        }
+    }
+}
+
+impl<S: Status> Statuses<S> {
+    pub(super) fn put(&mut self, name: Arc<str>, status: S, before: Before<S>) {
+        self.waiting.insert(name, (status, before));
+    }
+
+    /// The statuses of all objects that there are, whether they changed or not.
+    pub(super) fn put_all(&mut self, all: Vec<Said<S>>) {
+        let there: HashSet<&str> = all.iter().map(|(_, _, before)| before.uid.as_str()).collect();
+        self.written.retain(|uid, _| there.contains(uid.as_str()));
+        for (name, status, before) in all {
+            self.put(name, status, before);
+        }
+    }
+
+    /// What to write; none when the object has it already.
+    fn due(&self, status: &S, before: &Before<S>, now: OffsetDateTime) -> Option<S::Whole> {
+        let written = self.written.get(&before.uid);
+        let seen = before.status.as_ref();
+        let is_ready = |condition: &&Condition| condition.kind == READY;
+        let of = |whole: Option<&S::Whole>| whole.map(S::conditions).unwrap_or_default().to_vec();
+        // Others' conditions as they were seen, ours as it was written.
+        let others = of(seen);
+        let ours = of(written.or(seen));
+        let others = others.iter().filter(|condition| !is_ready(condition));
+        let base: Vec<Condition> = others.chain(ours.iter().filter(is_ready)).cloned().collect();
+        let whole = status.whole(&base, now);
+        let is_there = seen == Some(&whole) && written.is_none_or(|written| *written == whole);
+        (!is_there).then_some(whole)
+    }
+}
+
+/// The API server did not take it.
+pub(super) struct NotWritten {
+    pub(super) object: String,
+    pub(super) error: String,
+}
+
+impl Outbox {
+    /// Writes what waits of a kind; what is not taken waits on.
+    pub(super) async fn write_all<S: Status>(
+        &self,
+        client: &Client,
+        now: OffsetDateTime,
+        of: fn(&mut Waiting) -> &mut Statuses<S>,
+    ) -> Result<(), NotWritten> {
+        let waiting = std::mem::take(&mut of(&mut self.lock()).waiting);
+        let mut outcome = Ok(());
+        for (name, (status, before)) in waiting {
+            let Some(whole) = of(&mut self.lock()).due(&status, &before, now) else {
+                continue;
+            };
+            match write::<S>(client, &name, &whole).await {
+                // An object without a UID is not known any more.
+                Ok(true) if before.uid.is_empty() => {}
+                Ok(true) => {
+                    of(&mut self.lock()).written.insert(before.uid, whole);
+                }
+                Ok(false) => {
+                    of(&mut self.lock()).written.remove(&before.uid);
+                }
+                Err(error) => {
+                    outcome = Err(NotWritten {
+                        object: name.to_string(),
+                        error: error.to_string(),
+                    });
+                    let mut waiting = self.lock();
+                    of(&mut waiting).waiting.entry(name).or_insert((status, before));
+                    drop(waiting);
+                    self.news.notify_one();
+                }
+            }
+        }
+        outcome
+    }
+}
+
+/// False when the object is gone.
+async fn write<S: Status>(client: &Client, name: &str, whole: &S::Whole) -> kube::Result<bool> {
+    let patch = serde_json::json!({ "status": whole });
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    let api = Api::<S::Object>::all(client.clone());
+    match api.patch_status(name, &params, &Patch::Merge(&patch)).await {
+        Ok(_) => Ok(true),
+        Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+impl Status for RuleStatus {
+    type Object = ClusterSPIFFEID;
+    type Whole = ClusterSPIFFEIDStatus;
+
+    fn conditions(whole: &ClusterSPIFFEIDStatus) -> &[Condition] {
+        &whole.conditions
+    }
+
+    fn whole(&self, before: &[Condition], now: OffsetDateTime) -> ClusterSPIFFEIDStatus {
+        ClusterSPIFFEIDStatus {
+            stats: self.stats,
+            conditions: conditions(before, &self.ready, self.generation, now),
+            observed_generation: self.generation,
+        }
+    }
+}
+
+impl Status for StaticStatus {
+    type Object = ClusterStaticEntry;
+    type Whole = ClusterStaticEntryStatus;
+
+    fn conditions(whole: &ClusterStaticEntryStatus) -> &[Condition] {
+        &whole.conditions
+    }
+
+    fn whole(&self, before: &[Condition], now: OffsetDateTime) -> ClusterStaticEntryStatus {
+        ClusterStaticEntryStatus {
+            rendered: self.is_rendered,
+            masked: self.is_masked,
+            set: self.is_set,
+            conditions: conditions(before, &self.ready, self.generation, now),
+            observed_generation: self.generation,
+        }
+    }
+}
+
+impl Status for FederationStatus {
+    type Object = ClusterFederatedTrustDomain;
+    type Whole = ClusterFederatedTrustDomainStatus;
+
+    fn conditions(whole: &ClusterFederatedTrustDomainStatus) -> &[Condition] {
+        &whole.conditions
+    }
+
+    fn whole(&self, before: &[Condition], now: OffsetDateTime) -> ClusterFederatedTrustDomainStatus {
+        let whole = |time: OffsetDateTime| time.replace_nanosecond(0).unwrap_or(time);
+        ClusterFederatedTrustDomainStatus {
+            last_fetch_time: self
+                .refreshed_at
+                .and_then(|time| whole(time).format(&Rfc3339).ok()),
+            sequence_number: self.sequence_number,
+            conditions: conditions(before, &self.ready, self.generation, now),
+            observed_generation: self.generation,
+        }
+    }
+}
+
+fn conditions(
+    before: &[Condition],
+    ready: &Result<(), (&'static str, String)>,
+    generation: Option<i64>,
+    now: OffsetDateTime,
+) -> Vec<Condition> {
+    let ready = match ready {
+        Ok(()) => Ok(()),
+        Err((reason, text)) => Err((*reason, text.as_str())),
+    };
+    set_ready(before, ready, generation, now)
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::kubernetes::resources::ClusterSPIFFEIDStats;
+
+    const NOON: OffsetDateTime = datetime!(2030-01-01 12:00 UTC);
+
+    fn selecting(pods: i64) -> RuleStatus {
+        RuleStatus {
+            stats: ClusterSPIFFEIDStats {
+                pods_selected: pods,
+                ..ClusterSPIFFEIDStats::default()
+            },
+            ready: Ok(()),
+            generation: Some(1),
+        }
+    }
+
+    fn seen(uid: &str, status: Option<ClusterSPIFFEIDStatus>) -> Before<RuleStatus> {
+        Before {
+            uid: uid.to_owned(),
+            status,
+        }
+    }
+
+    #[test]
+    fn what_the_object_has_is_not_written_and_what_others_made_of_it_is() {
+        let mut statuses = Statuses::default();
+        let one = selecting(1).whole(&[], NOON);
+        assert_eq!(
+            statuses.due(&selecting(1), &seen("u", None), NOON),
+            Some(one.clone())
+        );
+        statuses.written.insert("u".to_owned(), one.clone());
+        assert_eq!(
+            statuses.due(&selecting(1), &seen("u", Some(one.clone())), NOON),
+            None
+        );
+        let theirs = Some(selecting(7).whole(&[], NOON));
+        assert_eq!(statuses.due(&selecting(1), &seen("u", theirs), NOON), Some(one));
+    }
+
+    #[test]
+    fn what_was_seen_before_the_last_write_is_no_reason_not_to_write() {
+        let mut statuses = Statuses::default();
+        let (one, two) = (selecting(1).whole(&[], NOON), selecting(2).whole(&[], NOON));
+        // Two was written, and the watch has not told of it yet, when one is right again.
+        statuses.written.insert("u".to_owned(), two);
+        let before = seen("u", Some(one.clone()));
+        assert_eq!(statuses.due(&selecting(1), &before, NOON), Some(one.clone()));
+        let other = seen("v", Some(one));
+        assert_eq!(
+            statuses.due(&selecting(1), &other, NOON),
+            None,
+            "another object of the name"
+        );
+    }
+
+    #[test]
+    fn what_was_written_to_objects_that_are_gone_is_forgotten() {
+        let mut statuses = Statuses::default();
+        let one = selecting(1).whole(&[], NOON);
+        for uid in ["u", "gone"] {
+            statuses.written.insert(uid.to_owned(), one.clone());
+        }
+        statuses.put_all(vec![("r".into(), selecting(1), seen("u", Some(one)))]);
+        assert_eq!(statuses.written.keys().collect::<Vec<_>>(), ["u"]);
+        assert_eq!(statuses.waiting.len(), 1);
+    }
+
+    #[test]
+    fn conditions_of_others_stay_and_the_time_of_ours_is_that_of_the_last_write() {
+        let mut statuses = Statuses::default();
+        let later = NOON + time::Duration::HOUR;
+        let broken = RuleStatus {
+            ready: Err(("Invalid", "x".to_owned())),
+            ..selecting(1)
+        };
+        statuses.written.insert("u".to_owned(), broken.whole(&[], NOON));
+        let mut stale = selecting(1).whole(&[], NOON - time::Duration::HOUR);
+        stale.conditions.push(Condition {
+            kind: "Theirs".to_owned(),
+            ..stale.conditions[0].clone()
+        });
+        let due = statuses.due(&broken, &seen("u", Some(stale)), later).unwrap();
+        let kinds: Vec<&str> = due
+            .conditions
+            .iter()
+            .map(|condition| condition.kind.as_str())
+            .collect();
+        assert_eq!(kinds, ["Theirs", READY]);
+        assert_eq!(due.conditions[1].last_transition_time, "2030-01-01T12:00:00Z");
+    }
+}
