@@ -2,8 +2,15 @@
 #
 #   docker build -t finial/finial:0.1.0 .
 #   docker build --platform linux/arm64 -t finial/finial:0.1.0 .
+#
+# The tag below moves when Debian or Rust mend something. To build the same from the same, give what it stood for:
+#
+#   docker build --build-arg RUST_IMAGE=rust@sha256:… -t finial/finial:0.1.0 .
+#
+# Nothing of that image but the program and the list of public authorities comes into the second one.
 
-FROM rust:1.95-bookworm AS build
+ARG RUST_IMAGE=rust:1.95-bookworm
+FROM ${RUST_IMAGE} AS build
 WORKDIR /src
 COPY . .
 # Linked statically and still loaded at an address that changes; relative relocations are packed, which saves a tenth.

@@ -11,6 +11,7 @@ use finial_identity::key::KeyError;
 use finial_identity::key::PrivateKeyManager;
 use finial_identity::key::manager::{DiskKeyManager, MemoryKeyManager};
 use finial_identity::process::private_file::{self, FileError, FileMode};
+use finial_identity::process::selinux;
 use finial_identity::process::unix_listener::ListenError;
 use finial_identity::process::{Clock, TaskError, TaskSet, limits};
 use finial_identity::settings::{DataFile, Variables};
@@ -126,6 +127,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         None => None,
     };
     let pod_sockets = config.csi().map(PodSockets::open).transpose()?;
+    label_sockets(&config);
     let (node, lost) = open_node(&config, &clock, &jitter)?;
     let handle = node.handle();
     let (state, own_svid) = (handle.state(), handle.svid());
@@ -350,6 +352,26 @@ impl PluginFiles {
                 path = %file.path().display(),
                 "data of this plugin is read at start: a change has its effect after a restart"
             );
+        }
+    }
+}
+
+/// Gives the folders that are mounted into pods the type that containers may open. Where that cannot be done the agent
+/// serves all others.
+fn label_sockets(config: &Config) {
+    let Some(socket_type) = config.socket_selinux_type() else {
+        return;
+    };
+    let public = config.essentials().socket_path.parent();
+    let of_pods = config.csi().map(|csi| csi.socket_dir.as_path());
+    for folder in public.into_iter().chain(of_pods) {
+        match selinux::set_type(folder, socket_type) {
+            Ok(changed) => {
+                tracing::debug!(path = %folder.display(), changed, "SELinux types of sockets are set");
+            }
+            Err(error) => {
+                tracing::warn!(path = %folder.display(), %error, "SELinux type of sockets cannot be set: containers may be kept from them");
+            }
         }
     }
 }

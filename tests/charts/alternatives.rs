@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::engine::at;
+use crate::engine::{at, merge};
 
 /// What to set instead of `default`. What is not named here follows from the default.
 pub fn alternative(path: &str, default: &Value) -> Value {
@@ -18,7 +18,11 @@ pub fn alternative(path: &str, default: &Value) -> Value {
         ("spire-server.adminIDs" | "spire-agent.authorizedDelegates", _) => {
             json!(["spiffe://example.org/operator"])
         }
-        ("spire-server.nodeAttestor.k8sPSAT.serviceAccountAllowList", _) => json!(["nodes:agent"]),
+        (_, "serviceAccountAllowList") => json!(["nodes:agent"]),
+        (_, "kubeConfigs") => json!({"east": {"kubeConfig": "apiVersion: v1"}}),
+        (_, "clusters") => json!({"east": {}}),
+        (_, "brokers") => broker("other"),
+        ("spire-agent.sockets.hostBasePath", _) => json!("/run/other"),
         ("spire-agent.kubeletAddress.mode", _) => json!("hostname"),
         ("global.k8s.ipFamily", _) => json!("IPv6"),
         ("spire-agent.kubeletAuthorization", _) => json!("nodesProxy"),
@@ -91,8 +95,28 @@ fn by_form(default: &Value) -> Value {
     }
 }
 
+fn broker(name: &str) -> Value {
+    json!({name: {
+        "idTemplate": "spiffe://{{ .TrustDomain }}/broker",
+        "allowedReferenceTypes": [{"typeURL": "type.googleapis.com/spiffe.broker.KubernetesObjectReference"}],
+    }})
+}
+
 /// What must change with it.
 pub fn together(path: &str) -> Value {
+    match path {
+        "spire-agent.sockets.admin.enabled" | "spire-agent.authorizedDelegates" => {
+            return at(
+                "spire-agent.sockets.admin",
+                json!({"enabled": true, "mountOnHost": true}),
+            );
+        }
+        "spire-agent.sockets.broker.enabled" => return at("spire-agent.brokerAPI.brokers", broker("a")),
+        "spire-server.externalServer" => {
+            return at("spire-agent.server.address", json!("server.example.org"));
+        }
+        _ => {}
+    }
     if path.starts_with("spire-server.keyManager.") {
         return at(
             "spire-server.keyManager",
@@ -121,7 +145,57 @@ fn of_the_web() -> Value {
 pub fn context(path: &str) -> Value {
     let monitors =
         json!({"global": {"telemetry": {"prometheus": {"enabled": true, "podMonitor": {"enabled": true}}}}});
+    let way = at(
+        "spire-server.kubeConfigs",
+        json!({"east": {"kubeConfig": "apiVersion: v1"}}),
+    );
     match path {
+        _ if path.starts_with("spire-agent.sockets.") || path == "spire-agent.brokerAPI.brokers" => {
+            let mut values = at(
+                "spire-agent.sockets.admin.enabled",
+                json!(path.contains(".admin.")),
+            );
+            merge(
+                &mut values,
+                &at(
+                    "spire-agent.extraContainers",
+                    json!([{"name": "extra", "image": "extra"}]),
+                ),
+            );
+            if !path.ends_with("admin.mountOnHost")
+                && !path.ends_with("broker.enabled")
+                && !path.contains(".admin.")
+            {
+                merge(
+                    &mut values,
+                    &at("spire-agent.sockets.broker", json!({"enabled": true})),
+                );
+                merge(&mut values, &at("spire-agent.brokerAPI.brokers", broker("a")));
+            }
+            if path.ends_with("hostBasePath") {
+                merge(
+                    &mut values,
+                    &at("spire-agent.sockets.broker.mountOnHost", json!(true)),
+                );
+            }
+            if path.ends_with("admin.enabled") {
+                return json!({});
+            }
+            values
+        }
+        _ if path.contains("external") && path != "spire-server.externalServer" => {
+            let mut values = way;
+            let on = !path.ends_with("externalControllerManagers.enabled");
+            merge(
+                &mut values,
+                &at("spire-server.externalControllerManagers.enabled", json!(on)),
+            );
+            if path.ends_with(".clusters") {
+                let two = json!({"east": {"kubeConfig": "apiVersion: v1"}, "west": {"kubeConfig": "apiVersion: v1"}});
+                merge(&mut values, &at("spire-server.kubeConfigs", two));
+            }
+            values
+        }
         _ if path.starts_with("global.telemetry.prometheus.podMonitor.") && !path.ends_with("enabled") => {
             monitors
         }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::sync::{Mutex, OnceLock};
 
@@ -76,8 +76,13 @@ impl Engine {
 
     /// Renders as `helm install finial --namespace finial` would.
     pub fn render_for(&self, kube_version: &str, values: &Value) -> Result<Rendered, String> {
+        self.render_chart(&chart(), kube_version, values)
+    }
+
+    /// The same of a chart elsewhere.
+    pub fn render_chart(&self, chart: &Path, kube_version: &str, values: &Value) -> Result<Rendered, String> {
         let answer = self.ask(json!({
-            "do": "render", "chart": chart(), "values": values, "kube_version": kube_version, "namespace": "finial",
+            "do": "render", "chart": chart, "values": values, "kube_version": kube_version, "namespace": "finial",
         }))?;
         let files = answer["files"].as_object().expect("files by name");
         let objects = |list: &Value| list.as_array().expect("a list of objects").clone();

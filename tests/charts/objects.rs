@@ -1,7 +1,7 @@
 //! Every rendered object is valid for Kubernetes: it is read by its type, and no field is unknown.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Service, ServiceAccount};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Pod, Secret, Service, ServiceAccount};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBinding};
@@ -179,6 +179,7 @@ fn read(object: &Value) -> Result<(), String> {
         ("v1", "ConfigMap") => same::<ConfigMap>(object),
         ("v1", "Namespace") => same::<Namespace>(object),
         ("v1", "Pod") => same::<Pod>(object),
+        ("v1", "Secret") => same::<Secret>(object),
         ("v1", "Service") => same::<Service>(object),
         ("v1", "ServiceAccount") => same::<ServiceAccount>(object),
         ("apps/v1", "DaemonSet") => same::<DaemonSet>(object),

@@ -116,6 +116,51 @@ fn refuses_what_excludes_each_other_in_one_sentence() {
             json!({"spire-agent": {"runAsUser": 1000}}),
             "needs spiffe-csi-driver.enabled false",
         ),
+        (
+            at("spire-agent.kubeletAddress.mode", json!("custom")),
+            "needs a variable KUBELET_ADDR in spire-agent.extraEnvVars",
+        ),
+        (
+            at(
+                "spire-agent.authorizedDelegates",
+                json!(["spiffe://example.org/a"]),
+            ),
+            "needs spire-agent.sockets.admin.enabled",
+        ),
+        (
+            at("spire-agent.sockets.admin.mountOnHost", json!(true)),
+            "needs spire-agent.sockets.admin.enabled",
+        ),
+        (
+            at("spire-agent.sockets.admin.enabled", json!(true)),
+            "needs spire-agent.sockets.admin.mountOnHost",
+        ),
+        (
+            at("spire-agent.sockets.broker.enabled", json!(true)),
+            "spire-agent.brokerAPI.brokers need each other",
+        ),
+        (
+            json!({"spire-agent": {"socketAlternate": {"names": ["api.sock"]}}, "spiffe-csi-driver": {"enabled": false}}),
+            "spire-agent.socketAlternate.names needs spiffe-csi-driver.enabled",
+        ),
+        (
+            at("spire-server.externalServer", json!(true)),
+            "needs spire-agent.server.address",
+        ),
+        (
+            at(
+                "spire-server.bundlePublisher.externalK8sConfigMap.clusters",
+                json!({"east": {}}),
+            ),
+            "cluster east needs a way to it: spire-server.kubeConfigs.east",
+        ),
+        (
+            at(
+                "spire-server.kubeConfigs",
+                json!({"production": {"kubeConfig": "a"}}),
+            ),
+            "cluster production is this one",
+        ),
     ];
     for (given, says) in cases {
         let mut values = required();
@@ -154,6 +199,16 @@ fn the_schema_refuses_values_of_a_wrong_form() {
         ("spire-agent.socketPath", json!("relative.sock")),
         ("spire-agent.socketAlternate.names", json!(["../api.sock"])),
         ("spire-agent.kubeletAuthorization", json!("clusterAdmin")),
+        ("spire-server.kubeConfigs", json!({"east": {}})),
+        (
+            "spire-server.kubeConfigs",
+            json!({"east": {"kubeConfig": "a", "kubeConfigBase64": "YQ=="}}),
+        ),
+        ("spire-agent.sockets.hostBasePath", json!("run")),
+        (
+            "spire-agent.brokerAPI.brokers",
+            json!({"a": {"idTemplate": "spiffe://example.org/a", "allowedReferenceTypes": []}}),
+        ),
         (
             "spire-agent.agents",
             json!({"gpu": {"serviceAccount": {"name": "other"}}}),

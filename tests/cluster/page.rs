@@ -38,6 +38,14 @@ fn every_command_and_every_object_of_the_page_does_what_it_says() {
         let command = match step {
             // A piece of Envoy's configuration; the whole of it is docs/samples/envoy.yaml, which has a test.
             Step::Object(yaml) if yaml.starts_with("clusters:") => continue,
+            // Values for another cluster; tests/charts renders them.
+            Step::Object(yaml)
+                if ["global:", "spire-server:"]
+                    .iter()
+                    .any(|top| yaml.starts_with(top)) =>
+            {
+                continue;
+            }
             Step::Object(yaml) => {
                 apply(cluster, &yaml);
                 continue;

@@ -69,6 +69,23 @@ fn an_upgrade_with_other_values_and_a_rollback_keep_the_authority_and_every_iden
     let lifetime = issued_to("short");
     assert!((20..=21).contains(&lifetime), "{lifetime} minutes");
 
+    // Kubernetes would refuse in words that name no value.
+    let other_volume = ["--set", "spire-server.persistence.size=2Gi"];
+    let refused = installation.helm(
+        &[
+            &installation.with_values(&["upgrade", "finial"])[..],
+            &other_volume,
+        ]
+        .concat(),
+    );
+    let refused = refused.expect("the engine was there for the installation");
+    let says = "spire-server.persistence.size is 1Gi and cannot become 2Gi";
+    assert!(
+        !refused.status.success() && refused.stderr.contains(says),
+        "{}",
+        refused.stderr
+    );
+
     let rolled_back = json(installation.helm(&["rollback", "finial"]));
     assert_eq!(rolled_back["status"], "deployed");
     installation.wait_ready();

@@ -17,6 +17,7 @@ mod plugins;
 mod read;
 mod rootless;
 mod sds;
+mod selinux;
 mod unserved;
 
 #[cfg(test)]
@@ -242,6 +243,7 @@ pub struct Config {
     admin: Option<AdminSettings>,
     broker: Option<BrokerSettings>,
     csi: Option<CsiSettings>,
+    socket_selinux_type: Option<String>,
     redact: Option<Vec<String>>,
     telemetry: Telemetry,
     warnings: Vec<String>,
@@ -307,6 +309,7 @@ impl Config {
             admin: None,
             broker: None,
             csi: None,
+            socket_selinux_type: None,
             redact: None,
             telemetry: Telemetry::default(),
             warnings: Vec::new(),
@@ -436,6 +439,11 @@ impl Config {
     /// The CSI driver and the sockets of its pods, when there are such (`csi`).
     pub fn csi(&self) -> Option<&CsiSettings> {
         self.csi.as_ref()
+    }
+
+    /// The type that the folders of sockets get where SELinux labels files (`selinux`).
+    pub fn socket_selinux_type(&self) -> Option<&str> {
+        self.socket_selinux_type.as_deref()
     }
 
     /// Parts that have no effect, and choices that deserve attention; one sentence each.

@@ -18,7 +18,7 @@ use super::{
     DEFAULT_SYNC_INTERVAL, Essentials, Features, Flags, JoinToken, RateLimits, Rebootstrap, SdsSettings,
     features, limits, sds,
 };
-use super::{CsiSettings, bootstrap, broker, csi, explain};
+use super::{CsiSettings, bootstrap, broker, csi, explain, selinux};
 use crate::telemetry::LogSettings;
 
 /// Reads everything; what is wrong is reported together.
@@ -67,6 +67,7 @@ struct Agent {
     redact: Option<Vec<String>>,
     admin: Option<AdminSettings>,
     csi: Option<CsiSettings>,
+    socket_selinux_type: Option<String>,
     sds: Option<SdsSettings>,
     experimental: Experimental,
 }
@@ -125,6 +126,7 @@ impl Agent {
                 .unwrap_or_default(),
             admin: None,
             csi: csi::read(&agent),
+            socket_selinux_type: selinux::read(&agent),
             sds: sds::read(&agent, flags),
             experimental: Experimental::default(),
         };
@@ -189,6 +191,7 @@ impl Agent {
             health_checks,
             admin: self.admin,
             csi: self.csi,
+            socket_selinux_type: self.socket_selinux_type,
             broker: self.experimental.broker,
             telemetry,
             warnings,

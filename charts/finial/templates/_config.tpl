@@ -46,6 +46,7 @@
   "profile" $profile)) -}}
 {{- end -}}
 {{- end -}}
+{{- $clusters := dict -}}
 {{- if $cm.enabled -}}
 {{- $rules := dict
   "ignore_namespaces" $cm.ignoreNamespaces
@@ -56,17 +57,41 @@
   "crds" (dict "manage" .Values.crds.manage)
 -}}
 {{- with $cm.parentIDTemplate }}{{ $_ := set $rules "parent_id_template" . }}{{ end -}}
-{{- $_ := set $server "kubernetes" (dict "clusters" (dict $spire.clusterName $rules)) -}}
+{{- $_ := set $clusters $spire.clusterName $rules -}}
 {{- end -}}
+{{- range $name, $other := include "finial.others" (dict "root" . "of" $s.externalControllerManagers) | fromYaml -}}
+{{- $rules := dict
+  "kube_config_file" $other.file
+  "ignore_namespaces" $other.ignoreNamespaces
+  "class_name" ($other.className | default (include "finial.class" $))
+  "watch_classless" $other.watchClassless
+  "cluster_domain" $.Values.global.k8s.clusterDomain
+  "crds" (dict "manage" $.Values.crds.manage)
+-}}
+{{- with $other.parentIDTemplate }}{{ $_ := set $rules "parent_id_template" . }}{{ end -}}
+{{- $_ := set $clusters $name $rules -}}
+{{- end -}}
+{{- with $clusters }}{{ $_ := set $server "kubernetes" (dict "clusters" .) }}{{ end -}}
 
 {{- $accounts := $s.nodeAttestor.k8sPSAT.serviceAccountAllowList -}}
 {{- if not $accounts -}}
-{{- $accounts = list (printf "%s:%s" (include "finial.system.namespace" .) (include "finial.agent.serviceAccount" .)) -}}
+{{- $accounts = list (include "finial.agent.account" .) -}}
 {{- end -}}
-{{- $psat := dict "service_account_allow_list" $accounts "audience" $s.nodeAttestor.k8sPSAT.audience -}}
-{{- if $s.nodeAttestor.k8sPSAT.verifyClientIP }}{{ $_ := set $psat "verify_client_ip" true }}{{ end -}}
+{{- $psat := dict "service_account_allow_list" $accounts "audience" $s.nodeAttestor.k8sPSAT.audience
+  "verify_client_ip" $s.nodeAttestor.k8sPSAT.verifyClientIP -}}
 {{- with $s.nodeAttestor.k8sPSAT.allowedNodeLabelKeys }}{{ $_ := set $psat "allowed_node_label_keys" . }}{{ end -}}
 {{- with $s.nodeAttestor.k8sPSAT.allowedPodLabelKeys }}{{ $_ := set $psat "allowed_pod_label_keys" . }}{{ end -}}
+
+{{- $attested := dict $spire.clusterName $psat -}}
+{{- range $name, $other := include "finial.others" (dict "root" . "of" $s.nodeAttestor.externalK8sPSAT) | fromYaml -}}
+{{- $_ := set $attested $name (dict
+  "kube_config_file" $other.file
+  "service_account_allow_list" ($other.serviceAccountAllowList | default (list (include "finial.agent.account" $)))
+  "audience" $other.audience
+  "allowed_node_label_keys" $other.allowedNodeLabelKeys
+  "allowed_pod_label_keys" $other.allowedPodLabelKeys
+  "verify_client_ip" $other.verifyClientIP) -}}
+{{- end -}}
 
 {{- $keys := dict "disk" (dict "plugin_data" (dict "keys_path" "/var/lib/finial/server/keys.json")) -}}
 {{- if $s.keyManager.memory.enabled }}{{ $keys = dict "memory" (dict "plugin_data" dict) }}{{ end -}}
@@ -76,13 +101,22 @@
   "configmap_key" (include "finial.bundle.key" .)
   "format" $s.bundlePublisher.k8sConfigMap.format
 -}}
+{{- $published := dict $spire.clusterName $publisher -}}
+{{- range $name, $other := include "finial.others" (dict "root" . "of" $s.bundlePublisher.externalK8sConfigMap) | fromYaml -}}
+{{- $_ := set $published $name (dict
+  "kubeconfig_path" $other.file
+  "namespace" ($other.namespace | default (include "finial.system.namespace" $))
+  "configmap_name" ($other.configMapName | default $spire.bundleConfigMap)
+  "configmap_key" ($other.configMapKey | default (ternary "bundle.crt" "bundle.spiffe" (eq $other.format "pem")))
+  "format" $other.format) -}}
+{{- end -}}
 {{- $plugins := dict
   "DataStore" (dict "sql" (dict "plugin_data" (dict
     "database_type" $s.dataStore.sql.databaseType
     "connection_string" "/var/lib/finial/server/datastore.sqlite3")))
   "KeyManager" $keys
-  "NodeAttestor" (dict "k8s_psat" (dict "plugin_data" (dict "clusters" (dict $spire.clusterName $psat))))
-  "BundlePublisher" (dict "k8s_configmap" (dict "plugin_data" (dict "clusters" (dict $spire.clusterName $publisher))))
+  "NodeAttestor" (dict "k8s_psat" (dict "plugin_data" (dict "clusters" $attested)))
+  "BundlePublisher" (dict "k8s_configmap" (dict "plugin_data" (dict "clusters" $published)))
 -}}
 {{- if $s.credentialComposer.uniqueID.enabled }}
 {{- $_ := set $plugins "CredentialComposer" (dict "uniqueid" (dict "plugin_data" dict)) }}
@@ -95,6 +129,23 @@
 {{- toYaml $config -}}
 {{- end -}}
 
+{{/* What one of the blocks for other clusters says of each, and the file of its kubeconfig; takes a dict of root and of (the
+     block), gives YAML. */}}
+{{- define "finial.others" -}}
+{{- $ways := (index .root.Values "spire-server").kubeConfigs -}}
+{{- $found := dict -}}
+{{- if .of.enabled -}}
+{{- $clusters := .of.clusters -}}
+{{- if not $clusters }}{{ range $name, $way := $ways }}{{ $_ := set $found $name (dict) }}{{ end }}{{ $clusters = $found }}{{ end -}}
+{{- range $name, $own := $clusters -}}
+{{- $way := ($own | default dict).kubeConfigName | default $name -}}
+{{- $settings := mergeOverwrite (deepCopy $.of.defaults) (deepCopy ($own | default dict)) -}}
+{{- $_ := set $found $name (set $settings "file" (printf "/etc/finial/kubeconfigs/%s" $way)) -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $found -}}
+{{- end -}}
+
 {{/* Takes a dict of root and agent. */}}
 {{- define "finial.agent.config" -}}
 {{- $root := .root -}}
@@ -102,6 +153,8 @@
 {{- $spire := $root.Values.global.spire -}}
 {{- $csi := index $root.Values "spiffe-csi-driver" -}}
 {{- $service := (index $root.Values "spire-server").service -}}
+{{- $any := include "finial.anyAddress" $root -}}
+{{- $local := ternary "127.0.0.1" $any (ne (include "finial.agent.hostNetwork" .) "") -}}
 {{- $address := printf "%s.%s.svc.%s" (include "finial.server.name" $root) (include "finial.server.namespace" $root) $root.Values.global.k8s.clusterDomain -}}
 {{- $agent := dict
   "trust_domain" $spire.trustDomain
@@ -109,7 +162,7 @@
   "server_address" ($a.server.address | default $address)
   "server_port" ($a.server.port | default $service.port | int | toString)
   "socket_path" $a.socketPath
-  "admin_socket_path" "/dev/shm/finial/agent-admin/admin.sock"
+  "admin_socket_path" (printf "%s/admin.sock" (include "finial.agent.admin" .))
   "rebootstrap_mode" $a.rebootstrapMode
   "log_level" ($a.logLevel | upper)
   "log_format" $a.logFormat
@@ -132,6 +185,7 @@
   "key" (include "finial.bundle.key" $root)) -}}
 {{- $_ := set $agent "trust_bundle_format" (index $root.Values "spire-server").bundlePublisher.k8sConfigMap.format -}}
 {{- end -}}
+{{- if $root.Values.global.openshift }}{{ $_ := set $agent "selinux" (dict "socket_type" "container_file_t") }}{{ end -}}
 {{- with $a.authorizedDelegates }}{{ $_ := set $agent "authorized_delegates" . }}{{ end -}}
 {{- with $a.availabilityTarget }}{{ $_ := set $agent "availability_target" . }}{{ end -}}
 {{- if $csi.enabled -}}
@@ -139,8 +193,24 @@
   "plugin_name" $csi.pluginName
   "socket_dir" $csi.socketsPath
   "socket_names" $a.socketAlternate.names
-  "kubelet_path" $csi.kubeletPath) -}}
+  "kubelet_path" $csi.kubeletPath
+  "health" (dict "bind_address" $local "port" ($csi.healthChecks.port | int))) -}}
 {{- with include "finial.kubelet.certificates" (dict "agent" $a) }}{{ $_ := set $agent.csi "kubelet_certificates" (splitList "\n" .) }}{{ end -}}
+{{- end -}}
+
+{{- if $a.sockets.broker.enabled -}}
+{{- $brokers := list -}}
+{{- range $name, $broker := $a.brokerAPI.brokers -}}
+{{- if ne ($broker.enabled | toString) "false" -}}
+{{- $references := list -}}
+{{- range $broker.allowedReferenceTypes }}{{ $references = append $references (dict "type_url" .typeURL) }}{{ end -}}
+{{- $id := tpl $broker.idTemplate (dict "TrustDomain" $spire.trustDomain "Template" $root.Template) -}}
+{{- $brokers = append $brokers (dict "id" $id "allowed_reference_types" $references) -}}
+{{- end -}}
+{{- end -}}
+{{- $_ := set $agent.experimental "broker" (dict
+  "socket_path" (printf "%s/broker.sock" (include "finial.agent.broker" .))
+  "brokers" $brokers) -}}
 {{- end -}}
 
 {{- $k8s := dict
@@ -159,6 +229,7 @@
 {{- $_ := set $k8s "kubelet_ca_path" "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt" -}}
 {{- if and (eq $verification "auto") $csi.enabled }}{{ $_ := set $k8s "kubelet_certificate" (dict "paths" (list $passed)) }}{{ end -}}
 {{- end -}}
+{{- if eq $a.kubeletAddress.mode "custom" }}{{ $_ := set $k8s "node_name_env" "KUBELET_ADDR" }}{{ end -}}
 {{- $attestors := dict "k8s" (dict "plugin_data" $k8s) -}}
 {{- if $a.workloadAttestors.unix.enabled -}}
 {{- $_ := set $attestors "unix" (dict "plugin_data" (dict "discover_workload_path" $a.workloadAttestors.unix.discoverWorkloadPath)) -}}
@@ -170,14 +241,30 @@
     "token_path" "/var/run/secrets/tokens/spire-agent")))
   "WorkloadAttestor" $attestors
 -}}
-{{- $any := include "finial.anyAddress" $root -}}
-{{- $local := ternary "127.0.0.1" $any (ne (include "finial.agent.hostNetwork" .) "") -}}
 {{- $config := dict "agent" $agent "plugins" $plugins "health_checks" (dict
   "listener_enabled" true "bind_address" $local "bind_port" ($a.healthChecks.port | int | toString)) -}}
 {{- if $root.Values.global.telemetry.prometheus.enabled -}}
 {{- $_ := set $config "telemetry" (dict "Prometheus" (dict "host" $any "port" 9988)) -}}
 {{- end -}}
 {{- toYaml $config -}}
+{{- end -}}
+
+{{/* Folders of the two sockets that are not for workloads: of the node where values say so, else of the pod's memory. Take a
+     dict of root and agent. */}}
+{{- define "finial.agent.admin" -}}
+{{- if .agent.sockets.admin.mountOnHost -}}
+{{- printf "%s/%s/admin" .agent.sockets.hostBasePath (index .root.Values "spiffe-csi-driver").pluginName -}}
+{{- else -}}
+/dev/shm/finial/agent-admin
+{{- end -}}
+{{- end -}}
+
+{{- define "finial.agent.broker" -}}
+{{- if .agent.sockets.broker.mountOnHost -}}
+{{- printf "%s/%s/broker" .agent.sockets.hostBasePath (index .root.Values "spiffe-csi-driver").pluginName -}}
+{{- else -}}
+/dev/shm/finial/agent-broker
+{{- end -}}
 {{- end -}}
 
 {{/* Every address of a pod. */}}

@@ -25,12 +25,21 @@
 {{- .Values.global.spire.namespaces.system.name -}}
 {{- end -}}
 
+{{/* Not empty where namespaces are labelled with their names: Kubernetes does it from 1.21 on, the chart where it makes them. */}}
+{{- define "finial.namespaces.haveNames" -}}
+{{- if or .Values.global.spire.namespaces.create (semverCompare ">=1.21-0" .Capabilities.KubeVersion.Version) }}true{{ end -}}
+{{- end -}}
+
 {{- define "finial.server.serviceAccount" -}}
 {{- (index .Values "spire-server").serviceAccount.name | default (include "finial.server.name" .) -}}
 {{- end -}}
 
 {{- define "finial.agent.serviceAccount" -}}
 {{- (index .Values "spire-agent").serviceAccount.name | default (include "finial.agent.name" .) -}}
+{{- end -}}
+
+{{- define "finial.agent.account" -}}
+{{- printf "%s:%s" (include "finial.system.namespace" .) (include "finial.agent.serviceAccount" .) -}}
 {{- end -}}
 
 {{- define "finial.class" -}}
@@ -67,6 +76,40 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 
 {{- define "finial.bundle.key" -}}
 {{- ternary "bundle.crt" "bundle.spiffe" (eq (index .Values "spire-server").bundlePublisher.k8sConfigMap.format "pem") -}}
+{{- end -}}
+
+{{/* The first value that asks for another volume than a StatefulSet has, and how they differ; takes a dict of root and current. */}}
+{{- define "finial.persistence.change" -}}
+{{- $wanted := (index .root.Values "spire-server").persistence -}}
+{{- $templates := .current.spec.volumeClaimTemplates | default list -}}
+{{- $type := ternary "pvc" "emptyDir" (gt (len $templates) 0) -}}
+{{- if ne $type $wanted.type -}}
+type is {{ $type }} and cannot become {{ $wanted.type }}
+{{- else if $templates -}}
+{{- $spec := (first $templates).spec -}}
+{{- $class := $wanted.storageClass | default .root.Values.global.spire.persistence.storageClass | default "" -}}
+{{- if ne $spec.resources.requests.storage $wanted.size -}}
+size is {{ $spec.resources.requests.storage }} and cannot become {{ $wanted.size }}
+{{- else if ne (first $spec.accessModes) $wanted.accessMode -}}
+accessMode is {{ first $spec.accessModes }} and cannot become {{ $wanted.accessMode }}
+{{- else if ne ($spec.storageClassName | default "") $class -}}
+storageClass is {{ $spec.storageClassName | default "the cluster's own" }} and cannot become {{ $class | default "the cluster's own" }}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where the pod of `helm test` is: without the driver it needs a folder of the node, which only the agents' namespace allows. */}}
+{{- define "finial.test.namespace" -}}
+{{- ternary .Release.Namespace (include "finial.system.namespace" .) (index .Values "spiffe-csi-driver").enabled -}}
+{{- end -}}
+
+{{/* Not empty where that pod gets an identity, by a rule of its own: rules are on, and do not pass its namespace over. */}}
+{{- define "finial.test.identity" -}}
+{{- $cm := (index .Values "spire-server").controllerManager -}}
+{{- $tested := $cm.enabled -}}
+{{- $namespace := include "finial.test.namespace" . -}}
+{{- range $cm.ignoreNamespaces }}{{ if regexMatch . $namespace }}{{ $tested = false }}{{ end }}{{ end -}}
+{{- if $tested }}true{{ end -}}
 {{- end -}}
 
 {{/* Metadata of a custom resource from a values map; takes a dict of root, name and spec. */}}

@@ -24,6 +24,7 @@ capabilities: {drop: [ALL]}
 {{- $user = ternary 0 ($user | int) (eq $user "auto") -}}
 runAsUser: {{ $user }}
 runAsGroup: {{ $user }}
+{{- include "finial.selinux" .root }}
 {{- if ne $user 0 }}
 runAsNonRoot: true
 {{- end }}
@@ -47,7 +48,16 @@ capabilities:
 privileged: true
 runAsUser: 0
 runAsGroup: 0
+{{- include "finial.selinux" . }}
 readOnlyRootFilesystem: true
+{{- end -}}
+
+{{/* Both make sockets for other containers in folders of the node, and one sees all processes of it, which SELinux allows
+     containers of this type alone. The agent labels the folders: agent.selinux. */}}
+{{- define "finial.selinux" -}}
+{{- if .Values.global.openshift }}
+seLinuxOptions: {type: spc_t}
+{{- end }}
 {{- end -}}
 
 {{/* Not empty for agents in the network of the node; takes a dict of agent. */}}

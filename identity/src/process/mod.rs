@@ -16,6 +16,7 @@ mod log_line;
 mod log_sink;
 pub mod memory;
 pub mod private_file;
+pub mod selinux;
 pub mod signals;
 pub mod sources;
 pub mod sys;

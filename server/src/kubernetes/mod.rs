@@ -295,6 +295,8 @@ fn manifests(cluster: &str, path: &Path) -> Result<Vec<watch::News>, KubernetesE
 }
 
 #[cfg(test)]
+mod schema_tests;
+#[cfg(test)]
 mod tests {
     use super::*;
 

@@ -160,7 +160,7 @@ async fn a_token_is_refused_from_another_node_audience_or_account_and_after_its_
         (
             "of node-a's agent, sent from node-b",
             mounted_token(cluster, "node-a", &on_a),
-            "token was sent from an address that is neither its pod's nor its node's",
+            "which is neither its pod's address nor its node's; where the network translates addresses, set verify_client_ip to false",
         ),
         (
             "for another audience",

@@ -11,6 +11,7 @@ use kube::api::PostParams;
 use kube::core::ApiResource;
 use kube::{Api, Client};
 
+use super::addresses::Addresses;
 use super::objects::{Found, Node, Pod, find};
 use super::{AttestError, denied};
 use crate::config::K8sPsatCluster;
@@ -104,12 +105,29 @@ impl Cluster {
         if holder.node_uid.as_ref().is_some_and(|told| *told != node_uid) {
             return Err(denied("token was made for a pod on another node of this name"));
         }
-        if self.settings.verify_client_ip
-            && !peer.is_some_and(|peer| addresses(&pod.part, &node.part).any(|own| own == peer))
-        {
-            return Err(denied(
-                "token was sent from an address that is neither its pod's nor its node's",
-            ));
+        if self.settings.verify_client_ip {
+            let own = Addresses::of(&pod.part, &node.part);
+            match peer.map(|peer| peer.to_canonical()) {
+                Some(peer) if own.have(peer) => {}
+                // The kubelet reports them a moment after the agent began to run.
+                Some(_) if !own.are_known => {
+                    return Err(AttestError::Unavailable {
+                        what: "k8s_psat: API server does not tell about pods",
+                        source: "pod of the token has no address yet".into(),
+                    });
+                }
+                Some(peer) => {
+                    return Err(denied(format!(
+                        "token was sent from {peer}, which is neither its pod's address nor its node's; \
+                         where the network translates addresses, set verify_client_ip to false"
+                    )));
+                }
+                None => {
+                    return Err(denied(
+                        "token was sent from no address, as verify_client_ip demands",
+                    ));
+                }
+            }
         }
         Ok(Agent {
             node_ip: pod.part.status.host_ip.unwrap_or_default(),
@@ -209,21 +227,6 @@ fn extra(user: &UserInfo, key: &str) -> Option<String> {
         [only] if !only.is_empty() => Some(only.clone()),
         _ => None,
     }
-}
-
-/// Where the agent may call from.
-fn addresses<'o>(pod: &'o Pod, node: &'o Node) -> impl Iterator<Item = IpAddr> + 'o {
-    let status = &pod.status;
-    let of_pod = status.pod_ips.iter().flatten().map(|own| &own.ip);
-    let of_host = status.host_ips.iter().flatten().map(|own| &own.ip);
-    let of_node = node.status.addresses.iter().flatten().map(|own| &own.address);
-    of_pod
-        .chain(of_host)
-        .chain(of_node)
-        .chain(&status.pod_ip)
-        .chain(&status.host_ip)
-        .filter_map(|text| text.parse::<IpAddr>().ok())
-        .map(|address| address.to_canonical())
 }
 
 /// No answer says nothing about the token, nor does a refusal of our own request.

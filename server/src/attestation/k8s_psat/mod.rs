@@ -3,6 +3,7 @@
 //!
 //! The payload is `{"cluster": …, "token": …}`; there is no challenge. No error or log message contains the token.
 
+mod addresses;
 mod cluster;
 mod objects;
 #[cfg(test)]

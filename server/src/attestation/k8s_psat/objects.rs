@@ -27,6 +27,7 @@ pub(super) struct Pod {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct PodSpec {
+    pub(super) host_network: Option<bool>,
     pub(super) node_name: Option<String>,
     pub(super) service_account_name: Option<String>,
 }
@@ -54,7 +55,16 @@ pub(super) struct Ip {
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 pub(super) struct Node {
+    pub(super) spec: NodeSpec,
     pub(super) status: NodeStatus,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(super) struct NodeSpec {
+    #[serde(rename = "podCIDR")]
+    pub(super) pod_cidr: Option<String>,
+    #[serde(rename = "podCIDRs")]
+    pub(super) pod_cidrs: Option<Vec<String>>,
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -24,7 +24,7 @@ use super::status::Condition;
 #[serde(rename_all = "camelCase")]
 pub struct ClusterFederatedTrustDomainSpec {
     /// Name of the foreign trust domain.
-    #[schemars(length(max = 255), regex(pattern = "[a-z0-9._-]{1,255}"))]
+    #[schemars(length(max = 255), regex(pattern = "^[a-z0-9._-]{1,255}$"))]
     pub trust_domain: String,
     /// Where its bundle is fetched: an https URL with a host and without user information.
     #[serde(rename = "bundleEndpointURL")]
