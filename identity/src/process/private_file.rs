@@ -393,8 +393,9 @@ fn failed(action: &'static str, path: &Path, source: impl Into<io::Error>) -> Fi
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods)] // Tests prepare files by hand, and some wrongly on purpose.
 mod tests {
+    #![allow(clippy::disallowed_methods)] // Tests prepare files by hand, and some wrongly on purpose.
+
     use super::*;
     use std::os::unix::fs::{PermissionsExt, symlink};
 
