@@ -12,6 +12,7 @@ use tonic::{Code, Request, Status};
 
 use super::patience::deadline;
 use super::refusals::{Refused, refuse_unknown};
+use super::statuses::{attestation_failed, denied, ending, stopping};
 use super::view::{Selectors, View};
 use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
 use crate::endpoints::jwt_svids::signing_turns;
@@ -474,28 +475,4 @@ fn describe(shared: &Shared, workload: &Workload, access: Access, reason: &str) 
         selectors: None,
         reason: reason.to_owned(),
     }
-}
-
-/// The answer to callers without identity; clients look for this very text.
-pub fn denied() -> Status {
-    Status::permission_denied("no identity issued")
-}
-
-/// The answer when it cannot be found out who calls.
-pub fn attestation_failed() -> Status {
-    Status::unavailable("workload attestation failed")
-}
-
-/// Why all streams end. A banned agent stops too, but its callers have lost their identities.
-pub fn ending(node: &watch::Receiver<NodeState>) -> Status {
-    if node.borrow().may_serve() {
-        stopping()
-    } else {
-        denied()
-    }
-}
-
-/// The answer of an agent that stops.
-pub fn stopping() -> Status {
-    Status::unavailable("agent is stopping")
 }

@@ -8,6 +8,7 @@ mod attested;
 mod logged;
 mod patience;
 mod refusals;
+mod statuses;
 mod view;
 mod views;
 
@@ -24,9 +25,10 @@ use crate::node::NodeState;
 use crate::svids::SvidCache;
 use crate::workload::WorkloadAttestation;
 
-pub use self::attested::{Session, attestation_failed, denied, ending, stopping};
+pub use self::attested::Session;
 pub use self::logged::LoggedSelectors;
 pub use self::refusals::{Refusals, Refused};
+pub use self::statuses::{attestation_failed, denied, ending, stopping};
 pub use self::view::{View, svid_of};
 
 /// How long an SVID that is being signed is waited for before a caller gets what there is.
