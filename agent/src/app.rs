@@ -22,7 +22,7 @@ use tonic::service::Routes;
 use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
-use crate::config::{AdminSettings, Config, Essentials, JoinToken, Keys};
+use crate::config::{AdminSettings, Config, Essentials, JoinToken, Keys, NodeAttestorSettings};
 use crate::endpoints::admin::{DebugParts, DebugService, LoggerService};
 use crate::endpoints::broker::{BrokerEndpoint, BrokerError, BrokerParts};
 use crate::endpoints::delegated::{DelegatedIdentity, DelegatedIdentityParts};
@@ -420,7 +420,8 @@ fn admin_routes(
 /// The node, and what is said of files of an earlier run that could not be read.
 fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<(Node, Vec<String>), BuildError> {
     let essentials = config.essentials();
-    let token = join_token(essentials)?;
+    let is_spare = *config.node_attestor() != NodeAttestorSettings::JoinToken;
+    let token = join_token(essentials, is_spare)?;
     let token = token.as_ref().map(|token| token.as_str());
     let attestors = NodeAttestors::new(config.node_attestor(), token);
     let mut lost = Vec::new();
@@ -458,16 +459,24 @@ fn open_node(config: &Config, clock: &Clock, jitter: &Jitter) -> Result<(Node, V
     Ok((node, lost))
 }
 
-fn join_token(essentials: &Essentials) -> Result<Option<Zeroizing<String>>, BuildError> {
+/// The join token if there is one. One beside another node attestor (`is_spare`) may have been removed after its use.
+fn join_token(essentials: &Essentials, is_spare: bool) -> Result<Option<Zeroizing<String>>, BuildError> {
     Ok(match &essentials.join_token {
         None => None,
         Some(JoinToken::Given(token)) => Some(token.clone()),
-        Some(JoinToken::File(path)) => {
-            let token = private_file::read_secret(path, MAX_TOKEN_FILE).map_err(BuildError::JoinToken)?;
-            Some(Zeroizing::new(
-                String::from_utf8_lossy(token.as_bytes()).into_owned(),
-            ))
-        }
+        Some(JoinToken::File(path)) => match private_file::read_secret(path, MAX_TOKEN_FILE) {
+            Err(FileError::Io { source, .. })
+                if is_spare && source.kind() == std::io::ErrorKind::NotFound =>
+            {
+                tracing::info!(path = %path.display(), "there is no join token, the configured node attestor is used");
+                None
+            }
+            token => {
+                let token = token.map_err(BuildError::JoinToken)?;
+                let text = String::from_utf8_lossy(token.as_bytes());
+                Some(Zeroizing::new(text.into_owned()))
+            }
+        },
     })
 }
 
@@ -677,14 +686,13 @@ mod tests {
         outcome.unwrap();
     }
 
-    #[tokio::test]
-    async fn a_token_beside_another_attestor_is_for_the_first_time_alone() {
-        let setup = Setup::new();
+    /// An agent of a cluster with this join token besides.
+    fn of_a_cluster(setup: &Setup, token: &str) -> Config {
         let path = |name: &str| setup.dir.path().join(name).display().to_string();
         let text = format!(
             r#"agent {{
                 trust_domain = "example.org" server_address = "{}" server_port = {}
-                trust_bundle_path = "{}" data_dir = "{}" socket_path = "{}" join_token = "token"
+                trust_bundle_path = "{}" data_dir = "{}" socket_path = "{}" {token}
             }}
             plugins {{
                 KeyManager "disk" {{ plugin_data {{ directory = "{}" }} }}
@@ -699,23 +707,51 @@ mod tests {
             path("agent"),
             path("token"),
         );
-        let config = Config::parse(&text, Path::new("agent.conf"), &Default::default()).unwrap();
+        Config::parse(&text, Path::new("agent.conf"), &Default::default()).unwrap()
+    }
+
+    /// Runs an agent until it serves.
+    async fn run(config: &Config) {
+        let agent = build(config.clone(), Clock::system(), log()).await.unwrap();
+        let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+        let mut state = agent.state();
+        let serving = async {
+            state.wait_for(NodeState::is_serving).await.unwrap();
+            drop(stop);
+        };
+        let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), serving);
+        outcome.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_token_beside_another_attestor_is_for_the_first_time_alone() {
+        let setup = Setup::new();
+        let config = of_a_cluster(&setup, "join_token = \"token\"");
         for attestor in ["join_token", "k8s_psat"] {
-            let agent = build(config.clone(), Clock::system(), log()).await.unwrap();
-            let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-            let mut state = agent.state();
-            let serving = async {
-                state.wait_for(NodeState::is_serving).await.unwrap();
-                drop(stop);
-            };
-            let (outcome, ()) = tokio::join!(agent.run(async { drop(stopped.await) }), serving);
-            outcome.unwrap();
+            run(&config).await;
             let calls = setup.server.calls("attest ");
             assert_eq!(calls.last().unwrap(), &format!("attest {attestor}"));
             // The next start must attest again, with the same configuration.
-            std::fs::remove_file(path("agent/keys.json")).unwrap();
+            std::fs::remove_file(setup.dir.path().join("agent/keys.json")).unwrap();
         }
         assert_eq!(setup.server.calls("attest ").len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_token_that_was_used_before_leaves_the_other_attestor() {
+        let setup = Setup::new();
+        setup.server.state().tokens.clear();
+        run(&of_a_cluster(&setup, "join_token = \"token\"")).await;
+        let calls = setup.server.calls("attest ");
+        assert_eq!(calls, ["attest join_token", "attest k8s_psat"]);
+    }
+
+    #[tokio::test]
+    async fn a_token_file_beside_another_attestor_may_be_gone() {
+        let setup = Setup::new();
+        let gone = setup.dir.path().join("gone");
+        run(&of_a_cluster(&setup, &format!("join_token_file = {gone:?}"))).await;
+        assert_eq!(setup.server.calls("attest "), ["attest k8s_psat"]);
     }
 
     #[tokio::test]

@@ -62,6 +62,11 @@ impl NodeAttestors {
         }
     }
 
+    /// Whether a join token comes before the configured attestor.
+    pub(super) fn are_joining(&self) -> bool {
+        self.joining.is_some()
+    }
+
     /// What to attest with now.
     ///
     /// # Errors

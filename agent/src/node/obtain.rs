@@ -48,6 +48,7 @@ impl Node {
     pub(super) async fn establish(&mut self, first: bool) -> Result<(), NodeError> {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY, self.jitter.clone());
         loop {
+            let was_joining = self.attestors.are_joining();
             let error = match self.try_establish().await {
                 Ok(()) => {
                     self.shared().note(|facts| facts.attest_trouble = None);
@@ -57,6 +58,10 @@ impl Node {
             };
             if error.is_ban() {
                 return Err(self.banned().await);
+            }
+            if was_joining && !self.attestors.are_joining() && error.is_permanent() {
+                tracing::warn!(%error, "join token was refused, the configured node attestor is used");
+                continue;
             }
             if first && error.is_permanent() {
                 return Err(NodeError::Refused(error));
