@@ -23,6 +23,7 @@ use super::{
     Backoff, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Shared,
     StateFacts, bundle_of, renew,
 };
+use crate::config::BootstrapSource;
 use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
 
 /// The owner of the agent's identity.
@@ -85,7 +86,9 @@ impl Node {
         clock: Clock,
         jitter: Jitter,
     ) -> Result<Self, NodeError> {
-        let (storage, set_aside) = if attestors.are_repeatable() {
+        // Without a source that vouches for a server the saved bundle is all that does.
+        let can_lose_bundle = settings.bootstrap != BootstrapSource::Insecure;
+        let (storage, set_aside) = if attestors.are_repeatable() && can_lose_bundle {
             AgentStorage::open_or_set_aside(&settings.data_dir, clock.now())?
         } else {
             (AgentStorage::open(&settings.data_dir)?, None)

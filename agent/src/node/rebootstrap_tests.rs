@@ -225,3 +225,17 @@ async fn always_is_refused_and_auto_has_no_effect_where_the_agent_cannot_attest_
     let opened = open_as(insecure, Some(Arc::new(Repeatable)), world.clock.clone());
     assert!(matches!(opened, Err(NodeError::CannotRebootstrap(_))));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_corrupted_bundle_is_not_replaced_by_whatever_server_answers() {
+    let world = World::new();
+    let insecure = NodeSettings {
+        bootstrap: BootstrapSource::Insecure,
+        ..settings(&world, RebootstrapMode::Never)
+    };
+    std::fs::write(insecure.data_dir.join("agent-data.json"), "{").unwrap();
+    let open =
+        |settings: &NodeSettings| open_as(settings.clone(), Some(Arc::new(Repeatable)), world.clock.clone());
+    assert!(matches!(open(&insecure), Err(NodeError::Storage(_))));
+    assert!(open(&settings(&world, RebootstrapMode::Never)).is_ok());
+}
