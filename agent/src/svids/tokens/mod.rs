@@ -297,7 +297,9 @@ impl<T: Signed> Inner<T> {
             // When there is no room, it lasts as long as somebody waits.
             let _full = self.renewals.try_send(request.answer.clone());
         }
-        Found::Aging(token, trouble.is_none().then_some(request))
+        // Trouble of half a lifetime ago says nothing about the server of now.
+        let is_worth_waiting = trouble.is_none() || token.is_ending(now);
+        Found::Aging(token, is_worth_waiting.then_some(request))
     }
 
     /// Waits for the successor of a valid token, but not long.
