@@ -109,11 +109,7 @@ impl HttpBody for RequestBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
-        if let Some(timer) = &mut this.timer
-            && timer.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Some(Err(late())));
-        }
+        // What has come while this program was stopped is not late.
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) {
             if let Some(Ok(frame)) = &frame
                 && let Some(data) = frame.data_ref()
@@ -125,6 +121,11 @@ impl HttpBody for RequestBody {
                 }
             }
             return Poll::Ready(frame);
+        }
+        if let Some(timer) = &mut this.timer
+            && timer.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Some(Err(late())));
         }
         if this.timer.is_none() && this.owes() {
             let mut timer = Box::pin(tokio::time::sleep(WHOLE_WITHIN));
