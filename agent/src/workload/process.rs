@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
@@ -17,6 +18,7 @@ use super::procfs::{FileId, ProcFs};
 #[derive(Debug)]
 pub struct Process {
     pid: u32,
+    started_at: OnceLock<OffsetDateTime>,
     pidfd: AsyncFd<OwnedFd>,
     procfs: ProcFs,
     connected_as: Option<ConnectedAs>,
@@ -92,6 +94,7 @@ impl Process {
             .map_err(|error| failed("watch process", number, error))?;
         let process = Self {
             pid: number,
+            started_at: OnceLock::new(),
             pidfd,
             procfs: procfs.clone(),
             connected_as: None,
@@ -128,11 +131,15 @@ impl Process {
         self.pid
     }
 
-    /// When it started, as far as the system tells; `None` once it has ended.
+    /// When it started, as far as the system tells; `None` when it had ended before anybody asked.
     pub fn started_at(&self) -> Option<OffsetDateTime> {
+        if let Some(known) = self.started_at.get() {
+            return Some(*known);
+        }
         let ticks = self.procfs.start_ticks(self.pid).ok()?;
+        let instant = self.procfs.instant_of(ticks)?;
         // Else they may be of the next process with this pid.
-        self.is_alive().then(|| self.procfs.instant_of(ticks))?
+        self.is_alive().then(|| *self.started_at.get_or_init(|| instant))
     }
 
     /// The `/proc` that shows it.
