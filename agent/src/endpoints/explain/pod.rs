@@ -11,11 +11,19 @@ use crate::workload::container::{in_cgroups, parse_cgroups};
 use crate::workload::pods::is_same_uid;
 use crate::workload::{Pod, Process};
 
+/// More than any UID of a pod has.
+const LONGEST_UID: usize = 64;
+
 /// The pod with this UID, as its folder tells.
 ///
 /// # Errors
-/// `NOT_FOUND` when it has no folder; `UNAVAILABLE` when that cannot be read.
+/// `INVALID_ARGUMENT` when it is too long to be one; `NOT_FOUND` when it has no folder; `UNAVAILABLE` when that cannot be read.
 pub(super) fn find(tree: &SocketTree, uid: &str, stop: Stop) -> Result<Arc<Pod>, Status> {
+    if uid.len() > LONGEST_UID {
+        return Err(Status::invalid_argument(format!(
+            "UID of a pod is longer than {LONGEST_UID} bytes"
+        )));
+    }
     let unreadable = |error: &dyn std::fmt::Display| {
         Status::unavailable(format!("folder of the pod's socket cannot be read: {error}"))
     };
