@@ -1,11 +1,10 @@
 //! The first bytes of both ends of a connection.
 //!
-//! An HTTP/2 server sends its settings (RFC 9113 §3.4) before it has read anything, acknowledges the client's as soon
-//! as it has read them, and then answers the first request: three writes, each of which wakes the client. Mostly the
-//! client's first bytes are there already when the connection is accepted, and the answer needs no waiting. So the
-//! settings are held until the server has read, and what it writes then until the tasks that are ready have had their
-//! turn: mostly the answer goes out with all of it. Where there is nothing to read, everything goes out at once. What is
-//! held waits for no timer and for nothing that the client does.
+//! An HTTP/2 server sends its settings (RFC 9113 §3.4) before it has read anything, and acknowledges the client's as soon
+//! as it has read them: two writes, each of which wakes the client. Mostly the client's first bytes are there already
+//! when the connection is accepted. So the settings are held until the server reads: if there is something to
+//! read they go out with the acknowledgement, else at once. Only a client that stops within the 24 bytes that each begins
+//! with waits for them, and is disconnected soon.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -13,28 +12,18 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// More than settings and an acknowledgement take; whoever writes more is not held up.
+/// More than settings take; whoever writes more is not held up.
 const MAX_HELD: usize = 256;
 
-/// A connection whose server's settings go out with its first answer, if that comes at once.
+/// A connection whose server's settings go out with what it writes next.
 #[derive(Debug)]
 pub(super) struct Greeting<IO> {
     io: IO,
-    phase: Phase,
-    held: Vec<u8>,
-}
-
-/// How far the two ends are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Phase {
     /// Nothing was read yet, nor asked for in vain.
-    Unheard,
-    /// The client has spoken.
-    Heard,
-    /// What is held goes out when this connection's task has its next turn.
-    Due,
-    /// Nothing is held up any more.
-    Open,
+    is_before_read: bool,
+    /// There was nothing to read: what is held goes out as soon as the socket takes it.
+    is_due: bool,
+    held: Vec<u8>,
 }
 
 impl<IO> Greeting<IO> {
@@ -42,7 +31,8 @@ impl<IO> Greeting<IO> {
     pub(super) fn new(io: IO) -> Self {
         Self {
             io,
-            phase: Phase::Unheard,
+            is_before_read: true,
+            is_due: false,
             held: Vec::new(),
         }
     }
@@ -77,13 +67,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Greeting<IO> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        if self.phase == Phase::Unheard {
-            self.phase = Phase::Heard;
-            if read.is_pending() {
-                self.phase = Phase::Open;
-                // What cannot be sent now is sent by the next write or flush, which tells of errors too.
-                let _sent = self.poll_held(cx);
-            }
+        let was_before_read = std::mem::take(&mut self.is_before_read);
+        if read.is_pending() && (was_before_read || self.is_due) && !self.held.is_empty() {
+            self.is_due = true;
+            // The client may be waiting for it. Of an error the next write or flush tells too.
+            let _sent = self.poll_held(cx).is_ready() && Pin::new(&mut self.io).poll_flush(cx).is_ready();
         }
         read
     }
@@ -101,11 +89,10 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let length: usize = bufs.iter().map(|buf| buf.len()).sum();
-        if this.phase != Phase::Open && this.held.len() + length <= MAX_HELD {
+        if this.is_before_read && this.held.len() + length <= MAX_HELD {
             bufs.iter().for_each(|buf| this.held.extend_from_slice(buf));
             return Poll::Ready(Ok(length));
         }
-        this.phase = Phase::Open;
         while !this.held.is_empty() {
             let held = this.held.len();
             let mut all = Vec::with_capacity(1 + bufs.len());
@@ -128,14 +115,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.phase {
-            Phase::Unheard => return Poll::Ready(Ok(())),
-            Phase::Heard if !self.held.is_empty() => {
-                self.phase = Phase::Due;
-                cx.waker().wake_by_ref();
-                return Poll::Ready(Ok(()));
-            }
-            Phase::Heard | Phase::Due | Phase::Open => self.phase = Phase::Open,
+        if self.is_before_read {
+            return Poll::Ready(Ok(()));
         }
         ready!(self.poll_held(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
@@ -149,30 +130,10 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::task::Wake;
-
     use futures_util::FutureExt as _;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
-
-    /// Counts how often a task is woken.
-    #[derive(Default)]
-    struct Wakes(AtomicUsize);
-
-    impl Wakes {
-        fn count(&self) -> usize {
-            self.0.load(Ordering::Relaxed)
-        }
-    }
-
-    impl Wake for Wakes {
-        fn wake(self: Arc<Self>) {
-            self.0.fetch_add(1, Ordering::Relaxed);
-        }
-    }
 
     /// What has arrived at the other end.
     fn arrived(far: &mut DuplexStream) -> String {
@@ -189,49 +150,18 @@ mod tests {
         (greeting, far)
     }
 
-    /// The client has spoken and was heard; the server acknowledges it.
-    async fn acknowledged(size: usize) -> (Greeting<DuplexStream>, DuplexStream) {
-        let (mut greeting, mut far) = greeting(size).await;
-        far.write_all(b"h").await.unwrap();
-        assert_eq!(arrived(&mut far), "");
-        greeting.read_u8().await.unwrap();
-        greeting.write_all(b"ack ").await.unwrap();
-        (greeting, far)
-    }
-
     #[tokio::test]
-    async fn an_answer_that_comes_at_once_takes_settings_and_acknowledgement_along() {
-        let (mut greeting, mut far) = acknowledged(1024).await;
-        greeting.flush().await.unwrap();
+    async fn settings_go_out_with_what_answers_a_client_that_has_spoken() {
+        let (mut greeting, mut far) = greeting(64).await;
+        far.write_all(b"hello").await.unwrap();
         assert_eq!(arrived(&mut far), "");
-        greeting.write_all(&[b'x'; MAX_HELD]).await.unwrap();
-        assert_eq!(
-            arrived(&mut far),
-            format!("settings ack {}", "x".repeat(MAX_HELD))
-        );
-        greeting.write_all(b"more").await.unwrap();
-        assert_eq!(arrived(&mut far), "more");
-    }
-
-    #[tokio::test]
-    async fn an_answer_that_is_short_goes_out_with_its_flush() {
-        let (mut greeting, mut far) = acknowledged(64).await;
-        greeting.flush().await.unwrap();
+        let mut hello = [0; 5];
+        greeting.read_exact(&mut hello).await.unwrap();
+        assert_eq!(arrived(&mut far), "");
+        assert_eq!(greeting.write(b"ack").await.unwrap(), 3);
+        assert_eq!(arrived(&mut far), "settings ack");
         greeting.write_all(b"answer").await.unwrap();
-        greeting.flush().await.unwrap();
-        assert_eq!(arrived(&mut far), "settings ack answer");
-    }
-
-    #[tokio::test]
-    async fn without_an_answer_the_task_is_woken_and_settings_and_acknowledgement_go_out() {
-        let (mut greeting, mut far) = acknowledged(64).await;
-        let woken = Arc::new(Wakes::default());
-        let waker = Arc::clone(&woken).into();
-        let mut cx = Context::from_waker(&waker);
-        assert!(Pin::new(&mut greeting).poll_flush(&mut cx).is_ready());
-        assert_eq!((woken.count(), arrived(&mut far).as_str()), (1, ""));
-        assert!(Pin::new(&mut greeting).poll_flush(&mut cx).is_ready());
-        assert_eq!((woken.count(), arrived(&mut far).as_str()), (1, "settings ack "));
+        assert_eq!(arrived(&mut far), "answer");
     }
 
     #[tokio::test]
@@ -244,6 +174,26 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn settings_that_the_socket_does_not_take_at_once_go_out_with_a_later_read() {
+        let (mut greeting, mut far) = greeting(4).await;
+        let mut all = String::new();
+        for _ in 0..3 {
+            assert!(greeting.read_u8().now_or_never().is_none());
+            all.push_str(&arrived(&mut far));
+        }
+        assert_eq!(all, "settings ");
+    }
+
+    #[tokio::test]
+    async fn settings_go_out_with_a_flush_that_nothing_was_written_before() {
+        let (mut greeting, mut far) = greeting(64).await;
+        far.write_all(b"h").await.unwrap();
+        greeting.read_u8().await.unwrap();
+        greeting.flush().await.unwrap();
+        assert_eq!(arrived(&mut far), "settings ");
+    }
+
+    #[tokio::test]
     async fn settings_go_out_before_a_connection_is_closed() {
         let (mut greeting, mut far) = greeting(64).await;
         greeting.shutdown().await.unwrap();
@@ -253,18 +203,18 @@ mod tests {
     #[tokio::test]
     async fn a_socket_that_takes_little_at_a_time_gets_everything_in_order() {
         for size in 1..16 {
-            let (mut greeting, mut far) = acknowledged(size).await;
+            let (mut greeting, mut far) = greeting(size).await;
+            far.write_all(b"h").await.unwrap();
+            greeting.read_u8().await.unwrap();
             let writing = async {
-                greeting.flush().await.unwrap();
-                greeting.write_all(&[b'x'; MAX_HELD]).await.unwrap();
-                greeting.write_all(b" more").await.unwrap();
+                greeting.write_all(b"ack").await.unwrap();
+                greeting.write_all(b" answer").await.unwrap();
                 greeting.shutdown().await.unwrap();
             };
             let mut text = String::new();
             let (read, ()) = tokio::join!(far.read_to_string(&mut text), writing);
             read.unwrap();
-            let expected = format!("settings ack {} more", "x".repeat(MAX_HELD));
-            assert_eq!(text, expected, "{size}");
+            assert_eq!(text, "settings ack answer", "{size}");
         }
     }
 
