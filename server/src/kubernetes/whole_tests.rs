@@ -280,6 +280,22 @@ async fn an_api_server_that_is_silent_or_hangs_takes_nothing_away_and_is_heard_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_a_silent_watch_never_told_is_found_by_the_next_list() {
+    let World {
+        api,
+        registry,
+        _tasks,
+    } = World::new().await;
+    tokio::time::sleep(HALF_AN_HOUR).await;
+    assert_eq!(registry.entry_count(), 1);
+    api.with(|state| state.objects.remove("pods"));
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(registry.entry_count(), 1);
+    tokio::time::sleep(HALF_AN_HOUR).await;
+    assert_eq!(registry.entry_count(), 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_status_that_somebody_overwrote_is_written_again() {
     let World {
         api,

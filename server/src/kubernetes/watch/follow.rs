@@ -1,6 +1,7 @@
 //! One watch: list, then changes, then again, as long as the server runs.
 
 use std::convert::Infallible;
+use std::time::Duration;
 
 use finial_identity::process::Stop;
 use futures_util::future::BoxFuture;
@@ -10,12 +11,17 @@ use kube::core::DynamicObject;
 use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
 
 use super::doubts::Doubts;
 use super::tracker::Tracker;
 use super::{Kind, News};
 use crate::kubernetes::derive::NamespacedName;
 use crate::telemetry::metrics;
+
+/// How long changes are believed to be all that happens. A watch may be silent although it misses changes: after etcd was
+/// restored from a backup it waits for versions that are yet to come.
+pub(super) const LIST_AGAIN: Duration = Duration::from_secs(3600);
 
 /// An object as the API server wrote it, or that it is gone.
 pub(super) type Told = Option<DynamicObject>;
@@ -42,11 +48,18 @@ pub(super) async fn follow(watched: Watched, news: mpsc::Sender<News>, stop: Sto
         reading,
         ask,
     } = watched;
-    let events = Box::pin(watcher(api, watcher::Config::default()).default_backoff());
     let mut following = Following::new(kind, reading, news);
+    let following = async {
+        loop {
+            let events = Box::pin(watcher(api.clone(), watcher::Config::default()).default_backoff());
+            if following.run(events, &ask, LIST_AGAIN).await.is_err() {
+                return;
+            }
+        }
+    };
     tokio::select! {
         () = stop.stopped() => {}
-        _closed = following.run(events, &ask) => {}
+        () = following => {}
     }
     Ok(())
 }
@@ -74,14 +87,16 @@ impl Following {
         }
     }
 
-    /// Takes in events, and asks for what lists lacked, until nobody listens.
-    pub(super) async fn run<E>(&mut self, mut events: E, ask: &Ask) -> Result<(), Closed>
+    /// Takes in events, and asks for what lists lacked, for so long or until nobody listens.
+    pub(super) async fn run<E>(&mut self, mut events: E, ask: &Ask, long: Duration) -> Result<(), Closed>
     where
         E: Stream<Item = watcher::Result<Event<DynamicObject>>> + Unpin,
     {
         let mut doubts = Doubts::default();
+        let end = Instant::now() + long;
         loop {
             tokio::select! {
+                () = sleep_until(end) => return Ok(()),
                 event = events.next() => match event {
                     None => return Ok(()),
                     Some(Err(error)) => self.lost(&error).await?,

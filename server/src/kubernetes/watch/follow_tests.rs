@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
-use super::follow::{Ask, Following, Told};
+use super::follow::{Ask, Following, LIST_AGAIN, Told};
 use super::{Fact, Kind, News};
 use crate::kubernetes::derive::NamespacedName;
 use crate::kubernetes::label_filter::Labels;
@@ -40,7 +40,9 @@ impl World {
         let mut tasks = TaskSet::new();
         tasks.spawn("watch", async move {
             let mut following = Following::new(Kind::Namespaces, reading, sender);
-            let _closed = following.run(UnboundedReceiverStream::new(happening), &ask).await;
+            let _closed = following
+                .run(UnboundedReceiverStream::new(happening), &ask, LIST_AGAIN)
+                .await;
             Ok::<_, std::convert::Infallible>(())
         });
         Self {
