@@ -336,6 +336,9 @@ impl Cluster {
 
     /// Looks for agents whose nodes were deleted while there was no watch, or that could not be evicted.
     fn look_for_orphans(&mut self) {
+        if self.troubles.contains_key(&Kind::Nodes) {
+            return; // A node that is new would be missing.
+        }
         let nodes: HashSet<&str> = self
             .deriver
             .objects()
@@ -738,6 +741,16 @@ mod tests {
         cluster.pass(None);
         evict_orphans(&mut cluster).await;
         assert_eq!(registry.agent_count(), 3, "the node may have come just now");
+        cluster.take(News::Lost(Kind::Nodes, "silent".to_owned()));
+        cluster.compare();
+        cluster.compare();
+        evict_orphans(&mut cluster).await;
+        assert_eq!(
+            registry.agent_count(),
+            3,
+            "nodes that came meanwhile were not told"
+        );
+        cluster.take(News::Heard(Kind::Nodes));
         cluster.compare();
         evict_orphans(&mut cluster).await;
         let left = registry.agents_beginning("spiffe://example.test/spire/agent/k8s_psat/demo/");
