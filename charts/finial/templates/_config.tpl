@@ -66,6 +66,7 @@
   "class_name" ($other.className | default (include "finial.class" $))
   "watch_classless" $other.watchClassless
   "cluster_domain" $.Values.global.k8s.clusterDomain
+  "csi_driver" (index $.Values "spiffe-csi-driver" "pluginName")
   "crds" (dict "manage" $.Values.crds.manage)
 -}}
 {{- with $other.parentIDTemplate }}{{ $_ := set $rules "parent_id_template" . }}{{ end -}}
