@@ -110,7 +110,8 @@ fn a_kubelet_lists_its_pods_to_who_may_ask() {
          roleRef: {{apiGroup: rbac.authorization.k8s.io, kind: ClusterRole, name: system:kubelet-api-admin}}\n\
          subjects: [{{kind: ServiceAccount, name: default, namespace: {space}}}]"
     ));
-    let node = cluster.nodes().pop().expect("a cluster has nodes");
+    // The first one's kubelet is the one for which the cluster's authority vouches.
+    let node = cluster.nodes().swap_remove(0);
     cluster.apply(&pod(&space, "web", &node));
     cluster.wait_pod(&space, "web");
     let own = cluster.shell(
