@@ -170,6 +170,8 @@ spire-server:
   persistence: {{type: emptyDir}}
   logLevel: debug
   controllerManager: {{enabled: false}}
+  # The original's agents use their nodes' networks, and these nodes have no podCIDR.
+  nodeAttestor: {{k8sPSAT: {{verifyClientIP: false}}}}
   extraVolumes:
   - {{name: controller-manager, configMap: {{name: controller-manager}}}}
   - {{name: scratch, emptyDir: {{}}}}
