@@ -52,6 +52,27 @@ struct Answers {
     silent: Vec<Arc<str>>,
 }
 
+/// Which cluster speaks for all that were asked: the least comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    HasPod,
+    /// It may yet have it.
+    NotSettled,
+    /// It may have it without having heard of it.
+    InTrouble,
+    /// It has no such pod.
+    Current,
+}
+
+fn rank(told: &Told) -> Rank {
+    match (&told.report.pod, told.source.is_settled, &told.source.trouble) {
+        (Some(_), ..) => Rank::HasPod,
+        (None, false, _) => Rank::NotSettled,
+        (None, true, Some(_)) => Rank::InTrouble,
+        (None, true, None) => Rank::Current,
+    }
+}
+
 impl ExplainService {
     /// Looks at these parts.
     pub fn new(services: Arc<Services>) -> Self {
@@ -74,9 +95,14 @@ impl ExplainService {
                 having.join(", ")
             )));
         }
-        let clusters: Vec<Arc<str>> = told.iter().map(|told| told.cluster.clone()).collect();
-        let at = told.iter().position(|told| told.report.pod.is_some());
-        let told = told.swap_remove(at.unwrap_or_default());
+        let mut clusters: Vec<Arc<str>> = told.iter().map(|told| told.cluster.clone()).collect();
+        let speaking = (0..told.len())
+            .min_by_key(|at| rank(&told[*at]))
+            .unwrap_or_default();
+        let told = told.swap_remove(speaking);
+        if rank(&told) != Rank::Current {
+            clusters = vec![Arc::clone(&told.cluster)];
+        }
         Ok(self.answer(&request, told, &clusters, silent))
     }
 
@@ -347,6 +373,24 @@ mod tests {
         for wrong in ["", "a/b", "a b", "ä", "a\u{7}", &"a".repeat(MAX_NAME + 1)] {
             assert!(check_name("name", wrong, MAX_NAME).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn who_may_yet_have_the_pod_speaks_before_who_has_it_not() {
+        let told = |is_settled, trouble: Option<&str>| Told {
+            cluster: "a".into(),
+            source: SourceState {
+                is_settled,
+                trouble: trouble.map(str::to_owned),
+                ..SourceState::default()
+            },
+            report: PodReport::default(),
+        };
+        assert_eq!(rank(&told(false, Some("timed out"))), Rank::NotSettled);
+        assert_eq!(rank(&told(true, Some("timed out"))), Rank::InTrouble);
+        assert_eq!(rank(&told(true, None)), Rank::Current);
+        let order = [Rank::HasPod, Rank::NotSettled, Rank::InTrouble, Rank::Current];
+        assert!(order.is_sorted());
     }
 
     #[tokio::test(start_paused = true)]

@@ -28,8 +28,11 @@ pub(super) struct Seen<'a> {
 
 /// The verdict and its sentence, which names the clusters that nothing is known of.
 pub(super) fn verdict(seen: &Seen<'_>) -> (Verdict, String) {
-    let (verdict, mut summary) = of_those_that_answered(seen);
+    let (mut verdict, mut summary) = of_those_that_answered(seen);
     if !seen.silent.is_empty() {
+        if verdict == Verdict::UnknownPod {
+            verdict = Verdict::NotSettled; // One of the silent ones may have it.
+        }
         let silent = seen.silent.join(", ");
         summary.push_str(&format!("; clusters that did not answer: {silent}"));
     }
@@ -477,7 +480,7 @@ mod tests {
                 world.report.pod = None;
                 world.silent.clone_from(&silent);
             },
-            Verdict::UnknownPod,
+            Verdict::NotSettled,
             "no pod shop/a in demo; clusters that did not answer: east, west",
         );
         check(
