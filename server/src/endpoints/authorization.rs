@@ -80,8 +80,10 @@ pub enum Bucket {
 pub enum Effect {
     /// Reads, or signs (signatures are audited where they are made).
     ReadsOrSigns,
-    /// Changes what the server stores or does.
+    /// Changes what is stored.
     Changes,
+    /// Changes how this server runs until it is started again; nothing is stored.
+    Adjusts,
 }
 
 /// The row of a method, by its gRPC path.
@@ -136,6 +138,13 @@ const fn changes(method: &'static str, allowed: Allowed) -> Row {
         allowed,
         bucket: Bucket::Unlimited,
         effect: Effect::Changes,
+    }
+}
+
+const fn adjusts(method: &'static str, allowed: Allowed) -> Row {
+    Row {
+        effect: Effect::Adjusts,
+        ..changes(method, allowed)
     }
 }
 
@@ -206,8 +215,8 @@ const TABLE: &[Row] = &[
     changes("/spire.api.server.localauthority.v1.LocalAuthority/RevokeWITAuthority", ADMIN),
 
     reads("/spire.api.server.logger.v1.Logger/GetLogger", LOCAL),
-    changes("/spire.api.server.logger.v1.Logger/SetLogLevel", LOCAL),
-    changes("/spire.api.server.logger.v1.Logger/ResetLogLevel", LOCAL),
+    adjusts("/spire.api.server.logger.v1.Logger/SetLogLevel", LOCAL),
+    adjusts("/spire.api.server.logger.v1.Logger/ResetLogLevel", LOCAL),
 
     reads("/spire.api.server.debug.v1.Debug/GetInfo", LOCAL),
 
@@ -319,10 +328,10 @@ mod tests {
         for row in TABLE {
             let name = row.method.rsplit('/').next().unwrap();
             let changes = changing.iter().any(|verb| name.starts_with(verb));
-            let expected = if changes {
-                Effect::Changes
-            } else {
-                Effect::ReadsOrSigns
+            let expected = match changes {
+                true if row.method.starts_with("/spire.api.server.logger.") => Effect::Adjusts,
+                true => Effect::Changes,
+                false => Effect::ReadsOrSigns,
             };
             assert_eq!(row.effect, expected, "{}", row.method);
         }

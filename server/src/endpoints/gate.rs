@@ -14,7 +14,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use tokio::time::{Instant, Sleep, sleep_until};
+use tokio::time::{Instant, Sleep, sleep_until, timeout_at};
 use tonic::body::Body;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -144,24 +144,15 @@ where
             let limit = max_request(gate.connection.peer(), row.method);
             let request = request.map(|body| LimitedBody::new(body, limit));
             let services = Arc::clone(&gate.rules.services);
-            let answer = async {
-                let answer = gate.routes.call(request).await;
-                // A change is in force when its caller is told of it; one that was refused may have been made in part. An
-                // attestation answers before it writes, and whoever it is about is looked for in the store.
-                if row.effect == Effect::Changes && row.method != ATTEST {
+            // A change is in force when its caller is told of it; one that was refused may have been made in part.
+            let taking_in = async {
+                if writes_before_it_answers(row) {
                     services.take_in_writes().await;
                 }
-                answer
             };
-            let answer = answer.instrument(span.clone());
-            let response = match deadline {
-                None => answer.await,
-                Some(deadline) => match tokio::time::timeout_at(deadline, answer).await {
-                    Ok(answer) => answer,
-                    Err(_elapsed) => Ok(Status::deadline_exceeded(OVERDUE).into_http()),
-                },
-            };
-            let Ok(response) = response;
+            let answer = gate.routes.call(request).instrument(span.clone());
+            let answer = answer_by(deadline, answer, taking_in.instrument(span.clone())).await;
+            let Ok(response) = answer.unwrap_or_else(|| Ok(Status::deadline_exceeded(OVERDUE).into_http()));
             let (parts, body) = response.into_parts();
             let mut body = ObservedBody {
                 body,
@@ -186,6 +177,31 @@ where
         }
         .boxed()
     }
+}
+
+/// Whether what a call wrote is stored when there is an answer. An attestation answers before it writes, and whoever it
+/// is about is looked for in the store.
+fn writes_before_it_answers(row: &Row) -> bool {
+    row.effect == Effect::Changes && row.method != ATTEST
+}
+
+/// The answer, if there is one in time. `afterwards` comes before it goes out, but does not take it away: what was done is
+/// not called undone when only that takes too long.
+async fn answer_by<A>(
+    deadline: Option<Instant>,
+    answer: impl Future<Output = A>,
+    afterwards: impl Future<Output = ()>,
+) -> Option<A> {
+    let Some(deadline) = deadline else {
+        let answer = answer.await;
+        afterwards.await;
+        return Some(answer);
+    };
+    let answer = timeout_at(deadline, answer).await.ok()?;
+    if timeout_at(deadline, afterwards).await.is_err() {
+        tracing::debug!("a call was answered before its writes were taken in: its time was over");
+    }
+    Some(answer)
 }
 
 /// An answer's body, which reports the end of the call to the audit log.
@@ -242,13 +258,15 @@ impl HttpBody for ObservedBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        if let Some(overdue) = &mut self.overdue
+        let span = self.span.clone();
+        let polled = span.in_scope(|| Pin::new(&mut self.body).poll_frame(cx));
+        // What is there goes out; too late is only what must be waited for.
+        if polled.is_pending()
+            && let Some(overdue) = &mut self.overdue
             && overdue.as_mut().poll(cx).is_ready()
         {
             return Poll::Ready(self.give_up(&Status::deadline_exceeded(OVERDUE)));
         }
-        let span = self.span.clone();
-        let polled = span.in_scope(|| Pin::new(&mut self.body).poll_frame(cx));
         match &polled {
             Poll::Ready(Some(Ok(frame))) => {
                 if let Some(outcome) = frame.trailers_ref().and_then(outcome) {
@@ -378,6 +396,21 @@ mod tests {
         }
     }
 
+    /// A body that is there.
+    struct Full(Option<Bytes>);
+
+    impl HttpBody for Full {
+        type Data = Bytes;
+        type Error = Status;
+
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+            Poll::Ready(self.0.take().map(|bytes| Ok(Frame::data(bytes))))
+        }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_stream_that_takes_too_long_ends_with_a_status() {
         let start = Instant::now();
@@ -393,6 +426,53 @@ mod tests {
         assert_eq!(outcome(&trailers).unwrap().code, Code::DeadlineExceeded);
         let next = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
         assert!(next.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_there_when_the_time_is_over_goes_out() {
+        let mut body = ObservedBody {
+            body: Body::new(Full(Some(Bytes::from_static(b"answer")))),
+            overdue: Some(Box::pin(sleep_until(Instant::now()))),
+            end: None,
+            span: Span::none(),
+        };
+        tokio::time::sleep(LONGEST).await;
+        let frame = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert_eq!(frame.unwrap().unwrap().into_data().unwrap(), "answer");
+        let end = std::future::poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await;
+        assert!(end.is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_finished_call_is_answered_though_its_writes_are_not_taken_in_by_the_deadline() {
+        let start = Instant::now();
+        let deadline = Some(start + LONGEST);
+        let after = |seconds| async move {
+            tokio::time::sleep(Duration::from_secs(seconds)).await;
+            seconds
+        };
+        let never = std::future::pending::<()>;
+        assert_eq!(answer_by(deadline, after(59), never()).await, Some(59));
+        assert_eq!(start.elapsed(), LONGEST);
+        // In time to the moment.
+        assert_eq!(answer_by(deadline, std::future::ready(7), never()).await, Some(7));
+        assert_eq!(answer_by(deadline, after(1), async {}).await, None);
+        assert_eq!(answer_by(None, after(3600), async {}).await, Some(3600));
+    }
+
+    #[test]
+    fn only_calls_that_store_something_wait_for_it() {
+        let waits = |method: &str| writes_before_it_answers(authorization::row(method).unwrap());
+        assert!(waits("/spire.api.server.entry.v1.Entry/BatchCreateEntry"));
+        assert!(waits("/spire.api.server.agent.v1.Agent/BanAgent"));
+        for method in [
+            "/spire.api.server.entry.v1.Entry/GetEntry",
+            "/spire.api.server.logger.v1.Logger/SetLogLevel",
+            "/spire.api.server.logger.v1.Logger/ResetLogLevel",
+            ATTEST,
+        ] {
+            assert!(!waits(method), "{method}");
+        }
     }
 
     #[tokio::test(start_paused = true)]
