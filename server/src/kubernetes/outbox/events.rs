@@ -1,4 +1,6 @@
-//! Events on pods that something is wrong with: a few each second, and of each pod and kind of trouble one.
+//! Events on pods that something is wrong with: a few each second, and of each pod and kind of trouble one, which comes
+//! again while the trouble lasts: clusters forget Events after a while. Each is a new object, as the server may create
+//! Events and not change any; it counts those before it.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -14,14 +16,16 @@ use super::Outbox;
 use crate::kubernetes::FIELD_MANAGER;
 use crate::kubernetes::derive::{PodProblem, ProblemKind};
 
-/// How many Events may wait: what is sent in the five minutes until those that found no room are offered again.
+/// How many Events of new troubles may wait, and how many of lasting ones: what is sent in the five minutes until those
+/// that found no room are offered again.
 const MAX_WAITING: usize = 1500;
 /// How many Events are sent in a round, which takes a second.
 const PER_ROUND: usize = 5;
 /// For how long an Event is not sent again although the trouble ended and came back.
 const SILENCE: Duration = Duration::minutes(30);
-/// How many Events are remembered for that.
-const REMEMBERED: usize = 16_384;
+/// How long after an Event a lasting trouble is told again. Five minutes may pass until it is offered, and five more until
+/// it is sent; the API server keeps an Event for an hour, unless it is told otherwise.
+const REPEAT: Duration = Duration::minutes(45);
 /// Longest name of an object in Kubernetes, in bytes.
 const MAX_NAME: usize = 253;
 
@@ -31,52 +35,102 @@ type Key = (String, ProblemKind);
 /// The Events that wait, and those that were sent.
 #[derive(Debug, Default)]
 pub(super) struct Events {
-    waiting: VecDeque<PodProblem>,
+    new: VecDeque<PodProblem>,
+    /// Of troubles that last, and of those that found no room when they were new. They give way to new ones.
+    offered: VecDeque<PodProblem>,
     waits: HashSet<Key>,
-    told: HashMap<Key, OffsetDateTime>,
+    /// As many as there are troubles, and those that ended less than [`SILENCE`] ago.
+    past: HashMap<Key, Past>,
+}
+
+/// What was done about a trouble.
+#[derive(Clone, Copy, Debug)]
+struct Past {
+    /// When an Event was last sent, taken or not.
+    tried_at: OffsetDateTime,
+    /// None, when no Event was taken.
+    told: Option<Told>,
+}
+
+/// The Events of a trouble.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    first_at: OffsetDateTime,
+    last_at: OffsetDateTime,
+    count: i32,
 }
 
 impl Events {
     /// Takes in a trouble that is new. Whether there is something to send.
     pub(super) fn put(&mut self, problem: PodProblem, now: OffsetDateTime) -> bool {
-        let told = self.told.get(&key(&problem));
-        if told.is_some_and(|at| now - *at < SILENCE) {
+        let told_at = self.told(&problem).map(|told| told.last_at);
+        if told_at.is_some_and(|at| now - at < SILENCE) || self.new.len() >= MAX_WAITING {
             return false;
         }
-        self.push(problem)
-    }
-
-    /// Takes in all troubles that there are. Of those that were told once nothing more is said while they last.
-    pub(super) fn offer(&mut self, problems: Vec<PodProblem>, now: OffsetDateTime) -> bool {
-        let there: HashSet<Key> = problems.iter().map(key).collect();
-        self.told
-            .retain(|key, at| now - *at < SILENCE || there.contains(key));
-        let mut has_news = false;
-        for problem in problems {
-            if self.waiting.len() >= MAX_WAITING {
-                break;
-            }
-            if !self.told.contains_key(&key(&problem)) {
-                has_news |= self.push(problem);
-            }
-        }
-        has_news
-    }
-
-    fn push(&mut self, problem: PodProblem) -> bool {
-        let is_new = self.waiting.len() < MAX_WAITING
-            && self.told.len() < REMEMBERED
-            && self.waits.insert(key(&problem));
+        let is_new = self.waits.insert(key(&problem));
         if is_new {
-            self.waiting.push_back(problem);
+            self.new.push_back(problem);
         }
         is_new
     }
 
-    fn pop(&mut self) -> Option<PodProblem> {
-        let problem = self.waiting.pop_front()?;
+    /// Takes in all troubles that there are. Of those that were not told, or not for a while, those have their turn first
+    /// for which nothing was sent for longest: however many there are, and whichever the API server refuses.
+    pub(super) fn offer(&mut self, problems: Vec<PodProblem>, now: OffsetDateTime) -> bool {
+        let there: HashSet<Key> = problems.iter().map(key).collect();
+        self.past.retain(|key, past| {
+            let is_recent = past.told.is_some_and(|told| now - told.last_at < SILENCE);
+            is_recent || there.contains(key)
+        });
+        // Those that still wait since the last time are among them.
+        for late in std::mem::take(&mut self.offered) {
+            self.waits.remove(&key(&late));
+        }
+        let due = problems.into_iter().filter(|problem| {
+            let told = self.told(problem);
+            !self.waits.contains(&key(problem)) && told.is_none_or(|told| now - told.last_at >= REPEAT)
+        });
+        let mut due: Vec<PodProblem> = due.collect();
+        due.sort_by_key(|problem| self.past.get(&key(problem)).map(|past| past.tried_at));
+        due.truncate(MAX_WAITING);
+        self.waits.extend(due.iter().map(key));
+        self.offered = due.into();
+        !self.offered.is_empty()
+    }
+
+    /// What to send next, and what is then told of it.
+    fn pop(&mut self, now: OffsetDateTime) -> Option<(PodProblem, Told)> {
+        let problem = self.new.pop_front().or_else(|| self.offered.pop_front())?;
         self.waits.remove(&key(&problem));
-        Some(problem)
+        let told = Told::again(self.told(&problem), now);
+        Some((problem, told))
+    }
+
+    /// The Events of a trouble so far.
+    fn told(&self, problem: &PodProblem) -> Option<Told> {
+        self.past.get(&key(problem)).and_then(|past| past.told)
+    }
+
+    /// An Event was sent: with what it says when it was taken.
+    fn sent(&mut self, problem: &PodProblem, taken: Option<Told>, now: OffsetDateTime) {
+        let told = taken.or_else(|| self.told(problem));
+        let past = Past { tried_at: now, told };
+        self.past.insert(key(problem), past);
+    }
+
+    fn is_empty(&self) -> bool {
+        self.new.is_empty() && self.offered.is_empty()
+    }
+}
+
+impl Told {
+    /// One more Event, after those before it.
+    fn again(before: Option<Self>, now: OffsetDateTime) -> Self {
+        Self {
+            first_at: before.map_or(now, |before| before.first_at),
+            last_at: now,
+            count: before.map_or(1, |before| before.count.saturating_add(1)),
+        }
     }
 }
 
@@ -84,18 +138,20 @@ impl Outbox {
     /// Sends a few Events. One that fails is left out until it is offered again: the statuses say the same.
     pub(super) async fn send_events(&self, client: &Client, now: OffsetDateTime) {
         for _ in 0..PER_ROUND {
-            let Some(problem) = self.lock().events.pop() else {
+            let next = self.lock().events.pop(now);
+            let Some((problem, told)) = next else {
                 return;
             };
             let api = Api::<Event>::namespaced(client.clone(), &problem.pod.namespace);
-            match api.create(&PostParams::default(), &event(&problem, now)).await {
-                Ok(_) => {
-                    self.lock().events.told.insert(key(&problem), now);
-                }
-                Err(error) => tracing::debug!(pod = %problem.pod, %error, "failed to send an event"),
+            let sent = api.create(&PostParams::default(), &event(&problem, told)).await;
+            if let Err(error) = &sent {
+                tracing::debug!(pod = %problem.pod, %error, "failed to send an event");
             }
+            self.lock()
+                .events
+                .sent(&problem, sent.is_ok().then_some(told), now);
         }
-        if !self.lock().events.waiting.is_empty() {
+        if !self.lock().events.is_empty() {
             self.news.notify_one();
         }
     }
@@ -114,8 +170,8 @@ fn name(pod: &str) -> String {
     format!("{pod}.{unique}")
 }
 
-fn event(problem: &PodProblem, now: OffsetDateTime) -> Event {
-    let at = Timestamp::from_second(now.unix_timestamp()).ok().map(Time);
+fn event(problem: &PodProblem, told: Told) -> Event {
+    let second = |at: OffsetDateTime| Timestamp::from_second(at.unix_timestamp()).ok().map(Time);
     let reason = match problem.kind {
         ProblemKind::NoRule => "NoIdentityRule",
         ProblemKind::RuleFailed => "IdentityRuleFailed",
@@ -141,9 +197,9 @@ fn event(problem: &PodProblem, now: OffsetDateTime) -> Event {
             component: Some(FIELD_MANAGER.to_owned()),
             ..EventSource::default()
         }),
-        first_timestamp: at.clone(),
-        last_timestamp: at,
-        count: Some(1),
+        first_timestamp: second(told.first_at),
+        last_timestamp: second(told.last_at),
+        count: Some(told.count),
         ..Event::default()
     }
 }
@@ -166,36 +222,105 @@ mod tests {
         }
     }
 
-    /// Sends all that waits.
-    fn send(events: &mut Events, now: OffsetDateTime) -> usize {
-        let mut sent = 0;
-        while let Some(problem) = events.pop() {
-            events.told.insert(key(&problem), now);
-            sent += 1;
+    fn problems(numbers: std::ops::Range<usize>) -> Vec<PodProblem> {
+        numbers.map(problem).collect()
+    }
+
+    /// Sends all that waits, of which the API server takes what it is said to. The numbers of those that it took.
+    fn send(events: &mut Events, now: OffsetDateTime, takes: impl Fn(&PodProblem) -> bool) -> Vec<usize> {
+        let mut taken = Vec::new();
+        while let Some((problem, told)) = events.pop(now) {
+            let is_taken = takes(&problem);
+            events.sent(&problem, is_taken.then_some(told), now);
+            taken.extend(is_taken.then(|| problem.uid[1..].parse::<usize>().unwrap()));
         }
-        sent
+        taken
+    }
+
+    fn send_all(events: &mut Events, now: OffsetDateTime) -> Vec<usize> {
+        send(events, now, |_| true)
     }
 
     #[test]
     fn those_that_found_no_room_have_their_turn_when_all_are_offered_again() {
         let mut events = Events::default();
-        let all = || (0..4_000).map(problem).collect::<Vec<_>>();
-        for problem in all() {
+        for problem in problems(0..4_000) {
             events.put(problem, NOON);
         }
         let mut now = NOON;
-        let mut sent = vec![send(&mut events, now)];
-        for _ in 0..20 {
+        let mut sent = vec![send_all(&mut events, now).len()];
+        for _ in 0..12 {
             now += Duration::minutes(5);
-            events.offer(all(), now);
-            sent.push(send(&mut events, now));
+            events.offer(problems(0..4_000), now);
+            sent.push(send_all(&mut events, now).len());
         }
         assert_eq!(sent[..4], [1500, 1500, 1000, 0]);
         assert_eq!(
-            sent.iter().sum::<usize>(),
-            4_000,
-            "each is told once while it lasts"
+            sent[4..],
+            [0, 0, 0, 0, 0, 1500, 1500, 1000, 0],
+            "each is told again after three quarters of an hour"
         );
+    }
+
+    #[test]
+    fn however_many_troubles_last_new_ones_are_told_and_all_in_turn() {
+        const MANY: usize = 20_000;
+        let mut events = Events::default();
+        let mut told_at = vec![NOON; MANY];
+        let mut now = NOON;
+        for _ in 0..3 * MANY / MAX_WAITING {
+            events.offer(problems(0..MANY), now);
+            for number in send_all(&mut events, now) {
+                told_at[number] = now;
+            }
+            now += Duration::minutes(5);
+            let longest = now - *told_at.iter().min().unwrap();
+            assert!(longest <= Duration::minutes(75), "{longest}");
+        }
+        assert!(events.offer(problems(0..MANY), now));
+        assert!(events.put(problem(MANY), now));
+        let (next, _) = events.pop(now).unwrap();
+        assert_eq!(next, problem(MANY), "before those that last");
+        assert_eq!(events.past.len(), MANY);
+    }
+
+    #[test]
+    fn events_that_the_api_server_refuses_keep_no_others_from_being_sent() {
+        let mut events = Events::default();
+        let all = || problems(0..2 * MAX_WAITING);
+        let takes = |problem: &PodProblem| problem.uid[1..].parse::<usize>().unwrap() >= MAX_WAITING;
+        events.offer(all(), NOON);
+        assert_eq!(send(&mut events, NOON, takes).len(), 0);
+        let later = NOON + Duration::minutes(5);
+        events.offer(all(), later);
+        assert_eq!(send(&mut events, later, takes).len(), MAX_WAITING);
+        // They are tried again.
+        let later = later + Duration::minutes(5);
+        events.offer(all(), later);
+        assert_eq!(send_all(&mut events, later), (0..MAX_WAITING).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_lasting_trouble_is_told_again_with_its_count_before_the_api_server_forgets_it() {
+        let mut events = Events::default();
+        events.put(problem(1), NOON);
+        send_all(&mut events, NOON);
+        let mut told_at = vec![NOON];
+        for step in 1..48 {
+            let now = NOON + step * Duration::minutes(5);
+            events.offer(problems(1..2), now);
+            if !send_all(&mut events, now).is_empty() {
+                told_at.push(now);
+            }
+        }
+        let pauses: Vec<Duration> = told_at.windows(2).map(|two| two[1] - two[0]).collect();
+        assert_eq!(pauses, [Duration::minutes(45); 5]);
+        let event = event(&problem(1), events.told(&problem(1)).unwrap());
+        let seconds = |time: Option<Time>| time.unwrap().0.as_second();
+        assert_eq!(event.count, Some(6));
+        assert_eq!(seconds(event.first_timestamp), NOON.unix_timestamp());
+        let last = NOON + Duration::minutes(225);
+        assert_eq!(seconds(event.last_timestamp), last.unix_timestamp());
     }
 
     #[test]
@@ -203,19 +328,22 @@ mod tests {
         let mut events = Events::default();
         assert!(events.put(problem(1), NOON));
         assert!(!events.put(problem(1), NOON), "it waits already");
-        assert_eq!(send(&mut events, NOON), 1);
+        assert_eq!(send_all(&mut events, NOON), [1]);
         let soon = NOON + Duration::minutes(29);
-        assert!(!events.put(problem(1), soon) && !events.offer(vec![problem(1)], soon));
+        assert!(!events.put(problem(1), soon) && !events.offer(problems(1..2), soon));
         assert!(events.put(problem(1), NOON + Duration::minutes(31)));
     }
 
     #[test]
-    fn what_is_over_is_forgotten() {
+    fn what_is_over_is_forgotten_and_not_told_again() {
         let mut events = Events::default();
         events.put(problem(1), NOON);
-        send(&mut events, NOON);
-        events.offer(Vec::new(), NOON + Duration::minutes(31));
-        assert!(events.told.is_empty());
+        send_all(&mut events, NOON);
+        let later = NOON + Duration::minutes(50);
+        assert!(events.offer(problems(1..2), later));
+        assert!(!events.offer(Vec::new(), later + Duration::minutes(5)));
+        assert_eq!(send_all(&mut events, later), [0; 0]);
+        assert!(events.past.is_empty() && events.waits.is_empty());
     }
 
     #[test]
