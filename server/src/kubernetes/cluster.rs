@@ -12,7 +12,6 @@ use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::Declarations;
 use super::derive::{
     Derivation, Deriver, Explained, Fact, NamespacedName, Objects, Pass, RuleStatus, Settings, StaticStatus,
 };
@@ -22,6 +21,7 @@ use super::orphans::Orphans;
 use super::outbox::{Before, Outbox};
 use super::times::Times;
 use super::watch::{Kind, News, Watches};
+use super::{Declarations, until};
 use crate::config::psat_agent_path;
 use crate::registry::{PodQuestion, PodReport, Registry, SourceState};
 use crate::telemetry::metrics;
@@ -115,7 +115,7 @@ impl Cluster {
                     continue;
                 }
                 Ok(()) = refreshes.changed() => self.federations.refreshed(),
-                () = wait(masks_at) => {
+                () = until(masks_at) => {
                     revisions.mark_unchanged();
                     contests.mark_unchanged();
                     masks_at = None;
@@ -445,13 +445,6 @@ fn static_before(objects: &Objects, name: &str) -> Before<StaticStatus> {
             .and_then(|object| object.metadata.uid.clone())
             .unwrap_or_default(),
         status: object.and_then(|object| object.status.clone()),
-    }
-}
-
-async fn wait(until: Option<Instant>) {
-    match until {
-        Some(until) => tokio::time::sleep_until(until).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -34,6 +34,7 @@ use kube::config::{KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
 use tokio::sync::watch as channel;
+use tokio::time::{Instant, sleep_until};
 use tower::layer::layer_fn;
 
 use crate::config::{ClusterSource, ConfigMapPublisher, KubernetesCluster};
@@ -285,6 +286,14 @@ fn check_trust(config: &Config) -> Result<(), &'static str> {
         return Err("API server is not reached over TLS");
     }
     Ok(())
+}
+
+/// Until a time; without one, for ever.
+async fn until(at: Option<Instant>) {
+    match at {
+        Some(at) => sleep_until(at).await,
+        None => std::future::pending().await,
+    }
 }
 
 fn manifests(cluster: &str, path: &Path) -> Result<Vec<watch::News>, KubernetesError> {

@@ -1,8 +1,11 @@
 //! What goes back to the cluster: statuses of objects ([`statuses`]) and Events on pods that something is wrong with
-//! ([`events`]). What is newer replaces what waits; a write that fails is tried again.
+//! ([`events`]). What is newer replaces what waits. A write that fails is tried again after a pause, which each object has for
+//! itself, and beside the others: an object that is refused, or that the API server is silent about, holds up none of them.
 
 mod events;
 mod statuses;
+#[cfg(test)]
+mod tests;
 
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,24 +15,24 @@ use finial_identity::process::{Clock, Stop};
 use kube::Client;
 use time::OffsetDateTime;
 use tokio::sync::Notify;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::derive::{PodProblem, RuleStatus, StaticStatus};
 use super::federations::FederationStatus;
+use super::until;
 use events::Events;
 pub(super) use statuses::{Before, Said};
 use statuses::{NotWritten, Statuses};
 
 /// How long changes are collected before they are written.
 const COLLECT: Duration = Duration::from_secs(1);
-/// The longest pause before what the API server did not take is tried again.
-const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What waits to be written.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     waiting: Mutex<Waiting>,
     news: Notify,
+    failures: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -97,46 +100,66 @@ impl Outbox {
         clock: Clock,
         stop: Stop,
     ) -> Result<(), Infallible> {
-        let mut pause = COLLECT;
+        tokio::select! {
+            () = stop.stopped() => {}
+            () = self.write_news(&client, &clock) => {}
+            () = self.write_failed(&client, &clock) => {}
+        }
+        Ok(())
+    }
+
+    async fn write_news(&self, client: &Client, clock: &Clock) {
         loop {
-            tokio::select! {
-                () = stop.stopped() => return Ok(()),
-                () = self.news.notified() => {}
+            self.news.notified().await;
+            sleep(COLLECT).await;
+            let now = clock.now();
+            let mut failed = self.write_new(client, now, |waiting| &mut waiting.rules).await;
+            failed.extend(self.write_new(client, now, |waiting| &mut waiting.statics).await);
+            failed.extend(
+                self.write_new(client, now, |waiting| &mut waiting.federations)
+                    .await,
+            );
+            // They may be all there are, for one reason.
+            if let [NotWritten { object, error }, others @ ..] = failed.as_slice() {
+                let others = others.len();
+                tracing::warn!(object, error, others, "failed to write the status of an object");
             }
+            self.send_events(client, now).await;
+        }
+    }
+
+    async fn write_failed(&self, client: &Client, clock: &Clock) {
+        loop {
+            let again_at = self.lock().again_at();
             tokio::select! {
-                () = stop.stopped() => return Ok(()),
-                () = sleep(pause) => {}
+                () = self.failures.notified() => continue,
+                () = until(again_at) => {}
             }
-            let written = tokio::select! {
-                () = stop.stopped() => return Ok(()),
-                written = self.write(&client, clock.now()) => written,
-            };
-            let was_well = pause == COLLECT;
-            pause = match written {
-                Ok(()) => COLLECT,
-                Err(_) => (pause * 2).min(LONGEST_PAUSE),
-            };
-            match written {
-                Err(NotWritten { object, error }) if was_well => {
-                    tracing::warn!(object, error, "failed to write the status of an object");
-                }
-                Ok(()) if !was_well => tracing::info!("statuses of objects are written again"),
-                _ => {}
+            let now = clock.now();
+            self.write_again(client, now, |waiting| &mut waiting.rules).await;
+            self.write_again(client, now, |waiting| &mut waiting.statics)
+                .await;
+            self.write_again(client, now, |waiting| &mut waiting.federations)
+                .await;
+            if self.lock().again_at().is_none() {
+                tracing::info!("statuses of objects are written again");
             }
         }
     }
 
-    async fn write(&self, client: &Client, now: OffsetDateTime) -> Result<(), NotWritten> {
-        let rules = self.write_all(client, now, |waiting| &mut waiting.rules).await;
-        let statics = self.write_all(client, now, |waiting| &mut waiting.statics).await;
-        let federations = self
-            .write_all(client, now, |waiting| &mut waiting.federations)
-            .await;
-        self.send_events(client, now).await;
-        rules.and(statics).and(federations)
-    }
-
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// When the first object that failed is tried again.
+    fn again_at(&self) -> Option<Instant> {
+        let firsts = [
+            self.rules.again_at(),
+            self.statics.again_at(),
+            self.federations.again_at(),
+        ];
+        firsts.into_iter().flatten().min()
     }
 }

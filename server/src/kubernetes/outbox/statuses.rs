@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt::Debug;
 use std::sync::Arc;
+use std::time::Duration;
 
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
@@ -11,6 +12,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::time::Instant;
 
 use super::{Outbox, Waiting};
 use crate::kubernetes::FIELD_MANAGER;
@@ -20,6 +22,11 @@ use crate::kubernetes::resources::{
     ClusterFederatedTrustDomain, ClusterFederatedTrustDomainStatus, ClusterSPIFFEID, ClusterSPIFFEIDStatus,
     ClusterStaticEntry, ClusterStaticEntryStatus, Condition, READY, set_ready,
 };
+
+/// The pause before an object that the API server did not take is tried again; each further failure doubles it.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The longest such pause.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What is to be said of an object of a kind.
 pub(in crate::kubernetes) trait Status: Clone + Debug {
@@ -51,6 +58,15 @@ pub(super) struct Statuses<S: Status> {
     waiting: BTreeMap<Arc<str>, (S, Before<S>)>,
     /// What each object was given last, by its UID.
     written: HashMap<String, S::Whole>,
+    /// Those of the objects that wait whose last write failed.
+    failing: HashMap<Arc<str>, Failing>,
+}
+
+/// An object whose last write failed.
+#[derive(Clone, Copy, Debug)]
+struct Failing {
+    pause: Duration,
+    again_at: Instant,
 }
 
 impl<S: Status> Default for Statuses<S> {
@@ -58,6 +74,7 @@ impl<S: Status> Default for Statuses<S> {
         Self {
             waiting: BTreeMap::new(),
             written: HashMap::new(),
+            failing: HashMap::new(),
         }
     }
 }
@@ -74,6 +91,46 @@ impl<S: Status> Statuses<S> {
         for (name, status, before) in all {
             self.put(name, status, before);
         }
+    }
+
+    /// When the first object that failed is tried again.
+    pub(super) fn again_at(&self) -> Option<Instant> {
+        self.failing.values().map(|failing| failing.again_at).min()
+    }
+
+    /// Takes the objects that did not fail.
+    fn take_new(&mut self) -> Vec<Said<S>> {
+        let is_new = |name: &Arc<str>, _: &mut (S, Before<S>)| !self.failing.contains_key(name);
+        let taken = self.waiting.extract_if(.., is_new);
+        taken
+            .map(|(name, (status, before))| (name, status, before))
+            .collect()
+    }
+
+    /// Takes the objects that failed and are due again, that which has waited longest first.
+    fn take_failed(&mut self, at: Instant) -> Vec<Said<S>> {
+        let due = self.failing.iter().filter(|(_, failing)| failing.again_at <= at);
+        let mut due: Vec<(Instant, Arc<str>)> = due
+            .map(|(name, failing)| (failing.again_at, name.clone()))
+            .collect();
+        due.sort_unstable();
+        let taken = due.into_iter().filter_map(|(_, name)| {
+            let (status, before) = self.waiting.remove(&name)?;
+            Some((name, status, before))
+        });
+        taken.collect()
+    }
+
+    /// Keeps what was not taken for another try, unless something newer waits.
+    fn failed(&mut self, (name, status, before): Said<S>, at: Instant) {
+        let longer = |failing: &Failing| (failing.pause * 2).min(LONGEST_PAUSE);
+        let pause = self.failing.get(&name).map_or(FIRST_PAUSE, longer);
+        let failing = Failing {
+            pause,
+            again_at: at + pause,
+        };
+        self.failing.insert(name.clone(), failing);
+        self.waiting.entry(name).or_insert((status, before));
     }
 
     /// What to write; none when the object has it already.
@@ -100,41 +157,69 @@ pub(super) struct NotWritten {
 }
 
 impl Outbox {
-    /// Writes what waits of a kind; what is not taken waits on.
-    pub(super) async fn write_all<S: Status>(
+    /// Writes what waits of a kind, but for objects that failed. Those that fail now are the result.
+    pub(super) async fn write_new<S: Status>(
         &self,
         client: &Client,
         now: OffsetDateTime,
         of: fn(&mut Waiting) -> &mut Statuses<S>,
-    ) -> Result<(), NotWritten> {
-        let waiting = std::mem::take(&mut of(&mut self.lock()).waiting);
-        let mut outcome = Ok(());
-        for (name, (status, before)) in waiting {
-            let Some(whole) = of(&mut self.lock()).due(&status, &before, now) else {
-                continue;
-            };
-            match write::<S>(client, &name, &whole).await {
-                // An object without a UID is not known any more.
-                Ok(true) if before.uid.is_empty() => {}
-                Ok(true) => {
-                    of(&mut self.lock()).written.insert(before.uid, whole);
-                }
-                Ok(false) => {
-                    of(&mut self.lock()).written.remove(&before.uid);
-                }
-                Err(error) => {
-                    outcome = Err(NotWritten {
-                        object: name.to_string(),
-                        error: error.to_string(),
-                    });
-                    let mut waiting = self.lock();
-                    of(&mut waiting).waiting.entry(name).or_insert((status, before));
-                    drop(waiting);
-                    self.news.notify_one();
-                }
+    ) -> Vec<NotWritten> {
+        let waiting = of(&mut self.lock()).take_new();
+        let mut failed = Vec::new();
+        for said in waiting {
+            failed.extend(self.write_one(client, now, of, said).await.err());
+        }
+        failed
+    }
+
+    /// Tries those objects of a kind again that failed and are due.
+    pub(super) async fn write_again<S: Status>(
+        &self,
+        client: &Client,
+        now: OffsetDateTime,
+        of: fn(&mut Waiting) -> &mut Statuses<S>,
+    ) {
+        let waiting = of(&mut self.lock()).take_failed(Instant::now());
+        for said in waiting {
+            let name = said.0.clone();
+            if self.write_one(client, now, of, said).await.is_ok() {
+                of(&mut self.lock()).failing.remove(&name);
+                // Something newer may wait.
+                self.news.notify_one();
             }
         }
-        outcome
+    }
+
+    async fn write_one<S: Status>(
+        &self,
+        client: &Client,
+        now: OffsetDateTime,
+        of: fn(&mut Waiting) -> &mut Statuses<S>,
+        (name, status, before): Said<S>,
+    ) -> Result<(), NotWritten> {
+        let Some(whole) = of(&mut self.lock()).due(&status, &before, now) else {
+            return Ok(());
+        };
+        match write::<S>(client, &name, &whole).await {
+            // An object without a UID is not known any more.
+            Ok(true) if before.uid.is_empty() => {}
+            Ok(true) => {
+                of(&mut self.lock()).written.insert(before.uid, whole);
+            }
+            Ok(false) => {
+                of(&mut self.lock()).written.remove(&before.uid);
+            }
+            Err(error) => {
+                let object = name.to_string();
+                of(&mut self.lock()).failed((name, status, before), Instant::now());
+                self.failures.notify_one();
+                return Err(NotWritten {
+                    object,
+                    error: error.to_string(),
+                });
+            }
+        }
+        Ok(())
     }
 }
 

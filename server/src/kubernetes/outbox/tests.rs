@@ -1,0 +1,190 @@
+//! An outbox before an API server of a few lines, in paused time.
+
+use std::sync::PoisonError;
+
+use axum::response::{IntoResponse, Response};
+use finial_identity::process::TaskSet;
+use http::{Request, StatusCode};
+use serde_json::json;
+
+use super::*;
+use crate::kubernetes::limits::Limited;
+use crate::kubernetes::resources::ClusterSPIFFEIDStats;
+
+/// How the API server treats the status of an object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Treatment {
+    Takes,
+    Refuses,
+    /// It never answers.
+    Hangs,
+}
+
+/// What an API server was asked to write, and how it treats the rule `bad`.
+#[derive(Debug)]
+struct Asked {
+    bad: Treatment,
+    /// Names of rules, with the number of pods that their status says.
+    writes: Vec<(String, i64)>,
+}
+
+struct World {
+    outbox: Arc<Outbox>,
+    asked: Arc<Mutex<Asked>>,
+    _tasks: TaskSet,
+}
+
+impl World {
+    fn new(bad: Treatment) -> Self {
+        let asked = Arc::new(Mutex::new(Asked {
+            bad,
+            writes: Vec::new(),
+        }));
+        let outbox = Arc::new(Outbox::default());
+        let mut tasks = TaskSet::new();
+        let at = Arc::clone(&asked);
+        let server = tower::service_fn(move |request| answer(Arc::clone(&at), request));
+        let client = Client::new(Limited(server), "default");
+        let stop = tasks.stop_signal();
+        tasks.spawn("outbox", Arc::clone(&outbox).run(client, Clock::system(), stop));
+        Self {
+            outbox,
+            asked,
+            _tasks: tasks,
+        }
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut Asked) -> T) -> T {
+        look(&mut self.asked.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn put(&self, name: &str, pods: i64) {
+        let status = RuleStatus {
+            stats: ClusterSPIFFEIDStats {
+                pods_selected: pods,
+                ..ClusterSPIFFEIDStats::default()
+            },
+            ready: Ok(()),
+            generation: Some(1),
+        };
+        let before = Before {
+            uid: format!("uid-{name}"),
+            status: None,
+        };
+        self.outbox.put_rule(name.into(), status, before);
+    }
+
+    /// What the API server was asked to write to a rule.
+    fn writes(&self, name: &str) -> Vec<i64> {
+        self.with(|asked| {
+            let writes = asked.writes.iter().filter(|(of, _)| of == name);
+            writes.map(|(_, pods)| *pods).collect()
+        })
+    }
+}
+
+async fn answer(
+    asked: Arc<Mutex<Asked>>,
+    request: Request<kube::client::Body>,
+) -> Result<Response, axum::Error> {
+    let (parts, body) = request.into_parts();
+    let name = parts.uri.path().rsplit('/').nth(1).unwrap_or_default().to_owned();
+    let body = axum::body::to_bytes(axum::body::Body::new(body), usize::MAX).await?;
+    let patch: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    let treatment = {
+        let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let pods = patch["status"]["stats"]["podsSelected"].as_i64().unwrap();
+        asked.writes.push((name.clone(), pods));
+        match name.as_str() {
+            "bad" => asked.bad,
+            _ => Treatment::Takes,
+        }
+    };
+    let object = match treatment {
+        Treatment::Hangs => std::future::pending().await,
+        Treatment::Refuses => json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "InternalError",
+            "code": 500
+        }),
+        Treatment::Takes => json!({
+            "apiVersion": "spire.spiffe.io/v1alpha1", "kind": "ClusterSPIFFEID", "metadata": {"name": name},
+            "spec": {"spiffeIDTemplate": "spiffe://{{ .TrustDomain }}/web"}
+        }),
+    };
+    let status = match treatment {
+        Treatment::Refuses => StatusCode::INTERNAL_SERVER_ERROR,
+        _ => StatusCode::OK,
+    };
+    Ok((status, object.to_string()).into_response())
+}
+
+async fn seconds(count: u64) {
+    tokio::time::sleep(Duration::from_secs(count)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_fails_or_is_not_answered_for_delays_no_other() {
+    for treatment in [Treatment::Refuses, Treatment::Hangs] {
+        let world = World::new(treatment);
+        world.put("bad", 1);
+        seconds(60).await;
+        assert!(world.writes("bad").len() > 1, "it is tried again");
+        // At whatever moment of the pauses, and of an attempt.
+        for round in 1..20 {
+            world.put("good", round);
+            seconds(2).await;
+            assert_eq!(
+                world.writes("good").last(),
+                Some(&round),
+                "{treatment:?} within two seconds"
+            );
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failing_object_is_tried_ever_less_often_whatever_the_others_do() {
+    let world = World::new(Treatment::Refuses);
+    world.put("bad", 1);
+    let mut tries = Vec::new();
+    for round in 0..300 {
+        world.put("good", round);
+        world.put("bad", round);
+        seconds(2).await;
+        tries.push(world.writes("bad").len());
+    }
+    assert!((4..=6).contains(&tries[10]), "{tries:?}");
+    assert!((38..=46).contains(&tries[299]), "{tries:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_newest_is_written_once_the_api_server_takes_it() {
+    let world = World::new(Treatment::Refuses);
+    world.put("bad", 1);
+    seconds(60).await;
+    world.put("bad", 2);
+    world.with(|asked| asked.bad = Treatment::Takes);
+    seconds(16).await;
+    assert_eq!(world.writes("bad").last(), Some(&2));
+    let count = world.writes("bad").len();
+    world.put("bad", 3);
+    seconds(2).await;
+    assert_eq!(
+        world.writes("bad")[count..],
+        [3],
+        "it is an object like others again"
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_came_while_an_object_was_tried_again_is_written_after_it() {
+    let world = World::new(Treatment::Hangs);
+    world.put("bad", 1);
+    // It was given up after eleven seconds, and is tried for ten more since the twelfth.
+    seconds(15).await;
+    assert_eq!(world.writes("bad"), [1, 1]);
+    world.put("bad", 2);
+    world.with(|asked| asked.bad = Treatment::Takes);
+    seconds(12).await;
+    assert_eq!(world.writes("bad"), [1, 1, 2]);
+}
