@@ -44,7 +44,7 @@ pub(super) struct Cluster {
     source: SourceState,
     synced: BTreeSet<Kind>,
     troubles: BTreeMap<Kind, String>,
-    orphans: Orphans,
+    orphans: Arc<Orphans>,
     questions: mpsc::Receiver<PodQuestion>,
     times: Times,
     /// When the API server last sent an event about pods, and when it listed them all.
@@ -70,20 +70,23 @@ impl Cluster {
             source,
             synced: BTreeSet::new(),
             troubles: BTreeMap::new(),
-            orphans: Orphans::default(),
+            orphans: Arc::default(),
             times: Times::default(),
             pods_heard_at: None,
             pods_listed_at: None,
         }
     }
 
-    /// Processes changes until `stop`. Nothing is published before all kinds were listed once. `evictions` takes agents
-    /// whose nodes are gone, when it has room.
+    /// The agents whose nodes are gone, as far as this task knows.
+    pub(super) fn orphans(&self) -> Arc<Orphans> {
+        Arc::clone(&self.orphans)
+    }
+
+    /// Processes changes until `stop`. Nothing is published before all kinds were listed once.
     pub(super) async fn run(
         mut self,
         mut watches: Watches,
         outbox: Arc<Outbox>,
-        evictions: mpsc::Sender<SpiffeId>,
         stop: Stop,
     ) -> Result<(), Infallible> {
         let mut revisions = self.registry.revisions();
@@ -123,12 +126,6 @@ impl Cluster {
                 }
                 Some(question) = self.questions.recv() => {
                     self.answer(question);
-                    continue;
-                }
-                Ok(place) = evictions.reserve(), if self.orphans.are_due() => {
-                    if let Some(agent) = self.orphans.take() {
-                        place.send(agent);
-                    }
                     continue;
                 }
                 _ = compare.tick() => {
@@ -173,7 +170,7 @@ impl Cluster {
         match news {
             News::Fact(fact) => {
                 if let Fact::Node(name, now) = &fact {
-                    self.orphans.left(self.orphan(name, now.as_deref()));
+                    self.note_node(name, now.as_deref());
                 }
                 if let Fact::Pod(name, pod) = &fact {
                     let before = self.deriver.objects().pod(name).map(AsRef::as_ref);
@@ -323,15 +320,26 @@ impl Cluster {
         }
     }
 
-    /// The agent that the node's object so far stands for, as `k8s_psat` names it, when that object is gone: deleted, or
-    /// made again under its name. What runs on the machine then has the parent of nothing.
-    fn orphan(&self, name: &str, now: Option<&Node>) -> Option<SpiffeId> {
-        let before = self.deriver.objects().node(name)?.metadata.uid.as_deref()?;
-        if now.is_some_and(|now| now.metadata.uid.as_deref() == Some(before)) {
-            return None;
+    /// A node's object is there, or it is gone: deleted, or made again under its name. What runs on the machine then has
+    /// the parent of nothing.
+    fn note_node(&self, name: &str, now: Option<&Node>) {
+        let before = self.deriver.objects().node(name);
+        let before = before.and_then(|before| before.metadata.uid.as_deref());
+        let now = now.and_then(|now| now.metadata.uid.as_deref());
+        if let Some(agent) = before
+            .filter(|before| now != Some(*before))
+            .and_then(|uid| self.agent_of(uid))
+        {
+            self.orphans.left(agent);
         }
-        let path = psat_agent_path(self.name(), before);
-        SpiffeId::new(self.registry.trust_domain(), &path).ok()
+        if let Some(agent) = now.and_then(|uid| self.agent_of(uid)) {
+            self.orphans.has_node(&agent);
+        }
+    }
+
+    /// The agent that stands for the node's object with this UID, as `k8s_psat` names it.
+    fn agent_of(&self, uid: &str) -> Option<SpiffeId> {
+        SpiffeId::new(self.registry.trust_domain(), &psat_agent_path(self.name(), uid)).ok()
     }
 
     /// Looks for agents whose nodes were deleted while there was no watch, or that could not be evicted.
@@ -599,10 +607,7 @@ mod tests {
         let (_news_of_b, of_b) = mpsc::channel(64);
         let (a, b) = (declaring("a", &registry, 5), declaring("b", &registry, 5));
         let stop = tasks.stop_signal();
-        tasks.spawn(
-            "b",
-            b.run(of_b, Arc::default(), orphans::channel().0, stop.clone()),
-        );
+        tasks.spawn("b", b.run(of_b, Arc::default(), stop.clone()));
         _news_of_b.send(News::Heard(Kind::Pods)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         let only = || {
@@ -611,7 +616,7 @@ mod tests {
             entries[0].entry.id.clone()
         };
         assert!(only().starts_with("k8s.b."));
-        tasks.spawn("a", a.run(of_a, Arc::default(), orphans::channel().0, stop));
+        tasks.spawn("a", a.run(of_a, Arc::default(), stop));
         news_of_a.send(News::Heard(Kind::Pods)).await.unwrap();
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert!(only().starts_with("k8s.a."));
@@ -627,7 +632,7 @@ mod tests {
         let mut tasks = finial_identity::process::TaskSet::new();
         tasks.spawn(
             "cluster",
-            cluster.run(watches, Arc::default(), orphans::channel().0, tasks.stop_signal()),
+            cluster.run(watches, Arc::default(), tasks.stop_signal()),
         );
         for item in facts().into_iter().chain(Kind::ALL.map(News::Synced)) {
             news.send(item).await.unwrap();
@@ -649,27 +654,20 @@ mod tests {
         assert_eq!(registry.entry_count(), 0);
     }
 
-    /// As the tasks beside it do.
-    async fn evict_orphans(cluster: &mut Cluster) {
-        let (evictions, agents) = orphans::channel();
-        while let Some(agent) = cluster.orphans.take() {
-            evictions.send(agent).await.unwrap();
-        }
-        drop(evictions);
-        let stop = finial_identity::process::TaskSet::new().stop_signal();
-        let evicted = orphans::evict(agents, Arc::clone(&cluster.registry), "demo".to_owned(), stop);
-        evicted.await.unwrap();
+    /// As the task beside it does.
+    async fn evict_orphans(cluster: &Cluster) {
+        orphans::evict_due(&cluster.orphans, &cluster.registry, "demo").await;
     }
 
     #[tokio::test(start_paused = true)]
     async fn entries_are_derived_while_agents_without_nodes_wait_for_their_eviction() {
         let (cluster, registry) = cluster().await;
         let (news, watches) = mpsc::channel(64);
-        // As when the store takes long: one is under way, and nobody takes the next.
-        let (evictions, mut agents) = mpsc::channel(1);
+        // As when the store takes long: nobody takes the first.
+        let orphans = cluster.orphans();
         let mut tasks = finial_identity::process::TaskSet::new();
         let stop = tasks.stop_signal();
-        tasks.spawn("cluster", cluster.run(watches, Arc::default(), evictions, stop));
+        tasks.spawn("cluster", cluster.run(watches, Arc::default(), stop));
         for (name, uid) in [("n2", "u2"), ("n3", "u3"), ("n4", "u4")] {
             news.send(News::Fact(node(name, uid))).await.unwrap();
             news.send(News::Fact(Fact::Node(name.into(), None)))
@@ -682,10 +680,9 @@ mod tests {
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(registry.entry_count(), 1);
-        let mut left = Vec::new();
-        for _agent in 0..3 {
-            left.push(agents.recv().await.unwrap().to_string());
-        }
+        let left: Vec<String> = std::iter::from_fn(|| orphans.take())
+            .map(|agent| agent.to_string())
+            .collect();
         let of = |uid: &str| format!("spiffe://example.test/spire/agent/k8s_psat/demo/{uid}");
         assert_eq!(left, ["u2", "u3", "u4"].map(of));
     }
@@ -695,7 +692,13 @@ mod tests {
         let store = store().await;
         let (mut cluster, registry) = cluster_on(Arc::clone(&store)).await;
         let agent = |uid: &str| agent(&format!("/spire/agent/k8s_psat/demo/{uid}"), "1", &[]);
-        for (name, uid) in [("n1", "u1"), ("n2", "u2"), ("n3", "u3"), ("n4", "u4")] {
+        for (name, uid) in [
+            ("n1", "u1"),
+            ("n2", "u2"),
+            ("n3", "u3"),
+            ("n4", "u4"),
+            ("n5", "u5"),
+        ] {
             store.put_agent(agent(uid)).await.unwrap();
             if uid == "u3" {
                 store.ban_agent(&agent(uid).id).await.unwrap();
@@ -707,16 +710,19 @@ mod tests {
             node("n2", "new"),
             Fact::Node("n3".into(), None),
             node("n4", "u4"),
+            // A list of a moment ago did not have it.
+            Fact::Node("n5".into(), None),
+            node("n5", "u5"),
         ] {
             cluster.take(News::Fact(fact));
         }
-        evict_orphans(&mut cluster).await;
+        evict_orphans(&cluster).await;
         let mut left = Vec::new();
-        for uid in ["u1", "u2", "u3", "u4"] {
+        for uid in ["u1", "u2", "u3", "u4", "u5"] {
             let found = registry.agent(&agent(uid).id).await.unwrap();
             left.extend(found.map(|agent| (uid, agent.is_banned())));
         }
-        assert_eq!(left, [("u3", true), ("u4", false)]);
+        assert_eq!(left, [("u3", true), ("u4", false), ("u5", false)]);
     }
 
     #[tokio::test]
@@ -732,12 +738,12 @@ mod tests {
         cluster.take(News::Fact(node("n1", "here")));
         cluster.synced.extend(Kind::ALL);
         cluster.pass(None);
-        evict_orphans(&mut cluster).await;
+        evict_orphans(&cluster).await;
         assert_eq!(registry.agent_count(), 3, "the node may have come just now");
         cluster.take(News::Lost(Kind::Nodes, "silent".to_owned()));
         cluster.compare();
         cluster.compare();
-        evict_orphans(&mut cluster).await;
+        evict_orphans(&cluster).await;
         assert_eq!(
             registry.agent_count(),
             3,
@@ -745,7 +751,7 @@ mod tests {
         );
         cluster.take(News::Heard(Kind::Nodes));
         cluster.compare();
-        evict_orphans(&mut cluster).await;
+        evict_orphans(&cluster).await;
         let left = registry.agents_beginning("spiffe://example.test/spire/agent/k8s_psat/demo/");
         assert_eq!(left.len(), 1);
         assert!(left[0].as_str().ends_with("/here"));

@@ -151,17 +151,16 @@ pub async fn start(
                     "kubernetes statuses",
                     Arc::clone(&outbox).run(client, clock.clone(), stop.clone()),
                 );
-                let (evictions, agents) = orphans::channel();
                 tasks.spawn(
                     "kubernetes evictions",
                     orphans::evict(
-                        agents,
+                        cluster.orphans(),
                         Arc::clone(registry),
                         configured.name.clone(),
                         stop.clone(),
                     ),
                 );
-                tasks.spawn("kubernetes", cluster.run(watches, outbox, evictions, stop));
+                tasks.spawn("kubernetes", cluster.run(watches, outbox, stop));
             }
             ClusterSource::Manifests(path) => {
                 let objects = manifests(&configured.name, path)?;

@@ -3,73 +3,76 @@
 
 use std::collections::BTreeSet;
 use std::convert::Infallible;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use finial_identity::process::Stop;
 use finial_identity::spiffe_id::SpiffeId;
-use tokio::sync::mpsc;
+use tokio::sync::Notify;
 
 use crate::registry::Registry;
 
-/// How many agents are handed over for eviction before the first of them has gone.
-const WAITING: usize = 64;
-
-/// Agents of one cluster that no node stands for.
+/// Agents of one cluster that no node stands for: found by the cluster's task, and taken one by one by [`evict`], which
+/// may be slow. Until one is taken its node may be seen again.
 #[derive(Debug, Default)]
 pub(super) struct Orphans {
+    found: Mutex<Found>,
+    news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Found {
     due: BTreeSet<SpiffeId>,
     suspects: BTreeSet<SpiffeId>,
 }
 
 impl Orphans {
     /// A node's object was seen to go.
-    pub(super) fn left(&mut self, agent: Option<SpiffeId>) {
-        self.due.extend(agent);
+    pub(super) fn left(&self, agent: SpiffeId) {
+        self.lock().due.insert(agent);
+        self.news.notify_one();
+    }
+
+    /// A node's object is there. Whatever was thought of its agent does not hold any more.
+    pub(super) fn has_node(&self, agent: &SpiffeId) {
+        let mut found = self.lock();
+        found.due.remove(agent);
+        found.suspects.remove(agent);
     }
 
     /// Takes in all agents that no node stands for. One that was among them at the last look as well is due: a
     /// node that has just come may be known to its agent before it is known here.
-    pub(super) fn look(&mut self, without_node: BTreeSet<SpiffeId>) {
-        let still = without_node.intersection(&self.suspects).cloned();
-        self.due.extend(still);
-        self.suspects = without_node;
+    pub(super) fn look(&self, without_node: BTreeSet<SpiffeId>) {
+        let mut found = self.lock();
+        let still = without_node.intersection(&found.suspects).cloned();
+        let still: Vec<SpiffeId> = still.collect();
+        found.due.extend(still);
+        found.suspects = without_node;
+        drop(found);
+        self.news.notify_one();
     }
 
-    /// Whether any is to be evicted.
-    pub(super) fn are_due(&self) -> bool {
-        !self.due.is_empty()
+    /// The next to evict, at once. Whichever cannot be comes again after two looks.
+    pub(super) fn take(&self) -> Option<SpiffeId> {
+        self.lock().due.pop_first()
     }
 
-    /// The next to evict. Whichever cannot be comes again after two looks.
-    pub(super) fn take(&mut self) -> Option<SpiffeId> {
-        self.due.pop_first()
+    fn lock(&self) -> MutexGuard<'_, Found> {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// The way from whoever finds such agents to [`evict`], which may be slow.
-pub(super) fn channel() -> (mpsc::Sender<SpiffeId>, mpsc::Receiver<SpiffeId>) {
-    mpsc::channel(WAITING)
 }
 
 /// Evicts agents of this cluster until `stop`, one after the other: the store has others to serve. An agent that may attest
 /// again does so at once, as the agent of the node that its pod is on now.
 pub(super) async fn evict(
-    mut agents: mpsc::Receiver<SpiffeId>,
+    orphans: Arc<Orphans>,
     registry: Arc<Registry>,
     cluster: String,
     stop: Stop,
 ) -> Result<(), Infallible> {
     let evicting = async {
-        while let Some(agent_id) = agents.recv().await {
-            match registry.evict(&agent_id).await {
-                Ok(true) => {
-                    tracing::info!(cluster, %agent_id, "agent of a node that is gone was evicted");
-                }
-                Ok(false) => {}
-                Err(error) => {
-                    tracing::warn!(cluster, %agent_id, %error, "failed to evict the agent of a node that is gone");
-                }
-            }
+        loop {
+            evict_due(&orphans, &registry, &cluster).await;
+            orphans.news.notified().await;
         }
     };
     tokio::select! {
@@ -79,23 +82,58 @@ pub(super) async fn evict(
     Ok(())
 }
 
+pub(super) async fn evict_due(orphans: &Orphans, registry: &Registry, cluster: &str) {
+    while let Some(agent_id) = orphans.take() {
+        match registry.evict(&agent_id).await {
+            Ok(true) => {
+                tracing::info!(cluster, %agent_id, "agent of a node that is gone was evicted");
+            }
+            Ok(false) => {}
+            Err(error) => {
+                tracing::warn!(cluster, %agent_id, %error, "failed to evict the agent of a node that is gone");
+            }
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::store::testing::id;
 
+    fn set(names: &[&str]) -> BTreeSet<SpiffeId> {
+        names.iter().map(|name| id(name)).collect()
+    }
+
     #[test]
     fn an_agent_is_due_when_two_looks_in_a_row_find_no_node() {
-        let mut orphans = Orphans::default();
-        let set = |names: &[&str]| names.iter().map(|name| id(name)).collect::<BTreeSet<_>>();
+        let orphans = Orphans::default();
         orphans.look(set(&["/a", "/b"]));
-        assert!(!orphans.are_due() && orphans.take().is_none());
+        assert!(orphans.take().is_none());
         orphans.look(set(&["/b", "/c"]));
-        assert!(orphans.are_due());
         assert_eq!((orphans.take(), orphans.take()), (Some(id("/b")), None));
         orphans.look(set(&["/a"]));
         assert!(orphans.take().is_none(), "it had a node meanwhile");
-        orphans.left(Some(id("/d")));
+        orphans.left(id("/d"));
         assert_eq!(orphans.take(), Some(id("/d")));
+    }
+
+    #[test]
+    fn an_agent_whose_node_is_seen_before_its_turn_is_not_due() {
+        let orphans = Orphans::default();
+        for agent in ["/a", "/b"] {
+            orphans.left(id(agent));
+        }
+        orphans.has_node(&id("/a"));
+        assert_eq!((orphans.take(), orphans.take()), (Some(id("/b")), None));
+        orphans.look(set(&["/c", "/d"]));
+        orphans.has_node(&id("/c"));
+        orphans.look(set(&["/c", "/d"]));
+        orphans.has_node(&id("/d"));
+        assert_eq!(
+            orphans.take(),
+            None,
+            "the first look at one, both looks at the other"
+        );
     }
 }

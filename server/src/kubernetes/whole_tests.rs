@@ -20,7 +20,7 @@ use tower_service::Service;
 use super::cluster::Cluster;
 use super::limits::Limited;
 use super::outbox::Outbox;
-use super::{Declarations, derive, orphans, watch};
+use super::{Declarations, derive, watch};
 use crate::registry::{Registry, SourceState};
 use crate::store::SqliteStore;
 use crate::store::testing::domain;
@@ -220,10 +220,7 @@ impl World {
         let outbox = Arc::new(Outbox::default());
         let writing = Arc::clone(&outbox).run(client, Clock::system(), stop.clone());
         tasks.spawn("outbox", writing);
-        tasks.spawn(
-            "cluster",
-            cluster.run(watches, outbox, orphans::channel().0, stop),
-        );
+        tasks.spawn("cluster", cluster.run(watches, outbox, stop));
         Self {
             api,
             registry,
