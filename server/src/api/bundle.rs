@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::{Call, field};
-use super::given_bundle::{foreign_bundle, untainted};
+use super::given_bundle::{foreign_bundle, joined, untainted};
 use super::page::Page;
 use super::status::{OrRefuse, Refusal, ok};
-use crate::store::{BundleDeleteMode, BundleDeleted, StoredBundle};
+use crate::store::{BundleDeleteMode, BundleDeleted, StoredBundle, update_bundle};
 
 const SCAN: u32 = 100;
 
@@ -402,38 +402,18 @@ impl BundleService {
         let bundle = self.convert(bundle, "updating a federated bundle")?;
         let trust_domain = bundle.trust_domain.clone();
         let mask = *mask;
-        let edit = Box::new(move |stored: &mut Bundle| match mask {
-            None => *stored = bundle,
-            Some(mask) => {
-                if mask.x509_authorities {
-                    stored.x509_authorities = bundle.x509_authorities;
-                }
-                if mask.jwt_authorities {
-                    stored.jwt_authorities = bundle.jwt_authorities;
-                }
-                if mask.wit_authorities {
-                    stored.wit_authorities = bundle.wit_authorities;
-                }
-                // A key ID stands for one key in the whole bundle, and whoever reads it keeps one of them only.
-                let wit = std::mem::take(&mut stored.wit_authorities);
-                stored.append_wit(wit);
-                if mask.refresh_hint {
-                    stored.refresh_hint = bundle.refresh_hint;
-                }
-                if mask.sequence_number {
-                    stored.sequence_number = bundle.sequence_number;
-                }
-            }
-        });
-        let stored = self
-            .0
-            .store
-            .edit_bundle(&trust_domain, edit)
+        let edit = move |stored: &mut Bundle| {
+            *stored = match mask {
+                None => bundle,
+                Some(mask) => joined(stored, bundle, mask)?,
+            };
+            Ok(())
+        };
+        let (stored, edited) = update_bundle(&*self.0.store, &trust_domain, edit)
             .await
-            .or_refuse("failed to update bundle")?;
-        stored
-            .map(|stored| stored.bundle)
-            .ok_or_else(|| Refusal::not_found("bundle not found"))
+            .or_refuse("failed to update bundle")?
+            .ok_or_else(|| Refusal::not_found("bundle not found"))?;
+        edited.map(|()| stored.bundle)
     }
 
     /// A bundle that authenticates an endpoint was perhaps what was missing.

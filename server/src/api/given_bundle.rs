@@ -16,13 +16,50 @@ pub(super) fn foreign_bundle(services: &Services, bundle: types::Bundle) -> Resu
     let bundle = wire::bundle_from_wire(bundle)
         .map(untainted)
         .or_refuse("failed to convert bundle")?;
+    check_size(&bundle)?;
+    Ok(bundle)
+}
+
+/// The stored bundle of another trust domain with the parts of a given one that the mask names.
+///
+/// Parts that were small enough one by one may be too large together. A bundle that is too large as it is stored (a
+/// fetched document may be shorter than the one that is made of it) may shrink, and its numbers may change.
+pub(super) fn joined(stored: &Bundle, given: Bundle, mask: types::BundleMask) -> Result<Bundle, Refusal> {
+    let mut joined = stored.clone();
+    if mask.refresh_hint {
+        joined.refresh_hint = given.refresh_hint;
+    }
+    if mask.sequence_number {
+        joined.sequence_number = given.sequence_number;
+    }
+    let before = joined.clone();
+    if mask.x509_authorities {
+        joined.x509_authorities = given.x509_authorities;
+    }
+    if mask.jwt_authorities {
+        joined.jwt_authorities = given.jwt_authorities;
+    }
+    if mask.wit_authorities {
+        joined.wit_authorities = given.wit_authorities;
+    }
+    // A key ID stands for one key in the whole bundle, and whoever reads it keeps one of them only.
+    let wit = std::mem::take(&mut joined.wit_authorities);
+    joined.append_wit(wit);
+    match check_size(&joined) {
+        Err(refusal) if joined.to_spiffe_json().len() > before.to_spiffe_json().len() => Err(refusal),
+        _ => Ok(joined),
+    }
+}
+
+/// Refuses a bundle of another trust domain that is larger than a fetched one may be.
+fn check_size(bundle: &Bundle) -> Result<(), Refusal> {
     let bytes = bundle.to_spiffe_json().len();
     if bytes > MAX_FOREIGN_DOCUMENT_BYTES {
         return Err(Refusal::invalid(format!(
             "bundle is larger than {MAX_FOREIGN_DOCUMENT_BYTES} bytes as a bundle document: {bytes}"
         )));
     }
-    Ok(bundle)
+    Ok(())
 }
 
 /// Only this server's own operations taint.

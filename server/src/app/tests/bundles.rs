@@ -12,6 +12,7 @@ use finial_proto::spire::api::types;
 use tonic::Code;
 
 use crate::app::testing::{TestServer, entry_below};
+use crate::config::WitConfig;
 use crate::federation::testing::web;
 
 /// A foreign bundle with a real authority: another server's.
@@ -293,4 +294,95 @@ async fn a_foreign_bundle_that_is_larger_than_a_fetched_one_may_be_is_refused_ho
             );
         }
     }
+}
+
+/// Either half alone is small enough, and so is each request.
+#[tokio::test]
+async fn halves_of_a_foreign_bundle_that_are_too_large_together_are_not_joined() {
+    let server = TestServer::start_with(|config| {
+        config.with_authority(|authority| authority.wit = Some(WitConfig::default()))
+    })
+    .await;
+    let mut client = BundleClient::new(server.local().await);
+    let bundle = foreign().await;
+    let with_jwt = |filler: usize| {
+        let mut bundle = bundle.clone();
+        bundle.jwt_authorities.truncate(1);
+        bundle.jwt_authorities[0].key_id = "j".repeat(filler);
+        bundle
+    };
+    let wit = types::WitKey {
+        public_key: bundle.jwt_authorities[0].public_key.clone(),
+        key_id: "w".repeat(MAX_FOREIGN_DOCUMENT_BYTES / 2),
+        ..types::WitKey::default()
+    };
+    let updating = client.clone();
+    let update = |given: types::Bundle, input_mask: types::BundleMask| {
+        let mut client = updating.clone();
+        async move {
+            let request = pb::BatchUpdateFederatedBundleRequest {
+                bundle: vec![given],
+                input_mask: Some(input_mask),
+                ..Default::default()
+            };
+            let answer = client.batch_update_federated_bundle(request).await.unwrap();
+            let status = answer.into_inner().results.remove(0).status.unwrap();
+            (Code::from(status.code), status.message)
+        }
+    };
+    let get = pb::GetFederatedBundleRequest {
+        trust_domain: "foreign.org".to_owned(),
+        output_mask: None,
+    };
+    let size = |bundle: types::Bundle| wire::bundle_from_wire(bundle).unwrap().to_spiffe_json().len();
+    let create = pb::BatchCreateFederatedBundleRequest {
+        bundle: vec![with_jwt(MAX_FOREIGN_DOCUMENT_BYTES / 2)],
+        ..Default::default()
+    };
+    client.batch_create_federated_bundle(create).await.unwrap();
+    let before = client
+        .get_federated_bundle(get.clone())
+        .await
+        .unwrap()
+        .into_inner();
+
+    let of_wit = types::BundleMask {
+        wit_authorities: true,
+        ..types::BundleMask::default()
+    };
+    let given = types::Bundle {
+        wit_authorities: vec![wit],
+        ..with_jwt(1)
+    };
+    assert!(size(given.clone()) <= MAX_FOREIGN_DOCUMENT_BYTES);
+    let (code, text) = update(given.clone(), of_wit).await;
+    assert_eq!(code, Code::InvalidArgument);
+    assert!(text.contains("larger than 524288 bytes"), "{text}");
+    let after = client
+        .get_federated_bundle(get.clone())
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(after, before, "nothing of it is stored");
+
+    let of_jwt = types::BundleMask {
+        jwt_authorities: true,
+        ..types::BundleMask::default()
+    };
+    assert_eq!(update(with_jwt(1), of_jwt).await.0, Code::Ok);
+    assert_eq!(update(given, of_wit).await.0, Code::Ok);
+    let full = client.get_federated_bundle(get).await.unwrap().into_inner();
+    let room = MAX_FOREIGN_DOCUMENT_BYTES - size(full.clone());
+    assert_eq!(update(with_jwt(room + 2), of_jwt).await.0, Code::InvalidArgument);
+    assert_eq!(update(with_jwt(room + 1), of_jwt).await.0, Code::Ok);
+    // What it says of its own refresh is no half of it.
+    let of_hint = types::BundleMask {
+        refresh_hint: true,
+        ..types::BundleMask::default()
+    };
+    let hinting = types::Bundle {
+        refresh_hint: 3600,
+        ..with_jwt(1)
+    };
+    assert_eq!(update(hinting, of_hint).await.0, Code::Ok);
 }
