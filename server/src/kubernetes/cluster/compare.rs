@@ -1,0 +1,69 @@
+//! What is done every few minutes although nothing was told: everything is derived again and compared, and written again.
+
+use finial_identity::entry::Entry;
+
+use super::{Cluster, rule_before, static_before};
+use crate::kubernetes::derive::{Derivation, Deriver};
+use crate::kubernetes::outbox::Outbox;
+use crate::telemetry::metrics;
+
+impl Cluster {
+    /// Derives everything again. A difference is a bug: it is logged, and the new result is used.
+    pub(super) fn compare(&mut self) {
+        if !self.source.is_settled {
+            return;
+        }
+        self.look_for_orphans();
+        let registry = &self.registry;
+        let is_taken = |entry: &Entry| registry.gives_way(entry);
+        self.deriver.others_changed();
+        let late = self.deriver.pass(&is_taken);
+        registry.apply_derived(&late.upserts, &late.removals);
+        let mut anew = Deriver::new(self.deriver.settings().clone());
+        self.deriver.objects().facts().for_each(|fact| anew.apply(fact));
+        anew.pass(&is_taken);
+        let (held, right): (Derivation, Derivation) = (self.deriver.derivation(), anew.derivation());
+        if held.entries == right.entries {
+            return;
+        }
+        metrics().count("kubernetes_drift", &[], 1);
+        tracing::error!(
+            cluster = self.name(),
+            "derived entries were not what the objects say"
+        );
+        let upserts: Vec<_> = right
+            .entries
+            .iter()
+            .filter(|(id, entry)| held.entries.get(*id) != Some(*entry))
+            .map(|(_, entry)| entry.clone())
+            .collect();
+        let gone = held.entries.keys().filter(|id| !right.entries.contains_key(*id));
+        let removals: Vec<String> = gone.cloned().collect();
+        registry.apply_derived(&upserts, &removals);
+        self.deriver = anew;
+    }
+
+    /// Writes everything again: others may have overwritten a status, and there may have been too many Events.
+    pub(super) fn repeat(&self, outbox: &Outbox) {
+        if !self.source.is_settled {
+            return;
+        }
+        let objects = self.deriver.objects();
+        let Derivation {
+            rules,
+            statics,
+            problems,
+            ..
+        } = self.deriver.derivation();
+        let rules = rules.into_iter().map(|(name, status)| {
+            let before = rule_before(objects, &name);
+            (name, status, before)
+        });
+        let statics = statics.into_iter().map(|(name, status)| {
+            let before = static_before(objects, &name);
+            (name, status, before)
+        });
+        outbox.put_all(rules.collect(), statics.collect(), self.federations.statuses());
+        outbox.offer_problems(problems.into_values().collect(), self.clock.now());
+    }
+}
