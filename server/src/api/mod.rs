@@ -5,6 +5,7 @@ pub mod agent_attest;
 pub mod agent_filter;
 pub mod bundle;
 pub mod call;
+pub mod caller_lookup;
 pub mod csr;
 pub mod debug;
 pub mod entry;
@@ -17,7 +18,6 @@ pub mod local_authority;
 pub mod logger;
 mod page;
 pub mod registry;
-pub mod standing;
 pub mod status;
 pub mod streaming;
 pub mod svid;
@@ -44,6 +44,7 @@ use crate::federation::Federation;
 use crate::registry::Registry;
 use crate::store::{AgentRecord, Store};
 use crate::telemetry::LogControl;
+use caller_lookup::CallerLookup;
 use status::{OrRefuse, Refusal};
 
 /// How many rows are read from the store at once.
@@ -89,8 +90,8 @@ pub struct ApiSettings {
 
 impl Services {
     /// Where callers are looked up.
-    pub fn standing(&self) -> standing::Standing {
-        standing::Standing::new(
+    pub fn caller_lookup(&self) -> CallerLookup {
+        CallerLookup::new(
             self.trust_domain.clone(),
             Arc::clone(&self.registry),
             Arc::clone(&self.store),

@@ -183,7 +183,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         },
     });
     let rules = Arc::new(Rules {
-        callers: Callers::new(config.admin_ids().iter().cloned(), services.standing()),
+        callers: Callers::new(config.admin_ids().iter().cloned(), services.caller_lookup()),
         limits: Limits::new(LimitSettings {
             attestation: config.limits().attestation,
             signing: config.limits().signing,

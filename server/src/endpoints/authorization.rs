@@ -1,7 +1,7 @@
 //! Who may call which RPC, and which rate limit the call counts for: one table for both
 //! listeners. A method that has no row is denied.
 //!
-//! The table has classes of callers. The class of a caller is found in `caller` with `api::standing`. What a caller who
+//! The table has classes of callers. The class of a caller is found in `caller` with `api::caller_lookup`. What a caller who
 //! may call gets depends on what is stored, and is decided with it:
 //!
 //! | rule | where |

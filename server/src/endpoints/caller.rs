@@ -10,22 +10,22 @@ use finial_identity::x509::Certificate;
 
 use super::authorization::Row;
 use crate::api::call::{Caller, CallerClass, Peer, Via};
-use crate::api::standing::Standing;
+use crate::api::caller_lookup::CallerLookup;
 use crate::api::status::Refusal;
 
 /// Tells callers apart.
 #[derive(Debug)]
 pub struct Callers {
     admin_ids: HashSet<SpiffeId>,
-    standing: Standing,
+    lookup: CallerLookup,
 }
 
 impl Callers {
     /// `admin_ids` come from the configuration, the rest from what is registered.
-    pub fn new(admin_ids: impl IntoIterator<Item = SpiffeId>, standing: Standing) -> Self {
+    pub fn new(admin_ids: impl IntoIterator<Item = SpiffeId>, lookup: CallerLookup) -> Self {
         Self {
             admin_ids: admin_ids.into_iter().collect(),
-            standing,
+            lookup,
         }
     }
 
@@ -58,11 +58,11 @@ impl Callers {
             if self.admin_ids.contains(id) {
                 return Ok(caller(CallerClass::Admin, Via::Config));
             }
-            if self.standing.is_admin(id).await? {
+            if self.lookup.is_admin(id).await? {
                 return Ok(caller(CallerClass::Admin, Via::Entries));
             }
         }
-        if allowed.admits(CallerClass::Downstream) && self.standing.is_downstream(id).await? {
+        if allowed.admits(CallerClass::Downstream) && self.lookup.is_downstream(id).await? {
             return Ok(caller(CallerClass::Downstream, Via::Entries));
         }
         if allowed.admits(CallerClass::Agent) {
@@ -78,7 +78,7 @@ impl Callers {
         id: &SpiffeId,
         certificate: &Certificate,
     ) -> Result<(), Refusal> {
-        match self.standing.check_agent(id, certificate).await? {
+        match self.lookup.check_agent(id, certificate).await? {
             Ok(()) => Ok(()),
             Err(reason) => Err(Refusal::denied_agent(denial_text(row), reason)),
         }

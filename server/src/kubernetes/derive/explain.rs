@@ -101,11 +101,11 @@ impl Deriver {
         match outcomes.iter().find(|(of, _)| of == rule) {
             Some((_, Outcome::Declared(key))) => {
                 let owner = Owner::Rule(rule.clone(), name.clone());
-                let Some(standing) = self.keys.standing(key, &owner) else {
+                let Some(ranked) = self.keys.ranked(key, &owner) else {
                     return not_applied();
                 };
-                let entry = standing.entry.clone();
-                match standing.counts {
+                let entry = ranked.entry.clone();
+                match ranked.counts {
                     Counts::This => RuleOutcome::Matches(entry),
                     Counts::Other(origin) => RuleOutcome::Masked {
                         by: format!("{origin}, which is older"),

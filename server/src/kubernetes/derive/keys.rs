@@ -110,9 +110,9 @@ impl Declared<'_> {
     }
 }
 
-/// How a declaration stands among those of the same entry.
+/// A declaration among those of the same entry.
 #[derive(Debug)]
-pub(super) struct Standing<'k> {
+pub(super) struct Ranked<'k> {
     pub(super) entry: &'k Arc<Entry>,
     pub(super) counts: Counts<'k>,
 }
@@ -236,14 +236,14 @@ impl Keys {
     }
 
     /// What an owner declares under a key, and whose entry with it counts: that of the first object, or one of elsewhere.
-    pub(super) fn standing(&self, key: &Uuid, owner: &Owner) -> Option<Standing<'_>> {
+    pub(super) fn ranked(&self, key: &Uuid, owner: &Owner) -> Option<Ranked<'_>> {
         let key = self.keys.get(key)?;
         let at = key
             .candidates
             .iter()
             .position(|candidate| candidate.owner == *owner)?;
         let first = key.candidates.first()?;
-        Some(Standing {
+        Some(Ranked {
             entry: &key.candidates[at].derived.entry,
             counts: match (&key.published, at) {
                 (None, _) => Counts::Elsewhere,

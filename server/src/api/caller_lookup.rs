@@ -13,14 +13,14 @@ use crate::store::Store;
 
 /// Looks callers up.
 #[derive(Clone, Debug)]
-pub struct Standing {
+pub struct CallerLookup {
     trust_domain: TrustDomain,
     registry: Arc<Registry>,
     store: Arc<dyn Store>,
     clock: Clock,
 }
 
-impl Standing {
+impl CallerLookup {
     /// Looks them up here.
     pub fn new(
         trust_domain: TrustDomain,
