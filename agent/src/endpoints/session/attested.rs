@@ -170,6 +170,7 @@ impl Session {
     /// From now on the caller's SVIDs are issued and renewed as long as the session exists.
     pub fn want_svids(&mut self) {
         self.subscription.want();
+        self.subscription.hurry();
     }
 
     /// Waits for the caller's turns to have JWT-SVIDs signed, one for each entry that has none cached.
@@ -345,6 +346,7 @@ impl Session {
             (self.incomplete_since, self.signing_trouble) = (None, None);
             return Verdict::Ready(view);
         }
+        self.subscription.hurry();
         if !self.is_worth_waiting(&view) && issued > 0 {
             return Verdict::Ready(view);
         }
