@@ -246,7 +246,8 @@ impl WorkloadAttestation {
         let found = asked
             .await
             .unwrap_or(Err(AttestorError::TimedOut(self.deadline)))?;
-        Ok(found.map(|found| Arc::new(Pod::listed(found, Arc::clone(kubelet)))))
+        let later = || Arc::new(CurrentLookup(self.set.clone()));
+        Ok(found.map(|found| Arc::new(Pod::listed(found, later()))))
     }
 
     /// What is known about a pod by its socket, and by its UID. No attestor of processes is asked: which of the pod's
@@ -327,6 +328,33 @@ impl WorkloadAttestation {
             }
         });
         join_all(asked).await
+    }
+}
+
+/// Knows pods as the attestor does that is configured when it is asked: a pod that a broker named may outlive the
+/// settings that it was found with.
+#[derive(Debug)]
+struct CurrentLookup(watch::Receiver<Arc<AttestorSet>>);
+
+impl CurrentLookup {
+    fn get(&self) -> Result<Arc<dyn PodFacts>, AttestorError> {
+        let current = self.0.borrow().pod_facts.clone();
+        current.ok_or_else(|| AttestorError::service("ask about a pod")(FindPodError::NoAttestor))
+    }
+}
+
+#[async_trait]
+impl PodFacts for CurrentLookup {
+    async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
+        self.get()?.by_uid(uid).await
+    }
+
+    async fn listed(
+        &self,
+        meant: &PodReference,
+        max_age: Duration,
+    ) -> Result<Option<ListedPod>, AttestorError> {
+        self.get()?.listed(meant, max_age).await
     }
 }
 
@@ -507,10 +535,15 @@ mod tests {
     impl PodFacts for FakeFacts {
         async fn listed(
             &self,
-            _meant: &PodReference,
+            meant: &PodReference,
             _max_age: Duration,
         ) -> Result<Option<ListedPod>, AttestorError> {
-            Err(AttestorError::CutOff)
+            let uid = meant.uid.as_deref().unwrap_or_default();
+            Ok(Some(ListedPod {
+                record: pods::tests::pod(uid).record().clone(),
+                started_at: None,
+                facts: self.by_uid(uid).await?,
+            }))
         }
 
         async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
@@ -546,6 +579,29 @@ mod tests {
                 "{error}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_pod_that_a_broker_named_is_known_by_the_settings_of_now_and_not_by_those_it_was_found_with() {
+        let set = |fake| AttestorSet {
+            pod_facts: Some(Arc::new(FakeFacts(fake))),
+            ..AttestorSet::default()
+        };
+        let (attestation, settings) = WorkloadAttestation::of(set(Fake::Knows("node-name:before")));
+        let meant = PodReference {
+            uid: Some("0a1b".to_owned()),
+            ..PodReference::default()
+        };
+        let pod = attestation.find_pod(&meant).await.unwrap().unwrap();
+        let workload = Workload::Pod(Arc::clone(&pod));
+        for known in ["node-name:before", "node-name:after"] {
+            settings.send_replace(Arc::new(set(Fake::Knows(known))));
+            let facts = attestation.attest_workload(&workload).await.unwrap();
+            assert!(facts.contains(&Selector::new("k8s", known).unwrap()), "{facts:?}");
+        }
+        assert!(pod.is_there().await.unwrap());
+        settings.send_replace(Arc::new(set(Fake::Fails)));
+        assert!(pod.is_there().await.is_err());
     }
 
     #[tokio::test]
