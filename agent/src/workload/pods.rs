@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::container::{self, ContainerError};
 use super::k8s::pod_uid;
 use super::listed::{ListedPod, Listing, PodReference};
-use super::{AttestorError, Process};
+use super::{AttestorError, ProcFs, Process};
 use crate::socket_tree::PodRecord;
 
 /// Type of the selectors, which SPIRE's workload attestor `k8s` has.
@@ -243,9 +243,9 @@ impl PodNumber {
         Self::parse(&pod.record().uid).unwrap_or(Self(pod.place().into()))
     }
 
-    /// Of the pod whose process has these control groups (`/proc/<pid>/cgroup`), if a kubelet made them.
-    pub fn in_cgroups(cgroups: &str) -> Option<Self> {
-        Self::parse(&pod_uid(cgroups)?)
+    /// Of the pod that a process is of, by its control groups, if a kubelet made them.
+    pub fn of_process(procfs: &ProcFs, pid: u32) -> Option<Self> {
+        Self::parse(&pod_uid(procfs, pid)?)
     }
 }
 
