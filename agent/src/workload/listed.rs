@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep_until};
 
 use super::AttestorError;
-use super::pods::PodFacts;
+use super::pods::PodLookup;
 use crate::socket_tree::PodRecord;
 
 /// How often it is looked whether a pod is still there, and how long after a list without it another must have been
@@ -39,7 +39,7 @@ pub struct ListedPod {
 /// Whether a pod is there, by what the kubelet says. Once it is gone it stays gone: another of its name is another pod.
 #[derive(Debug)]
 pub(super) struct Listing {
-    kubelet: Arc<dyn PodFacts>,
+    kubelet: Arc<dyn PodLookup>,
     pod: PodReference,
     is_gone: AtomicBool,
     watch: Mutex<Watch>,
@@ -54,7 +54,7 @@ struct Watch {
 
 impl Listing {
     /// Of the pod with this UID, which is listed now.
-    pub(super) fn new(kubelet: Arc<dyn PodFacts>, uid: &str) -> Self {
+    pub(super) fn new(kubelet: Arc<dyn PodLookup>, uid: &str) -> Self {
         Self {
             kubelet,
             pod: PodReference {
@@ -139,7 +139,7 @@ mod tests {
     struct Answers(Mutex<Vec<Option<bool>>>);
 
     #[async_trait]
-    impl PodFacts for Answers {
+    impl PodLookup for Answers {
         async fn by_uid(&self, _uid: &str) -> Result<Vec<Selector>, AttestorError> {
             Err(AttestorError::CutOff)
         }

@@ -38,7 +38,7 @@ use self::container::{Cgroup, parse_cgroups};
 pub use self::docker::DockerAttestor;
 pub use self::k8s::K8sAttestor;
 pub use self::listed::{ListedPod, PodReference};
-pub use self::pods::{Pod, PodFacts, PodNumber, Workload};
+pub use self::pods::{Pod, PodLookup, PodNumber, Workload};
 pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
 pub use self::systemd::SystemdAttestor;
@@ -73,7 +73,7 @@ pub struct WorkloadAttestation {
 #[derive(Clone, Debug, Default)]
 struct AttestorSet {
     attestors: Vec<Arc<dyn WorkloadAttestor>>,
-    pod_facts: Option<Arc<dyn PodFacts>>,
+    pod_lookup: Option<Arc<dyn PodLookup>>,
 }
 
 /// What one attestor said about a process, for those who want to know why an identity is or is not given.
@@ -189,7 +189,7 @@ impl WorkloadAttestation {
     pub fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>, deadline: Duration) -> Self {
         Self::of(AttestorSet {
             attestors,
-            pod_facts: None,
+            pod_lookup: None,
         })
         .0
         .within(deadline)
@@ -197,10 +197,10 @@ impl WorkloadAttestation {
 
     /// Knows more about pods that call on sockets of their own than the sockets report.
     #[must_use]
-    pub fn with_pod_facts(self, pod_facts: Arc<dyn PodFacts>) -> Self {
+    pub fn with_pod_lookup(self, pod_lookup: Arc<dyn PodLookup>) -> Self {
         let set = AttestorSet {
             attestors: self.set().attestors.clone(),
-            pod_facts: Some(pod_facts),
+            pod_lookup: Some(pod_lookup),
         };
         Self::of(set).0.within(self.deadline)
     }
@@ -241,7 +241,7 @@ impl WorkloadAttestation {
     /// [`FindPodError`].
     pub async fn find_pod(&self, meant: &PodReference) -> Result<Option<Arc<Pod>>, FindPodError> {
         let set = self.set();
-        let kubelet = set.pod_facts.as_ref().ok_or(FindPodError::NoAttestor)?;
+        let kubelet = set.pod_lookup.as_ref().ok_or(FindPodError::NoAttestor)?;
         let asked = tokio::time::timeout(self.deadline, kubelet.listed(meant, Duration::ZERO));
         let found = asked
             .await
@@ -256,7 +256,7 @@ impl WorkloadAttestation {
         let timer = metrics().start("workload_api_workload_attestation");
         let set = self.set();
         let asked = async {
-            let asked = tokio::time::timeout(self.deadline, pod.facts(set.pod_facts.as_ref()));
+            let asked = tokio::time::timeout(self.deadline, pod.facts(set.pod_lookup.as_ref()));
             asked.await.unwrap_or(Err(AttestorError::TimedOut(self.deadline)))
         };
         let found = timer
@@ -337,14 +337,14 @@ impl WorkloadAttestation {
 struct CurrentLookup(watch::Receiver<Arc<AttestorSet>>);
 
 impl CurrentLookup {
-    fn get(&self) -> Result<Arc<dyn PodFacts>, AttestorError> {
-        let current = self.0.borrow().pod_facts.clone();
+    fn get(&self) -> Result<Arc<dyn PodLookup>, AttestorError> {
+        let current = self.0.borrow().pod_lookup.clone();
         current.ok_or_else(|| AttestorError::service("ask about a pod")(FindPodError::NoAttestor))
     }
 }
 
 #[async_trait]
-impl PodFacts for CurrentLookup {
+impl PodLookup for CurrentLookup {
     async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
         self.get()?.by_uid(uid).await
     }
@@ -532,7 +532,7 @@ mod tests {
     struct FakeFacts(Fake);
 
     #[async_trait]
-    impl PodFacts for FakeFacts {
+    impl PodLookup for FakeFacts {
         async fn listed(
             &self,
             meant: &PodReference,
@@ -565,7 +565,7 @@ mod tests {
         let facts = attestation.attest_workload(&workload).await.unwrap();
         assert_eq!(facts.len(), 4);
         assert!(facts.contains(&Selector::parse("k8s:ns:shop").unwrap()));
-        let with = |fake| attestation.clone().with_pod_facts(Arc::new(FakeFacts(fake)));
+        let with = |fake| attestation.clone().with_pod_lookup(Arc::new(FakeFacts(fake)));
         let more = with(Fake::Knows("ns:shop"))
             .attest_workload(&workload)
             .await
@@ -584,7 +584,7 @@ mod tests {
     #[tokio::test]
     async fn a_pod_that_a_broker_named_is_known_by_the_settings_of_now_and_not_by_those_it_was_found_with() {
         let set = |fake| AttestorSet {
-            pod_facts: Some(Arc::new(FakeFacts(fake))),
+            pod_lookup: Some(Arc::new(FakeFacts(fake))),
             ..AttestorSet::default()
         };
         let (attestation, settings) = WorkloadAttestation::of(set(Fake::Knows("node-name:before")));
@@ -609,7 +609,7 @@ mod tests {
         let workload = Workload::Pod(Arc::new(pods::tests::pod("0a1b")));
         for contradicting in ["ns:other", "sa:other", "pod-name:other", "pod-uid:other"] {
             let attestation =
-                attestation(Vec::new()).with_pod_facts(Arc::new(FakeFacts(Fake::Knows(contradicting))));
+                attestation(Vec::new()).with_pod_lookup(Arc::new(FakeFacts(Fake::Knows(contradicting))));
             let error = attestation.attest_workload(&workload).await.unwrap_err();
             let AttestError::Attestor { source, .. } = &error else {
                 panic!("{error}");

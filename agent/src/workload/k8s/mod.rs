@@ -33,7 +33,7 @@ pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
 use self::poller::{Poller, Waited};
 use super::container::{self, Cgroup, ContainerRef};
 use super::{
-    AttestorError, ListedPod, PodFacts, PodReference, ProcFs, Process, WorkloadAttestor, cgroups, off_thread,
+    AttestorError, ListedPod, PodLookup, PodReference, ProcFs, Process, WorkloadAttestor, cgroups, off_thread,
 };
 use crate::config::K8sSettings;
 
@@ -110,7 +110,7 @@ impl K8sAttestor {
 
 /// Those of the pods of this node. Waits for the kubelet to list the pod, as an attestation does.
 #[async_trait]
-impl PodFacts for K8sAttestor {
+impl PodLookup for K8sAttestor {
     async fn by_uid(&self, pod_uid: &str) -> Result<Vec<Selector>, AttestorError> {
         let found = self.pods.wait_for(|pods| {
             let pod = pods.pod(pod_uid);
