@@ -7,7 +7,8 @@ use finial_identity::process::selinux::{self, LabelError};
 use crate::config::Config;
 
 /// Gives the folders that are mounted into pods the type that containers may open: those of sockets for workloads with
-/// all that is in them. Where that cannot be done the agent serves all others.
+/// all that is in them; those of sockets for delegates and brokers, which may hold other files, with the socket alone.
+/// Where that cannot be done the agent serves all others.
 pub(super) fn set(config: &Config) {
     let Some(socket_type) = config.socket_selinux_type() else {
         return;
@@ -16,6 +17,13 @@ pub(super) fn set(config: &Config) {
     let of_pods = config.csi().map(|csi| csi.socket_dir.as_path());
     for folder in public.into_iter().chain(of_pods) {
         report(folder, selinux::set_type(folder, socket_type));
+    }
+    let admin = config.admin().map(|admin| &admin.socket_path);
+    let broker = config.broker().and_then(|broker| broker.socket_path.as_ref());
+    for socket in admin.into_iter().chain(broker) {
+        for path in socket.parent().into_iter().chain([socket.as_path()]) {
+            report(path, selinux::set_type_alone(path, socket_type));
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 #![allow(clippy::disallowed_methods)] // Tests lay out files by hand.
 
 mod join_token;
+mod labels;
 mod serving;
 
 use std::path::Path;
