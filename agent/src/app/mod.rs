@@ -33,7 +33,7 @@ use crate::endpoints::health::Probe;
 use crate::endpoints::http::{HttpError, HttpListeners, Watched};
 use crate::endpoints::limits::{Admission, SocketShare, trim_after_crowds};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
-use crate::endpoints::pods::{PodSocketParts, PodSockets, PodSocketsError};
+use crate::endpoints::pod_sockets::{PodSocketParts, PodSockets, PodSocketsError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};

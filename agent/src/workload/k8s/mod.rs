@@ -12,7 +12,7 @@ mod ask;
 mod groups;
 mod kubelet;
 mod namespaces;
-mod pods;
+mod pod_list;
 mod poller;
 mod selectors;
 mod trust;
@@ -29,7 +29,7 @@ use finial_identity::selector::{Selector, SelectorError};
 pub use self::ask::AskError;
 use self::kubelet::{FetchPods, Kubelet};
 use self::namespaces::{FetchNamespace, InCluster, Namespaces};
-pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
+pub use self::pod_list::{ContainerStatus, Pod, PodList, PodsError};
 use self::poller::{Poller, Waited};
 use super::container::{self, Cgroup, ContainerRef};
 use super::{
