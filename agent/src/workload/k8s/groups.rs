@@ -56,7 +56,8 @@ fn from_within(group: &str) -> Option<&str> {
 }
 
 fn is_kubelets_name(part: &str) -> bool {
-    is_kubepods(part) || CLASSES.contains(&part) || part.starts_with("pod")
+    let is_uid = |uid: &str| uid.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
+    is_kubepods(part) || CLASSES.contains(&part) || part.strip_prefix("pod").is_some_and(is_uid)
 }
 
 /// Whether the root is within what systemd may have delegated to a service. The runtime's own service alone has groups
@@ -202,6 +203,7 @@ mod tests {
             ),
             (format!("/../../../../user.slice/kubepods/pod{POD}/{ID}"), false),
             (format!("/../../../../system.slice/crio-{ID}.scope"), false),
+            (format!("/../../../../podman/pod{POD}/{ID}"), false),
             // Made below the agent's own group.
             (format!("/pod{POD}/{ID}"), false),
         ] {
