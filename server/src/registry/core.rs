@@ -296,6 +296,11 @@ impl Core {
         (set, digest)
     }
 
+    /// Whether this is the digest of an agent's set.
+    pub(super) fn is_set(&self, agent: &SpiffeId, digest: DigestSum) -> bool {
+        self.set_of(agent).1 == digest
+    }
+
     fn digest(&self, slot: Slot) -> u128 {
         wire::entry_digest(&wire::entry_to_wire(&self.index.entry(slot)))
     }

@@ -33,7 +33,9 @@ pub struct SourceState {
     pub passed_at: Option<OffsetDateTime>,
     /// Whether everything that it declares has been taken in once.
     pub is_settled: bool,
-    /// What the IDs of agents begin with that it may concern.
+    /// Whether its static entries have been taken in once, which may be meant for any agent.
+    pub has_statics: bool,
+    /// What the IDs of agents begin with that its other entries may be meant for.
     pub parent_prefix: String,
     /// When it was heard last.
     pub heard_at: Option<OffsetDateTime>,
@@ -130,13 +132,16 @@ impl Registry {
     /// Whether it can be told what an agent may have.
     ///
     /// # Errors
-    /// [`RegistryError::Unsettled`] while a source that may concern the agent is not settled.
+    /// [`RegistryError::Unsettled`] while a source has not said what concerns the agent.
     pub fn check_settled(&self, agent: &SpiffeId) -> Result<(), RegistryError> {
+        self.check_sources(|state| {
+            state.is_settled || (state.has_statics && !agent.as_str().starts_with(&state.parent_prefix))
+        })
+    }
+
+    fn check_sources(&self, is_told: impl Fn(&SourceState) -> bool) -> Result<(), RegistryError> {
         let sources = self.sources.states.read().unwrap_or_else(PoisonError::into_inner);
-        let unsettled = sources
-            .iter()
-            .find(|(_, state)| !state.is_settled && agent.as_str().starts_with(&state.parent_prefix));
-        match unsettled {
+        match sources.iter().find(|(_, state)| !is_told(state)) {
             Some((name, _)) => Err(RegistryError::Unsettled(name.clone())),
             None => Ok(()),
         }

@@ -67,6 +67,66 @@ async fn nothing_is_published_before_every_kind_was_listed_once() {
     assert!(registry.sources()["demo"].is_settled);
 }
 
+#[tokio::test]
+async fn static_entries_reach_agents_outside_the_cluster_before_pods_were_listed() {
+    let (mut cluster, registry) = cluster().await;
+    let (inside, outside) = (
+        agent("/spire/agent/k8s_psat/demo/u", "1", &[]).id,
+        agent("/spire/agent/x509pop/vm", "1", &[]).id,
+    );
+    facts().into_iter().for_each(|news| cluster.take(news));
+    cluster.take(News::Fact(fixed(1, true)));
+    cluster.take(News::Synced(Kind::Rules));
+    cluster.pass(None);
+    assert!(registry.check_settled(&outside).is_err());
+    cluster.take(News::Synced(Kind::Statics));
+    cluster.pass(None);
+    assert!(registry.check_settled(&outside).is_ok());
+    assert!(registry.check_settled(&inside).is_err());
+    let ids = || {
+        let entries = registry.entries(0, 9).into_iter();
+        let ids: Vec<_> = entries
+            .map(|stored| stored.entry.spiffe_id.path().to_owned())
+            .collect();
+        ids
+    };
+    assert_eq!(ids(), ["/vm"], "pods wait for the other lists");
+    cluster.take(News::Fact(fixed(1, false)));
+    cluster.pass(None);
+    assert!(ids().is_empty());
+    cluster.take(News::Fact(fixed(1, true)));
+    cluster.synced.extend(Kind::ALL);
+    cluster.pass(None);
+    assert_eq!(registry.entry_count(), 2);
+    assert!(registry.check_settled(&inside).is_ok());
+    assert!(cluster.deriver.derivation().statics["vm"].is_set);
+}
+
+#[tokio::test]
+async fn a_cluster_without_a_kind_of_objects_settles_once_it_has_listed_others() {
+    let (mut cluster, registry) = cluster().await;
+    let outside = agent("/spire/agent/x509pop/vm", "1", &[]).id;
+    for kind in Kind::ALL {
+        cluster.take(News::Lost(kind, "404".to_owned()));
+        cluster.take(News::Absent(kind));
+    }
+    cluster.pass(None);
+    assert!(
+        registry.check_settled(&outside).is_err(),
+        "whoever answered has no pods either"
+    );
+    cluster.take(News::Synced(Kind::Namespaces));
+    cluster.pass(None);
+    assert!(registry.check_settled(&outside).is_ok());
+    assert!(!registry.sources()["demo"].is_settled);
+    for kind in [Kind::Nodes, Kind::Pods, Kind::Endpoints] {
+        cluster.take(News::Synced(kind));
+    }
+    cluster.pass(None);
+    let source = registry.sources()["demo"].clone();
+    assert!(source.is_settled && source.trouble.unwrap().contains("clusterspiffeids: 404"));
+}
+
 /// A cluster of this name with one static entry, the same for all clusters, that was made at this second.
 fn declaring(name: &str, registry: &Arc<Registry>, second: u32) -> Cluster {
     let settings = Settings {

@@ -259,6 +259,18 @@ impl Deriver {
         pass
     }
 
+    /// Computes static entries alone, while the objects that pods' entries follow from are not all known. The first
+    /// whole pass tells their statuses.
+    pub fn pass_statics(&mut self, is_taken: IsTaken<'_>) -> Pass {
+        let mut pass = Pass::default();
+        // Entries of pods are declared by a whole pass only.
+        let Pass {
+            upserts, removals, ..
+        } = &mut pass;
+        self.keys.settle(is_taken, upserts, removals);
+        pass
+    }
+
     /// Everything that follows from the objects, as of the last pass.
     pub fn derivation(&self) -> Derivation {
         let entries = self.keys.published();
