@@ -141,6 +141,15 @@ impl Core {
         self.index.row(slot) >= FIRST_DERIVED_ROW
     }
 
+    /// How many derived entries federate with a trust domain, and the object of the first.
+    pub(super) fn derived_with(&self, trust_domain: &TrustDomain) -> Option<(usize, Arc<str>)> {
+        let derived = self.index.after(FIRST_DERIVED_ROW);
+        let mut with = derived.filter(|(_, slot)| self.index.federates_with(*slot).contains(trust_domain));
+        let (row, _) = with.next()?;
+        let origin = self.origins.get(&row).cloned().unwrap_or_default();
+        Some((1 + with.count(), origin))
+    }
+
     fn derived_row(&self, id: &str) -> Option<u64> {
         let row = self.index.row(self.index.slot(id)?);
         (row >= FIRST_DERIVED_ROW).then_some(row)

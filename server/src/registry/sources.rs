@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use finial_identity::entry::Entry;
-use finial_identity::spiffe_id::SpiffeId;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
@@ -137,6 +137,31 @@ impl Registry {
         self.check_sources(|state| {
             state.is_settled || (state.has_statics && !agent.as_str().starts_with(&state.parent_prefix))
         })
+    }
+
+    /// Whether all sources have said what they declare.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unsettled`].
+    pub fn check_all_settled(&self) -> Result<(), RegistryError> {
+        self.check_sources(|state| state.is_settled)
+    }
+
+    /// How many derived entries federate with a trust domain, and the object that declares the first of them; `None` when
+    /// there are none.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unsettled`] when there are none so far.
+    pub fn derived_with(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Result<Option<(usize, Arc<str>)>, RegistryError> {
+        // Before the look: what is settled from here on is seen.
+        let settled = self.check_all_settled();
+        match self.read().derived_with(trust_domain) {
+            None => settled.map(|()| None),
+            found => Ok(found),
+        }
     }
 
     fn check_sources(&self, is_told: impl Fn(&SourceState) -> bool) -> Result<(), RegistryError> {
