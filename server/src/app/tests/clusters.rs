@@ -2,16 +2,19 @@
 
 use std::path::Path;
 
+use finial_proto::spire::api::server::agent::v1::BanAgentRequest;
+use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
 use finial_proto::spire::api::server::bundle::v1 as pb;
 use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use finial_proto::spire::api::server::entry::v1::ListEntriesRequest;
 use finial_proto::spire::api::server::entry::v1::entry_client::EntryClient;
 use finial_proto::spire::api::types;
+use finial_proto::spire::api::types::permission_denied_details::Reason;
 use regex::RegexSet;
 use tonic::Code;
 
 use super::svids::minted;
-use crate::app::testing::TestServer;
+use crate::app::testing::{TestServer, reason};
 use crate::config::{ClusterSource, KubernetesCluster};
 
 fn cluster(source: ClusterSource) -> KubernetesCluster {
@@ -104,4 +107,47 @@ async fn a_bundle_is_not_deleted_while_it_is_not_known_whether_objects_federate_
         assert_eq!(deleted(&server, mode).await.code, Code::Unavailable as i32);
     }
     assert_eq!(deleted(&server, 1).await.code, 0);
+}
+
+#[tokio::test]
+async fn a_caller_whom_an_object_may_make_admin_is_told_to_come_again_and_agents_are_not() {
+    let directory = tempfile::tempdir().unwrap();
+    let absent = absent(directory.path());
+    let server = TestServer::start_with(|config| config.with_kubernetes(vec![absent])).await;
+    set_foreign(&server).await;
+    let caller = minted(&server, "/caller").await;
+    let channel = server.remote(Some(caller)).await.unwrap();
+    let refused = EntryClient::new(channel.clone())
+        .list_entries(ListEntriesRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+    let get = pb::GetFederatedBundleRequest {
+        trust_domain: "foreign.org".to_owned(),
+        output_mask: None,
+    };
+    let refused = BundleClient::new(channel)
+        .get_federated_bundle(get.clone())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+
+    let agent = server.attest().await;
+    let channel = server.as_agent(&agent).await;
+    BundleClient::new(channel.clone())
+        .get_federated_bundle(get.clone())
+        .await
+        .unwrap();
+    let ban = BanAgentRequest {
+        id: Some(server.id(agent.id.path())),
+    };
+    AgentClient::new(server.local().await)
+        .ban_agent(ban)
+        .await
+        .unwrap();
+    let refused = BundleClient::new(channel)
+        .get_federated_bundle(get)
+        .await
+        .unwrap_err();
+    assert_eq!(reason(&refused), Reason::AgentBanned);
 }
