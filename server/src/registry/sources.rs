@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::core::Core;
+use super::derived::place;
 use super::{Registry, RegistryError, listed};
 use crate::store::{Revision, StoredEntry};
 
@@ -55,8 +56,13 @@ impl Registry {
     /// Takes in entries that are derived from rules and never stored, and takes out those of the
     /// given ids. An entry whose id a stored one has is ignored.
     pub fn apply_derived(&self, upserts: &[Derived], removals: &[String]) {
-        // First, so that nobody is sent an entry whose way is not known yet.
-        self.note_derived(upserts);
+        // First, so that nobody is sent an entry whose way is not known yet. What waited for its place has its way already.
+        let new: Vec<Derived> = {
+            let core = self.read();
+            let new = upserts.iter().filter(|derived| !core.has_derived(derived));
+            new.cloned().collect()
+        };
+        self.note_derived(&new);
         let is_contested = {
             let mut core = self.write();
             core.apply_derived(upserts, removals);
@@ -72,6 +78,21 @@ impl Registry {
         }
     }
 
+    /// Takes in derived entries that give way for now, and forgets those of the given ids. Each takes the place of what it
+    /// gives way to as soon as that goes, in the same change.
+    pub fn mask(&self, masked: &[Derived], gone: &[String]) {
+        self.note_derived(masked);
+        let is_contested = {
+            let mut core = self.write();
+            core.mask(masked, gone);
+            self.sources.forget(&core, gone.iter())
+        };
+        self.note_gone(gone);
+        if is_contested {
+            self.sources.contests.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Whether a derived entry must give way: to a stored one that gives the same identity for the same facts, or to one
     /// of another source, of which the older counts, and of equally old ones that of the source with the smaller name.
     /// So it is the same at every server, whichever source was heard first.
@@ -80,7 +101,6 @@ impl Registry {
         if core.similar(entry, false).is_some() {
             return true;
         }
-        let place = |entry: &Entry| (entry.created_at, source_of(&entry.id).to_owned());
         let own = place(entry);
         let Some(preferred) = core.rival(entry, |rival| place(rival) < own) else {
             return false;
@@ -211,7 +231,7 @@ impl Core {
 }
 
 /// The part of a derived entry's id that names its source: `k8s.<source>.<UUID>`.
-fn source_of(id: &str) -> &str {
+pub(super) fn source_of(id: &str) -> &str {
     id.rsplit_once('.').map_or(id, |(source, _uuid)| source)
 }
 

@@ -259,9 +259,12 @@ impl Cluster {
         }
     }
 
-    fn apply(&self, pass: &Pass) {
+    pub(super) fn apply(&self, pass: &Pass) {
         if !pass.upserts.is_empty() || !pass.removals.is_empty() {
             self.registry.apply_derived(&pass.upserts, &pass.removals);
+        }
+        if !pass.masked.is_empty() || !pass.unmasked.is_empty() {
+            self.registry.mask(&pass.masked, &pass.unmasked);
         }
     }
 

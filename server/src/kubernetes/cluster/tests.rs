@@ -199,6 +199,37 @@ async fn an_entry_that_two_clusters_declare_is_one_whichever_was_heard_first() {
     }
 }
 
+#[tokio::test]
+async fn an_identity_that_a_stored_entry_and_an_object_give_stays_when_the_stored_entry_goes() {
+    let store = store().await;
+    let (_own, registry) = cluster_on(Arc::clone(&store)).await;
+    let same = crate::store::testing::entry("e1", "/vm", "/agent", &["unix:uid:1"]);
+    store.create_entries(vec![same]).await.unwrap();
+    registry.catch_up().await.unwrap();
+    let mut cluster = declaring("a", &registry, 5);
+    cluster.pass(None);
+    let ids = || {
+        let entries = registry.entries(0, 10).into_iter();
+        let ids: Vec<String> = entries.map(|stored| stored.entry.id.clone()).collect();
+        ids
+    };
+    assert_eq!(ids(), ["e1"]);
+    store.delete_entry("e1").await.unwrap();
+    registry.catch_up().await.unwrap();
+    let derived = ids();
+    assert!(
+        derived.len() == 1 && derived[0].starts_with("k8s.a."),
+        "{derived:?}, before the cluster looks"
+    );
+    // It goes with its object, whether the cluster has looked meanwhile or not.
+    cluster.take(News::Fact(fixed(0, false)));
+    cluster.pass(None);
+    assert!(ids().is_empty());
+    cluster.take(News::Fact(fixed(5, true)));
+    cluster.pass(None);
+    assert_eq!(ids(), derived);
+}
+
 #[tokio::test(start_paused = true)]
 async fn clusters_that_declare_the_same_hear_of_each_other() {
     let (_own, registry) = cluster().await;

@@ -93,6 +93,10 @@ pub struct Pass {
     pub upserts: Vec<DerivedEntry>,
     /// Ids of entries that are gone.
     pub removals: Vec<String>,
+    /// Entries that give way to others, new or different.
+    pub masked: Vec<DerivedEntry>,
+    /// Ids of such entries that are declared no more.
+    pub unmasked: Vec<String>,
     /// Statuses of rules that changed, by name.
     pub rules: BTreeMap<Arc<str>, RuleStatus>,
     /// Statuses of static entries that changed, by name.
@@ -108,6 +112,8 @@ pub struct Pass {
 pub struct Derivation {
     /// The entries by id.
     pub entries: BTreeMap<String, DerivedEntry>,
+    /// Those that give way to others, by id.
+    pub masked: BTreeMap<String, DerivedEntry>,
     /// The statuses of rules of our class, by name.
     pub rules: BTreeMap<Arc<str>, RuleStatus>,
     /// The statuses of static entries of our class, by name.
@@ -251,10 +257,7 @@ impl Deriver {
         if namespaces || all_pods {
             self.count_namespaces();
         }
-        let Pass {
-            upserts, removals, ..
-        } = &mut pass;
-        self.keys.settle(is_taken, upserts, removals);
+        self.keys.settle(is_taken, &mut pass);
         self.changed_statuses(&mut pass);
         pass
     }
@@ -264,24 +267,20 @@ impl Deriver {
     pub fn pass_statics(&mut self, is_taken: IsTaken<'_>) -> Pass {
         let mut pass = Pass::default();
         // Entries of pods are declared by a whole pass only.
-        let Pass {
-            upserts, removals, ..
-        } = &mut pass;
-        self.keys.settle(is_taken, upserts, removals);
+        self.keys.settle(is_taken, &mut pass);
         pass
     }
 
     /// Everything that follows from the objects, as of the last pass.
     pub fn derivation(&self) -> Derivation {
-        let entries = self.keys.published();
+        let by_id = |entry: &DerivedEntry| (entry.entry.id.clone(), entry.clone());
         let problems = self.pods.iter().filter_map(|(name, state)| {
             let problem = state.problem.clone()?;
             Some((name.clone(), problem))
         });
         Derivation {
-            entries: entries
-                .map(|entry| (entry.entry.id.clone(), entry.clone()))
-                .collect(),
+            entries: self.keys.published().map(by_id).collect(),
+            masked: self.keys.masked().map(by_id).collect(),
             rules: self.told_rules.clone(),
             statics: self.told_statics.clone(),
             problems: problems.collect(),
