@@ -297,19 +297,21 @@ impl Cluster {
                 .map(move |(state, count)| (kind, state, count))
         })
         .collect();
-        if let Some(outbox) = outbox {
-            let objects = self.deriver.objects();
-            for (name, status) in pass.rules {
-                let before = rule_before(objects, &name);
-                outbox.put_rule(name, status, before);
-            }
-            for (name, status) in pass.statics {
-                let before = static_before(objects, &name);
-                outbox.put_static(name, status, before);
-            }
-            for problem in pass.problems {
-                outbox.put_problem(problem, self.clock.now());
-            }
+        let Some(outbox) = outbox else {
+            pass.statics.iter().for_each(|(name, status)| status.warn(name));
+            return;
+        };
+        let objects = self.deriver.objects();
+        for (name, status) in pass.rules {
+            let before = rule_before(objects, &name);
+            outbox.put_rule(name, status, before);
+        }
+        for (name, status) in pass.statics {
+            let before = static_before(objects, &name);
+            outbox.put_static(name, status, before);
+        }
+        for problem in pass.problems {
+            outbox.put_problem(problem, self.clock.now());
         }
     }
 
