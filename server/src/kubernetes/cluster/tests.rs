@@ -287,7 +287,8 @@ async fn a_watch_that_is_lost_or_silent_for_long_changes_nothing_and_its_age_is_
 
 /// As the task beside it does.
 async fn evict_orphans(cluster: &Cluster) {
-    orphans::evict_due(&cluster.orphans, &cluster.registry, "demo").await;
+    let nobody: orphans::AskNode = Box::new(|_name| Box::pin(async { Ok(None) }));
+    orphans::evict_due(&cluster.orphans, &cluster.registry, "demo", &nobody).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -387,4 +388,35 @@ async fn the_agent_of_a_node_that_went_unseen_is_evicted_after_a_second_look() {
     assert_eq!(left.len(), 1);
     assert!(left[0].as_str().ends_with("/here"));
     assert_eq!(registry.agent_count(), 2);
+}
+
+#[tokio::test]
+async fn an_agent_whose_node_the_api_server_has_stays_though_the_watch_of_nodes_has_not_told() {
+    let store = store().await;
+    for (name, uid) in [("here", "u1"), ("anew", "u2"), ("gone", "u3"), ("unknown", "u4")] {
+        let selector = format!("k8s_psat:agent_node_name:{name}");
+        let agent = agent(&format!("/spire/agent/k8s_psat/demo/{uid}"), "1", &[&selector]);
+        store.put_agent(agent).await.unwrap();
+    }
+    let (mut cluster, registry) = cluster_on(store).await;
+    cluster.synced.extend(Kind::ALL);
+    cluster.pass(None);
+    cluster.compare();
+    let ask: orphans::AskNode = Box::new(|name| {
+        let answer = match name {
+            "here" => Ok(Some("u1".to_owned())),
+            "anew" => Ok(Some("another".to_owned())),
+            "gone" => Ok(None),
+            _ => Err(kube::Error::LinesCodecMaxLineLengthExceeded),
+        };
+        Box::pin(async move { answer })
+    });
+    orphans::evict_due(&cluster.orphans, &registry, "demo", &ask).await;
+    let mut left = registry.agents_beginning("spiffe://example.test/spire/agent/");
+    left.sort();
+    let left: Vec<&str> = left
+        .iter()
+        .filter_map(|agent| agent.path().rsplit('/').next())
+        .collect();
+    assert_eq!(left, ["u1", "u4"]);
 }
