@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use finial_identity::entry::Entry;
 use finial_identity::spiffe_id::TrustDomain;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use regex::RegexSet;
 use uuid::Uuid;
 
@@ -307,6 +308,12 @@ impl Deriver {
 
     fn set_rule(&mut self, name: Arc<str>, rule: Option<Arc<ClusterSPIFFEID>>) {
         let before = self.objects.rules.get(&name);
+        if is_another(
+            before.map(|rule| &rule.metadata),
+            rule.as_ref().map(|rule| &rule.metadata),
+        ) {
+            self.told_rules.remove(&name);
+        }
         if same_rule(before, rule.as_ref()) {
             // The status is ours; the generation is not, and it may move without the spec.
             if let (Some(rule), Some(state)) = (&rule, self.rules.get_mut(&name)) {
@@ -332,6 +339,13 @@ impl Deriver {
     }
 
     fn set_static(&mut self, name: Arc<str>, object: Option<Arc<ClusterStaticEntry>>) {
+        let before = self.objects.statics.get(&name);
+        if is_another(
+            before.map(|object| &object.metadata),
+            object.as_ref().map(|object| &object.metadata),
+        ) {
+            self.told_statics.remove(&name);
+        }
         let key = |state: &StaticState| state.candidate.as_ref().ok().map(|candidate| candidate.key);
         let old_key = self.statics.get(&name).and_then(key);
         let owner = keys::Owner::Static(name.clone());
@@ -350,6 +364,11 @@ impl Deriver {
         self.statics.insert(name.clone(), state);
         self.objects.statics.insert(name, object);
     }
+}
+
+/// Whether it is not the object that was there before under its name. What was told of that one was told to nobody else.
+fn is_another(before: Option<&ObjectMeta>, now: Option<&ObjectMeta>) -> bool {
+    before.map(|meta| &meta.uid) != now.map(|meta| &meta.uid)
 }
 
 /// Whether two versions of a rule mean the same.
