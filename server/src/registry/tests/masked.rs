@@ -1,5 +1,7 @@
 //! Derived entries that wait for the place of those that they give way to.
 
+use finial_identity::entry::EntryParts;
+
 use super::*;
 
 fn of(source: &str, created_at: i64) -> Derived {
