@@ -8,7 +8,9 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use time::{Duration, OffsetDateTime};
 
-/// Room that most files of a process fit into, so that they take one read and one that finds the end, not eight.
+use super::container::{Cgroup, parse_cgroups};
+
+/// Room that most files of a process fit into, so that they take one read, not eight.
 const ONE_READ: usize = 4096;
 
 /// Most bytes of `status` and `stat` that are read; the kernel writes far fewer, except for thousands of groups.
@@ -27,6 +29,8 @@ pub struct ProcFs {
     root: PathBuf,
     /// This program's pid namespace, which it never leaves.
     own_pid_namespace: Arc<OnceLock<Option<u64>>>,
+    /// This program's control groups, which nobody moves it out of.
+    own_cgroups: Arc<OnceLock<Vec<Cgroup>>>,
 }
 
 /// Identity of a process as `/proc/<pid>/status` shows it, in effective ids.
@@ -66,6 +70,7 @@ impl ProcFs {
         Self {
             root: root.into(),
             own_pid_namespace: Arc::default(),
+            own_cgroups: Arc::default(),
         }
     }
 
@@ -166,6 +171,18 @@ impl ProcFs {
         *self.own_pid_namespace.get_or_init(look)
     }
 
+    /// The control groups of this program; none while they cannot be read.
+    pub fn own_cgroups(&self) -> &[Cgroup] {
+        if let Some(known) = self.own_cgroups.get() {
+            return known;
+        }
+        let text = read_whole(&self.root.join("self/cgroup")).ok();
+        match text.and_then(|text| parse_cgroups(&text).ok()) {
+            Some(groups) => self.own_cgroups.get_or_init(|| groups),
+            None => &[],
+        }
+    }
+
     /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not say.
     pub fn instant_of(&self, ticks: u64) -> Option<OffsetDateTime> {
         let stat = read_text(&self.root.join("stat")).ok()?;
@@ -182,9 +199,20 @@ impl Default for ProcFs {
     }
 }
 
+/// A file with one record, as `status` and `stat`: a read that does not fill its room has read all of it.
 fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = Vec::with_capacity(ONE_READ);
-    File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
+    let mut file = File::open(path)?;
+    let mut text = vec![0; ONE_READ];
+    let count = loop {
+        match file.read(&mut text) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    text.truncate(count);
+    if count == ONE_READ {
+        file.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
+    }
     // A program may put any bytes into its name, which is of no interest here.
     Ok(
         String::from_utf8(text)
@@ -266,6 +294,17 @@ mod tests {
     }
 
     #[test]
+    fn a_process_of_thousands_of_groups_has_all_of_them() {
+        for count in [0, 700, 900, 1000, 5000] {
+            let groups: Vec<u32> = (10_000..10_000 + count).collect();
+            let list: String = groups.iter().map(|group| format!("{group} ")).collect();
+            let status = format!("Name:\tfoo\nUid:\t1\t1\t1\t1\nGid:\t1\t1\t1\t1\nGroups:\t{list}\n");
+            let (_dir, procfs) = layout(7, &[("status", &status)]);
+            assert_eq!(procfs.ids(7).unwrap().groups, groups, "{} bytes", status.len());
+        }
+    }
+
+    #[test]
     fn a_list_that_is_too_long_is_an_error_not_a_part_of_it() {
         let limit = usize::try_from(MAX_LIST_BYTES).unwrap();
         for (length, fine) in [(limit, true), (limit + 1, false)] {
@@ -281,6 +320,17 @@ mod tests {
         let at = procfs.instant_of(250).unwrap();
         assert_eq!(at.unix_timestamp_nanos(), 1_002_500_000_000);
         assert_eq!(ProcFs::at("/nonexistent").instant_of(250), None);
+    }
+
+    #[test]
+    fn the_own_groups_are_read_once_they_can_be() {
+        let (dir, procfs) = layout(7, &[]);
+        assert_eq!(procfs.own_cgroups(), []);
+        std::fs::create_dir(dir.path().join("self")).unwrap();
+        std::fs::write(dir.path().join("self/cgroup"), "0::/a\n").unwrap();
+        assert_eq!(procfs.own_cgroups()[0].path, "/a");
+        std::fs::remove_dir_all(dir.path().join("self")).unwrap();
+        assert_eq!(procfs.own_cgroups().len(), 1);
     }
 
     #[test]
