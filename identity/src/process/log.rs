@@ -357,6 +357,10 @@ fn targets(level: LogLevel) -> Targets {
         .with_default(others)
         .with_target("finial", level.filter())
         .with_target(traces::TARGET, LevelFilter::OFF)
+        // It repeats answers that it cannot parse, and that to a TokenReview has the token. The error comes back to who asked.
+        .with_target("kube_client::client", LevelFilter::OFF)
+        .with_target("kube_client::client::builder", others)
+        .with_target("kube_client::client::tls", others)
 }
 
 #[cfg(test)]
@@ -390,6 +394,10 @@ mod tests {
         info!(target: "finial_agent::b", "i");
         debug!(target: "finial", "d");
         trace!(target: "finial_identity", "t");
+        error!(target: "kube_client::client", "answer");
+        warn!(target: "kube_client::client", "answer");
+        trace!(target: "kube_client::client", "answer");
+        warn!(target: "kube_client::client::tls", "tls_w");
         warn!(target: "h2::proto", "other_w");
         info!(target: "h2::proto", "other_i");
         debug!(target: "h2::proto", "other_d");
@@ -413,10 +421,10 @@ mod tests {
         assert_eq!(heard(LogLevel::Panic), "");
         assert_eq!(heard(LogLevel::Fatal), "");
         assert_eq!(heard(LogLevel::Error), "e");
-        assert_eq!(heard(LogLevel::Warn), "e w other_w");
-        assert_eq!(heard(LogLevel::Info), "e w i other_w");
-        assert_eq!(heard(LogLevel::Debug), "e w i d other_w");
-        assert_eq!(heard(LogLevel::Trace), "e w i d t other_w other_i other_d");
+        assert_eq!(heard(LogLevel::Warn), "e w tls_w other_w");
+        assert_eq!(heard(LogLevel::Info), "e w i tls_w other_w");
+        assert_eq!(heard(LogLevel::Debug), "e w i d tls_w other_w");
+        assert_eq!(heard(LogLevel::Trace), "e w i d t tls_w other_w other_i other_d");
     }
 
     #[test]

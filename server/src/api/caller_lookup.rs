@@ -64,6 +64,19 @@ impl CallerLookup {
             .or_refuse("failed to fetch caller's entries")
     }
 
+    /// Whether all entries that the caller may have are known.
+    ///
+    /// # Errors
+    /// `UNAVAILABLE` while they are not.
+    pub fn check_settled(&self, id: &SpiffeId) -> Result<(), Refusal> {
+        if !id.is_member_of(&self.trust_domain) {
+            return Ok(());
+        }
+        self.registry
+            .check_all_settled()
+            .or_refuse("failed to fetch caller's entries")
+    }
+
     /// Whether the certificate is the node's current one. One that waits to become current does so
     /// now. The inner error is why not.
     ///

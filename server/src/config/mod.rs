@@ -197,6 +197,12 @@ impl Config {
         Self { federation, ..self }
     }
 
+    /// The same with these clusters, whose objects declare entries.
+    #[must_use]
+    pub fn with_kubernetes(self, kubernetes: Vec<KubernetesCluster>) -> Self {
+        Self { kubernetes, ..self }
+    }
+
     /// `trust_domain`
     pub fn trust_domain(&self) -> &TrustDomain {
         &self.trust_domain

@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use finial_identity::peer::PeerPolicy;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
-use finial_identity::x509::Certificate;
 
 use super::authorization::Row;
 use crate::api::call::{Caller, CallerClass, Peer, Via};
@@ -33,6 +32,7 @@ impl Callers {
     ///
     /// # Errors
     /// `PERMISSION_DENIED` when none admits it, with the reason if agents may call;
+    /// `UNAVAILABLE` while it is not known whether an object declares an entry that would;
     /// `INTERNAL` when the store could not be asked.
     pub async fn identify(&self, row: &Row, peer: &Arc<Peer>) -> Result<Caller, Refusal> {
         let caller = |class, via| Caller {
@@ -65,23 +65,19 @@ impl Callers {
         if allowed.admits(CallerClass::Downstream) && self.lookup.is_downstream(id).await? {
             return Ok(caller(CallerClass::Downstream, Via::Entries));
         }
+        let mut refusal = denied(row);
         if allowed.admits(CallerClass::Agent) {
-            self.identify_agent(row, id, certificate).await?;
-            return Ok(caller(CallerClass::Agent, Via::Datastore));
+            match self.lookup.check_agent(id, certificate).await? {
+                Ok(()) => return Ok(caller(CallerClass::Agent, Via::Datastore)),
+                Err(reason) => refusal = Refusal::denied_agent(denial_text(row), reason),
+            }
         }
-        Err(denied(row))
-    }
-
-    async fn identify_agent(
-        &self,
-        row: &Row,
-        id: &SpiffeId,
-        certificate: &Certificate,
-    ) -> Result<(), Refusal> {
-        match self.lookup.check_agent(id, certificate).await? {
-            Ok(()) => Ok(()),
-            Err(reason) => Err(Refusal::denied_agent(denial_text(row), reason)),
+        let is_agents = allowed.admits(CallerClass::Agent) && id.is_agent();
+        let is_for_holders = allowed.admits(CallerClass::Admin) || allowed.admits(CallerClass::Downstream);
+        if is_for_holders && !is_agents {
+            self.lookup.check_settled(id)?;
         }
+        Err(refusal)
     }
 }
 

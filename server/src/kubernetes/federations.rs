@@ -67,6 +67,13 @@ impl Federations {
         let is_ours = |object: &Arc<ClusterFederatedTrustDomain>| {
             self.settings.is_ours(object.spec.class_name.as_deref())
         };
+        let uid = |object: Option<&Arc<ClusterFederatedTrustDomain>>| {
+            object.map(|object| object.metadata.uid.clone())
+        };
+        // What was told of another object of the name was not told of this one.
+        if uid(self.objects.get(&name)) != uid(object.as_ref()) {
+            self.told.remove(&name);
+        }
         match object.filter(is_ours) {
             Some(object) => self.objects.insert(name, object),
             None => self.objects.remove(&name),
@@ -343,6 +350,27 @@ mod tests {
         assert_eq!(urls(&pass), Some(vec!["https://younger"]));
         federations.apply("younger".into(), None);
         assert_eq!(urls(&federations.pass(&none)), Some(Vec::new()));
+    }
+
+    #[test]
+    fn an_object_that_is_made_again_at_once_is_told_its_status() {
+        for is_seen_to_go in [true, false] {
+            let mut federations = Federations::new(settings());
+            let (name, one) = object("older", 1, "a.example", &json!({}));
+            federations.apply(name.clone(), one.clone());
+            assert_eq!(federations.pass(&RefreshStates::new()).told.len(), 1);
+            federations.apply(name.clone(), one.clone());
+            assert_eq!(federations.pass(&RefreshStates::new()).told.len(), 0);
+            if is_seen_to_go {
+                federations.apply(name.clone(), None);
+            }
+            let mut again = ClusterFederatedTrustDomain::clone(&one.unwrap());
+            again.metadata.uid = Some("another".to_owned());
+            federations.apply(name, Some(Arc::new(again)));
+            let told = federations.pass(&RefreshStates::new()).told;
+            assert_eq!(told.len(), 1);
+            assert_eq!(told[0].2.uid, "another");
+        }
     }
 
     #[test]

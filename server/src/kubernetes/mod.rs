@@ -149,7 +149,7 @@ pub async fn start(
                 let watches = watch::watches(&client, tasks);
                 tasks.spawn(
                     "kubernetes statuses",
-                    Arc::clone(&outbox).run(client, clock.clone(), stop.clone()),
+                    Arc::clone(&outbox).run(client.clone(), clock.clone(), stop.clone()),
                 );
                 tasks.spawn(
                     "kubernetes evictions",
@@ -157,6 +157,7 @@ pub async fn start(
                         cluster.orphans(),
                         Arc::clone(registry),
                         configured.name.clone(),
+                        orphans::asking(client),
                         stop.clone(),
                     ),
                 );

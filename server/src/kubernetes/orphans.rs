@@ -7,9 +7,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use finial_identity::process::Stop;
 use finial_identity::spiffe_id::SpiffeId;
+use futures_util::future::BoxFuture;
+use k8s_openapi::api::core::v1::Node;
+use kube::{Api, Client};
 use tokio::sync::Notify;
 
 use crate::registry::Registry;
+
+/// What the selector begins with that names the node of an agent.
+const NODE_NAME: &str = "k8s_psat:agent_node_name:";
 
 /// Agents of one cluster that no node stands for: found by the cluster's task, and taken one by one by [`evict`], which
 /// may be slow. Until one is taken its node may be seen again.
@@ -61,17 +67,33 @@ impl Orphans {
     }
 }
 
+/// Asks the API server for the UID that the object of a node has now; none when there is no such object.
+pub(super) type AskNode = Box<dyn Fn(&str) -> BoxFuture<'static, kube::Result<Option<String>>> + Send + Sync>;
+
+/// Asks by this client.
+pub(super) fn asking(client: Client) -> AskNode {
+    let api = Api::<Node>::all(client);
+    Box::new(move |name| {
+        let (api, name) = (api.clone(), name.to_owned());
+        Box::pin(async move {
+            let node = api.get_metadata_opt(&name).await?;
+            Ok(node.and_then(|node| node.metadata.uid))
+        })
+    })
+}
+
 /// Evicts agents of this cluster until `stop`, one after the other: the store has others to serve. An agent that may attest
 /// again does so at once, as the agent of the node that its pod is on now.
 pub(super) async fn evict(
     orphans: Arc<Orphans>,
     registry: Arc<Registry>,
     cluster: String,
+    ask: AskNode,
     stop: Stop,
 ) -> Result<(), Infallible> {
     let evicting = async {
         loop {
-            evict_due(&orphans, &registry, &cluster).await;
+            evict_due(&orphans, &registry, &cluster, &ask).await;
             orphans.news.notified().await;
         }
     };
@@ -82,8 +104,20 @@ pub(super) async fn evict(
     Ok(())
 }
 
-pub(super) async fn evict_due(orphans: &Orphans, registry: &Registry, cluster: &str) {
+/// The watch of nodes may be behind without telling, so none is evicted whose node the API server has.
+pub(super) async fn evict_due(orphans: &Orphans, registry: &Registry, cluster: &str, ask: &AskNode) {
     while let Some(agent_id) = orphans.take() {
+        match is_there(registry, &agent_id, ask).await {
+            Ok(false) => {}
+            Ok(true) => {
+                tracing::info!(cluster, %agent_id, "agent stays: its node is there, of which the watch of nodes has not told");
+                continue;
+            }
+            Err(error) => {
+                tracing::warn!(cluster, %agent_id, %error, "failed to find out whether the node of an agent is gone");
+                continue;
+            }
+        }
         match registry.evict(&agent_id).await {
             Ok(true) => {
                 tracing::info!(cluster, %agent_id, "agent of a node that is gone was evicted");
@@ -94,6 +128,21 @@ pub(super) async fn evict_due(orphans: &Orphans, registry: &Registry, cluster: &
             }
         }
     }
+}
+
+/// Whether the API server has the object of the agent's node. One whose node has no known name has none.
+async fn is_there(registry: &Registry, agent_id: &SpiffeId, ask: &AskNode) -> kube::Result<bool> {
+    // Whoever evicts says what is wrong with the store.
+    let Ok(Some(agent)) = registry.agent(agent_id).await else {
+        return Ok(false);
+    };
+    let mut selectors = agent.selectors.iter();
+    let Some(name) = selectors.find_map(|selector| selector.as_str().strip_prefix(NODE_NAME)) else {
+        return Ok(false);
+    };
+    let uid = ask(name).await?;
+    let own = agent_id.path().rsplit('/').next();
+    Ok(uid.is_some() && uid.as_deref() == own)
 }
 
 #[cfg(test)]

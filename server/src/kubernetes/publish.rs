@@ -12,6 +12,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
 use tokio::time::sleep;
+use uuid::Uuid;
 
 use super::FIELD_MANAGER;
 use crate::config::{BundleFormat, ConfigMapPublisher};
@@ -21,6 +22,8 @@ use crate::registry::Registry;
 const REFRESH: Duration = Duration::from_secs(10 * 60);
 /// How long after a failure it is written again.
 const TRY_AGAIN: Duration = Duration::from_secs(5);
+/// Longest name of an owner of fields, in bytes, that API servers take.
+const MAX_FIELD_MANAGER: usize = 128;
 
 /// Writes the bundle with each change of it until `stop`.
 pub(super) async fn run(
@@ -88,9 +91,22 @@ async fn write(api: &Api<ConfigMap>, publisher: &ConfigMapPublisher, bundle: &Bu
         data: Some(data),
         ..ConfigMap::default()
     };
-    let params = PatchParams::apply(FIELD_MANAGER).force();
+    let params = PatchParams::apply(&field_manager(&publisher.key)).force();
     api.patch(&publisher.name, &params, &Patch::Apply(&map)).await?;
     Ok(())
+}
+
+/// Who we are as the owner of a key. An apply takes away what the same manager applied before and does not name now, so
+/// each key of a map has its own.
+fn field_manager(key: &str) -> String {
+    let name = format!("{FIELD_MANAGER}/{key}");
+    if name.len() <= MAX_FIELD_MANAGER {
+        return name;
+    }
+    format!(
+        "{FIELD_MANAGER}/{}",
+        Uuid::new_v5(&Uuid::NAMESPACE_URL, key.as_bytes())
+    )
 }
 
 fn document(publisher: &ConfigMapPublisher, bundle: &Bundle) -> String {
@@ -110,22 +126,64 @@ fn document(publisher: &ConfigMapPublisher, bundle: &Bundle) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
+
     use finial_identity::spiffe_id::TrustDomain;
 
     use super::*;
 
-    #[test]
-    fn a_refresh_hint_of_the_configuration_replaces_the_bundles() {
-        let bundle = Bundle::new(TrustDomain::parse("example.test").unwrap());
-        let publisher = |format| ConfigMapPublisher {
+    fn publisher(key: &str, format: BundleFormat) -> ConfigMapPublisher {
+        ConfigMapPublisher {
             cluster: "a".to_owned(),
             namespace: "spire".to_owned(),
             name: "bundle".to_owned(),
-            key: "k".to_owned(),
+            key: key.to_owned(),
             format,
             kube_config_file: None,
             refresh_hint: Some(Duration::from_secs(77)),
-        };
+        }
+    }
+
+    /// What an API server is asked for, by the owner of the fields: the keys of the map.
+    #[tokio::test]
+    async fn each_key_of_a_map_has_an_owner_of_its_own() {
+        let applied = Arc::new(Mutex::new(BTreeMap::new()));
+        let seen = Arc::clone(&applied);
+        let api_server = tower::service_fn(move |request: http::Request<kube::client::Body>| {
+            let seen = Arc::clone(&seen);
+            async move {
+                let query = request.uri().query().unwrap_or_default().to_owned();
+                let body = request.into_body().collect_bytes().await.unwrap();
+                let map: serde_json::Value = serde_json::from_slice(&body).unwrap();
+                let keys: Vec<String> = map["data"].as_object().unwrap().keys().cloned().collect();
+                let manager = query
+                    .split('&')
+                    .find(|part| part.starts_with("fieldManager="))
+                    .unwrap();
+                // As server-side apply does: what the manager owned before and does not name is taken away.
+                seen.lock().unwrap().insert(manager.to_owned(), keys);
+                Ok::<_, std::convert::Infallible>(http::Response::new(kube::client::Body::from(
+                    body.to_vec(),
+                )))
+            }
+        });
+        let api = Api::<ConfigMap>::namespaced(Client::new(api_server, "default"), "spire");
+        let bundle = Bundle::new(TrustDomain::parse("example.test").unwrap());
+        let (long, longer) = ("k".repeat(253), "k".repeat(252));
+        for key in ["bundle.crt", "bundle.json", &long, &longer, "bundle.crt"] {
+            let publisher = publisher(key, BundleFormat::Pem);
+            write(&api, &publisher, &bundle).await.unwrap();
+        }
+        let applied = applied.lock().unwrap();
+        let keys: std::collections::BTreeSet<&String> = applied.values().flatten().collect();
+        assert_eq!(keys.len(), 4, "{applied:?}");
+        assert!(field_manager(&long).len() <= MAX_FIELD_MANAGER);
+    }
+
+    #[test]
+    fn a_refresh_hint_of_the_configuration_replaces_the_bundles() {
+        let bundle = Bundle::new(TrustDomain::parse("example.test").unwrap());
+        let publisher = |format| publisher("k", format);
         assert!(document(&publisher(BundleFormat::Spiffe), &bundle).contains("77"));
         assert_eq!(document(&publisher(BundleFormat::Pem), &bundle), bundle.to_pem());
         assert_eq!(

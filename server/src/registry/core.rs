@@ -12,13 +12,13 @@ use finial_identity::wire::{self, DigestSum};
 
 use super::authorized::reach;
 use super::cursor::{Cursor, Logged, RecentChanges, WasPlaced};
+use super::derived::Masked;
 use super::index::{Index, Slot};
-use super::sources::Derived;
 use super::watchers::{AgentGone, State, WatchNumber, Watcher, Watchers};
 use crate::store::{AgentRecord, Change, Revision, StoredEntry, What};
 
 /// Rows of derived entries begin here, behind all stored ones.
-const FIRST_DERIVED_ROW: u64 = 1 << 62;
+pub(super) const FIRST_DERIVED_ROW: u64 = 1 << 62;
 
 /// The bundles of all trust domains.
 pub type Bundles = BTreeMap<TrustDomain, Arc<Bundle>>;
@@ -32,14 +32,15 @@ pub(super) struct Core {
     pub(super) watchers: Watchers,
     recent: RecentChanges,
     applied: Revision,
-    next_derived_row: u64,
+    pub(super) next_derived_row: u64,
     /// Which objects derived entries come from, by row.
-    origins: HashMap<u64, Arc<str>>,
+    pub(super) origins: HashMap<u64, Arc<str>>,
+    pub(super) masked: Masked,
 }
 
 /// What the changes of one call did so far.
 #[derive(Debug, Default)]
-struct Batch {
+pub(super) struct Batch {
     /// Slots whose entries changed.
     changed: HashSet<Slot>,
     /// Ids of entries that are gone, by their slots.
@@ -62,6 +63,7 @@ impl Core {
             applied: Revision::START,
             next_derived_row: FIRST_DERIVED_ROW,
             origins: HashMap::new(),
+            masked: Masked::default(),
         }
     }
 
@@ -78,11 +80,19 @@ impl Core {
     /// Applies changes of the store, in order, and wakes the watches that they concern.
     pub(super) fn apply(&mut self, changes: Vec<Change>) {
         let mut batch = Batch::default();
+        let mut places = Vec::new();
         for Change { revision, what } in changes {
             self.applied = revision;
             match what {
-                What::EntryPut(StoredEntry { row, entry }) => self.put_entry(&mut batch, row, &entry),
-                What::EntryDeleted(id) => self.remove_entry(&mut batch, &id),
+                What::EntryPut(StoredEntry { row, entry }) => {
+                    places.extend(self.place_of(&entry.id));
+                    self.put_entry(&mut batch, row, &entry);
+                    places.push(entry);
+                }
+                What::EntryDeleted(id) => {
+                    places.extend(self.place_of(&id));
+                    self.remove_entry(&mut batch, &id);
+                }
                 What::AgentPut(agent) => self.put_agent(&mut batch, agent),
                 What::AgentDeleted(id) => self.remove_agent(&mut batch, &id),
                 What::BundlePut(bundle) => {
@@ -95,66 +105,25 @@ impl Core {
                 }
             }
         }
+        self.settle_places(&mut batch, &places);
         self.finish(batch);
-    }
-
-    /// Puts and removes entries that are derived and not stored.
-    pub(super) fn apply_derived(&mut self, upserts: &[Derived], removals: &[String]) {
-        let mut batch = Batch::default();
-        for id in removals {
-            if let Some(row) = self.derived_row(id) {
-                self.origins.remove(&row);
-                self.remove_entry(&mut batch, id);
-            }
-        }
-        for Derived { entry, origin } in upserts {
-            let row = match self.index.slot(&entry.id) {
-                None => {
-                    self.next_derived_row += 1;
-                    self.next_derived_row
-                }
-                Some(_) => match self.derived_row(&entry.id) {
-                    Some(row) => row,
-                    // A stored entry has the id and keeps it.
-                    None => continue,
-                },
-            };
-            self.origins.insert(row, origin.clone());
-            self.put_entry(&mut batch, row, entry);
-        }
-        self.finish(batch);
-    }
-
-    /// The object that a derived entry comes from.
-    pub(super) fn origin(&self, id: &str) -> Option<Arc<str>> {
-        self.origins.get(&self.derived_row(id)?).cloned()
-    }
-
-    /// The entry that gives the same identity for the same facts, of the derived or of the stored ones.
-    pub(super) fn similar(&self, entry: &Entry, is_derived: bool) -> Option<Slot> {
-        self.index
-            .similar(entry, |_index, slot| self.is_derived(slot) == is_derived)
-    }
-
-    /// Whether the entry in the slot is derived and not stored.
-    pub(super) fn is_derived(&self, slot: Slot) -> bool {
-        self.index.row(slot) >= FIRST_DERIVED_ROW
-    }
-
-    fn derived_row(&self, id: &str) -> Option<u64> {
-        let row = self.index.row(self.index.slot(id)?);
-        (row >= FIRST_DERIVED_ROW).then_some(row)
     }
 
     /// Replaces the state by what was loaded again. Watches stay open and get the differences.
     pub(super) fn replace(&mut self, mut loaded: Self) {
         for (row, slot) in self.index.after(FIRST_DERIVED_ROW) {
             let entry = self.index.entry(slot);
+            // What waits for a place takes it below, if it is free.
+            if self.masked.has(&entry.id) {
+                self.origins.remove(&row);
+                continue;
+            }
             if loaded.index.slot(&entry.id).is_none() {
                 loaded.index.put(row, &entry);
             }
         }
         self.index = loaded.index;
+        self.fill_places();
         self.agents = loaded.agents;
         self.bundles = loaded.bundles;
         self.applied = loaded.applied;
@@ -296,11 +265,16 @@ impl Core {
         (set, digest)
     }
 
+    /// Whether this is the digest of an agent's set.
+    pub(super) fn is_set(&self, agent: &SpiffeId, digest: DigestSum) -> bool {
+        self.set_of(agent).1 == digest
+    }
+
     fn digest(&self, slot: Slot) -> u128 {
         wire::entry_digest(&wire::entry_to_wire(&self.index.entry(slot)))
     }
 
-    fn put_entry(&mut self, batch: &mut Batch, row: u64, entry: &Entry) {
+    pub(super) fn put_entry(&mut self, batch: &mut Batch, row: u64, entry: &Entry) {
         let old = self.index.slot(&entry.id);
         let is_moved = !old.is_some_and(|slot| self.index.is_same_place(slot, entry));
         let before = old.map(|slot| self.before(batch, slot)).unwrap_or_default();
@@ -340,7 +314,7 @@ impl Core {
         }
     }
 
-    fn remove_entry(&mut self, batch: &mut Batch, id: &str) {
+    pub(super) fn remove_entry(&mut self, batch: &mut Batch, id: &str) {
         let Some(slot) = self.index.slot(id) else { return };
         let before = self.before(batch, slot);
         self.index.remove(slot);
@@ -437,7 +411,7 @@ impl Core {
     }
 
     /// Computes what must be computed again, wakes the watches, and frees what was kept for both.
-    fn finish(&mut self, mut batch: Batch) {
+    pub(super) fn finish(&mut self, mut batch: Batch) {
         let mut digests: HashMap<Slot, u128> = HashMap::new();
         for number in &batch.recompute {
             if let Some(watcher) = self.watchers.watcher(*number) {

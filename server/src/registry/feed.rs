@@ -116,11 +116,15 @@ impl Registry {
         resume: Option<Resume>,
     ) -> Result<Feed, SubscribeError> {
         admitted(self.agent_standing(agent, serial).await?)?;
-        self.check_settled(agent)?;
+        let settled = self.check_settled(agent);
         if let Some(resume) = &resume {
             self.compare_history(agent, resume.cursor).await?;
         }
         let mut core = self.write();
+        // One that holds nothing more than is known here loses nothing.
+        if !resume.is_some_and(|resume| core.is_set(agent, resume.digest)) {
+            settled?;
+        }
         // Since the question above the agent may have been banned or deleted. What happens to it from
         // here on the watch hears.
         let record = admitted(standing(&core, agent, serial))?;

@@ -9,6 +9,7 @@
 mod authorized;
 mod core;
 mod cursor;
+mod derived;
 mod explained;
 mod feed;
 mod hops;

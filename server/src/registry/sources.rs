@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use finial_identity::entry::Entry;
-use finial_identity::spiffe_id::SpiffeId;
+use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::core::Core;
+use super::derived::place;
 use super::{Registry, RegistryError, listed};
 use crate::store::{Revision, StoredEntry};
 
@@ -33,7 +34,9 @@ pub struct SourceState {
     pub passed_at: Option<OffsetDateTime>,
     /// Whether everything that it declares has been taken in once.
     pub is_settled: bool,
-    /// What the IDs of agents begin with that it may concern.
+    /// Whether its static entries have been taken in once, which may be meant for any agent.
+    pub has_statics: bool,
+    /// What the IDs of agents begin with that its other entries may be meant for.
     pub parent_prefix: String,
     /// When it was heard last.
     pub heard_at: Option<OffsetDateTime>,
@@ -53,8 +56,13 @@ impl Registry {
     /// Takes in entries that are derived from rules and never stored, and takes out those of the
     /// given ids. An entry whose id a stored one has is ignored.
     pub fn apply_derived(&self, upserts: &[Derived], removals: &[String]) {
-        // First, so that nobody is sent an entry whose way is not known yet.
-        self.note_derived(upserts);
+        // First, so that nobody is sent an entry whose way is not known yet. What waited for its place has its way already.
+        let new: Vec<Derived> = {
+            let core = self.read();
+            let new = upserts.iter().filter(|derived| !core.has_derived(derived));
+            new.cloned().collect()
+        };
+        self.note_derived(&new);
         let is_contested = {
             let mut core = self.write();
             core.apply_derived(upserts, removals);
@@ -70,6 +78,21 @@ impl Registry {
         }
     }
 
+    /// Takes in derived entries that give way for now, and forgets those of the given ids. Each takes the place of what it
+    /// gives way to as soon as that goes, in the same change.
+    pub fn mask(&self, masked: &[Derived], gone: &[String]) {
+        self.note_derived(masked);
+        let is_contested = {
+            let mut core = self.write();
+            core.mask(masked, gone);
+            self.sources.forget(&core, gone.iter())
+        };
+        self.note_gone(gone);
+        if is_contested {
+            self.sources.contests.send_modify(|count| *count += 1);
+        }
+    }
+
     /// Whether a derived entry must give way: to a stored one that gives the same identity for the same facts, or to one
     /// of another source, of which the older counts, and of equally old ones that of the source with the smaller name.
     /// So it is the same at every server, whichever source was heard first.
@@ -78,7 +101,6 @@ impl Registry {
         if core.similar(entry, false).is_some() {
             return true;
         }
-        let place = |entry: &Entry| (entry.created_at, source_of(&entry.id).to_owned());
         let own = place(entry);
         let Some(preferred) = core.rival(entry, |rival| place(rival) < own) else {
             return false;
@@ -130,13 +152,41 @@ impl Registry {
     /// Whether it can be told what an agent may have.
     ///
     /// # Errors
-    /// [`RegistryError::Unsettled`] while a source that may concern the agent is not settled.
+    /// [`RegistryError::Unsettled`] while a source has not said what concerns the agent.
     pub fn check_settled(&self, agent: &SpiffeId) -> Result<(), RegistryError> {
+        self.check_sources(|state| {
+            state.is_settled || (state.has_statics && !agent.as_str().starts_with(&state.parent_prefix))
+        })
+    }
+
+    /// Whether all sources have said what they declare.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unsettled`].
+    pub fn check_all_settled(&self) -> Result<(), RegistryError> {
+        self.check_sources(|state| state.is_settled)
+    }
+
+    /// How many derived entries federate with a trust domain, and the object that declares the first of them; `None` when
+    /// there are none.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unsettled`] when there are none so far.
+    pub fn derived_with(
+        &self,
+        trust_domain: &TrustDomain,
+    ) -> Result<Option<(usize, Arc<str>)>, RegistryError> {
+        // Before the look: what is settled from here on is seen.
+        let settled = self.check_all_settled();
+        match self.read().derived_with(trust_domain) {
+            None => settled.map(|()| None),
+            found => Ok(found),
+        }
+    }
+
+    fn check_sources(&self, is_told: impl Fn(&SourceState) -> bool) -> Result<(), RegistryError> {
         let sources = self.sources.states.read().unwrap_or_else(PoisonError::into_inner);
-        let unsettled = sources
-            .iter()
-            .find(|(_, state)| !state.is_settled && agent.as_str().starts_with(&state.parent_prefix));
-        match unsettled {
+        match sources.iter().find(|(_, state)| !is_told(state)) {
             Some((name, _)) => Err(RegistryError::Unsettled(name.clone())),
             None => Ok(()),
         }
@@ -181,7 +231,7 @@ impl Core {
 }
 
 /// The part of a derived entry's id that names its source: `k8s.<source>.<UUID>`.
-fn source_of(id: &str) -> &str {
+pub(super) fn source_of(id: &str) -> &str {
     id.rsplit_once('.').map_or(id, |(source, _uuid)| source)
 }
 

@@ -1,5 +1,6 @@
 mod feeds;
 mod held_back;
+mod masked;
 
 use std::time::Duration;
 

@@ -5,6 +5,7 @@ mod agents;
 mod authorities;
 mod bundles;
 mod callers;
+mod clusters;
 mod entries;
 mod entry_batches;
 mod federation;

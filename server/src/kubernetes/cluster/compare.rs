@@ -1,9 +1,12 @@
 //! What is done every few minutes although nothing was told: everything is derived again and compared, and written again.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use finial_identity::entry::Entry;
 
 use super::{Cluster, rule_before, static_before};
-use crate::kubernetes::derive::{Derivation, Deriver};
+use crate::kubernetes::derive::{Derivation, DerivedEntry, Deriver, Pass};
 use crate::kubernetes::outbox::Outbox;
 use crate::telemetry::metrics;
 
@@ -14,16 +17,16 @@ impl Cluster {
             return;
         }
         self.look_for_orphans();
-        let registry = &self.registry;
-        let is_taken = |entry: &Entry| registry.gives_way(entry);
         self.deriver.others_changed();
+        let registry = Arc::clone(&self.registry);
+        let is_taken = |entry: &Entry| registry.gives_way(entry);
         let late = self.deriver.pass(&is_taken);
-        registry.apply_derived(&late.upserts, &late.removals);
+        self.apply(&late);
         let mut anew = Deriver::new(self.deriver.settings().clone());
         self.deriver.objects().facts().for_each(|fact| anew.apply(fact));
         anew.pass(&is_taken);
         let (held, right): (Derivation, Derivation) = (self.deriver.derivation(), anew.derivation());
-        if held.entries == right.entries {
+        if held.entries == right.entries && held.masked == right.masked {
             return;
         }
         metrics().count("kubernetes_drift", &[], 1);
@@ -31,15 +34,16 @@ impl Cluster {
             cluster = self.name(),
             "derived entries were not what the objects say"
         );
-        let upserts: Vec<_> = right
-            .entries
-            .iter()
-            .filter(|(id, entry)| held.entries.get(*id) != Some(*entry))
-            .map(|(_, entry)| entry.clone())
-            .collect();
-        let gone = held.entries.keys().filter(|id| !right.entries.contains_key(*id));
-        let removals: Vec<String> = gone.cloned().collect();
-        registry.apply_derived(&upserts, &removals);
+        self.apply(&Pass {
+            upserts: news(&held.entries, &right.entries),
+            removals: gone(&held.entries, &right.entries),
+            masked: news(&held.masked, &right.masked),
+            unmasked: gone(&held.masked, &right.masked)
+                .into_iter()
+                .filter(|id| !right.entries.contains_key(id))
+                .collect(),
+            ..Pass::default()
+        });
         self.deriver = anew;
     }
 
@@ -66,4 +70,14 @@ impl Cluster {
         outbox.put_all(rules.collect(), statics.collect(), self.federations.statuses());
         outbox.offer_problems(problems.into_values().collect(), self.clock.now());
     }
+}
+
+fn news(held: &BTreeMap<String, DerivedEntry>, right: &BTreeMap<String, DerivedEntry>) -> Vec<DerivedEntry> {
+    let news = right.iter().filter(|(id, entry)| held.get(*id) != Some(*entry));
+    news.map(|(_, entry)| entry.clone()).collect()
+}
+
+fn gone(held: &BTreeMap<String, DerivedEntry>, right: &BTreeMap<String, DerivedEntry>) -> Vec<String> {
+    let gone = held.keys().filter(|id| !right.contains_key(*id));
+    gone.cloned().collect()
 }

@@ -45,6 +45,8 @@ pub(super) struct Cluster {
     clock: Clock,
     source: SourceState,
     synced: BTreeSet<Kind>,
+    /// Kinds of which the API server said that it has none.
+    absent: BTreeSet<Kind>,
     troubles: BTreeMap<Kind, String>,
     orphans: Arc<Orphans>,
     questions: mpsc::Receiver<PodQuestion>,
@@ -71,6 +73,7 @@ impl Cluster {
             clock,
             source,
             synced: BTreeSet::new(),
+            absent: BTreeSet::new(),
             troubles: BTreeMap::new(),
             orphans: Arc::default(),
             times: Times::default(),
@@ -84,7 +87,7 @@ impl Cluster {
         Arc::clone(&self.orphans)
     }
 
-    /// Processes changes until `stop`. Nothing is published before all kinds were listed once.
+    /// Processes changes until `stop`. Nothing but static entries is published before all kinds were listed once.
     pub(super) async fn run(
         mut self,
         mut watches: Watches,
@@ -199,13 +202,23 @@ impl Cluster {
             News::Lost(kind, text) => {
                 self.troubles.insert(kind, text);
             }
+            News::Absent(kind) => {
+                self.absent.insert(kind);
+            }
         }
+    }
+
+    /// Whether all objects of a kind are known. Of a kind that the API server does not have there are none, once it has
+    /// listed another: whoever answers for it while it is away may know no kind at all.
+    fn is_listed(&self, kind: Kind) -> bool {
+        let is_absent = kind.may_be_absent() && self.absent.contains(&kind);
+        self.synced.contains(&kind) || (is_absent && !self.synced.is_empty())
     }
 
     fn pass(&mut self, outbox: Option<&Outbox>) {
         let waits = Kind::ALL
             .iter()
-            .filter(|kind| kind.concerns_entries() && !self.synced.contains(kind));
+            .filter(|kind| kind.concerns_entries() && !self.is_listed(**kind));
         let waits: Vec<&str> = waits.map(|kind| kind.as_str()).collect();
         if waits.is_empty() {
             let began = Instant::now();
@@ -215,6 +228,8 @@ impl Cluster {
                 metrics().called("kubernetes_pass", &[], began.elapsed());
             }
             self.publish(pass, outbox);
+        } else if self.is_listed(Kind::Statics) {
+            self.publish_statics();
         }
         self.publish_federations(outbox);
         let lost = self
@@ -231,23 +246,44 @@ impl Cluster {
         self.registry.set_source(self.name(), self.source.clone());
     }
 
-    fn publish(&mut self, pass: Pass, outbox: Option<&Outbox>) {
+    /// Publishes the static entries while other objects are awaited: agents outside the cluster need no others.
+    fn publish_statics(&mut self) {
+        let registry = &self.registry;
+        let pass = self
+            .deriver
+            .pass_statics(&|entry: &Entry| registry.gives_way(entry));
+        self.apply(&pass);
+        if !self.source.has_statics {
+            self.source.has_statics = true;
+            self.registry.note_from_before(&pass.upserts);
+        }
+    }
+
+    pub(super) fn apply(&self, pass: &Pass) {
         if !pass.upserts.is_empty() || !pass.removals.is_empty() {
             self.registry.apply_derived(&pass.upserts, &pass.removals);
         }
+        if !pass.masked.is_empty() || !pass.unmasked.is_empty() {
+            self.registry.mask(&pass.masked, &pass.unmasked);
+        }
+    }
+
+    fn publish(&mut self, pass: Pass, outbox: Option<&Outbox>) {
+        self.apply(&pass);
+        let totals = self.deriver.totals();
         if !self.source.is_settled {
             self.source.is_settled = true;
+            self.source.has_statics = true;
             self.look_for_orphans();
             self.registry.note_from_before(&pass.upserts);
             tracing::info!(
                 cluster = self.name(),
                 pods = self.deriver.objects().pod_count(),
-                entries = pass.upserts.len(),
+                entries = totals.rules[0] + totals.statics[0],
                 "objects of the cluster were taken in"
             );
         }
         self.source.passed_at = Some(self.clock.now());
-        let totals = self.deriver.totals();
         self.source.counts = [
             ("ClusterSPIFFEID", totals.rules),
             ("ClusterStaticEntry", totals.statics),
@@ -261,19 +297,21 @@ impl Cluster {
                 .map(move |(state, count)| (kind, state, count))
         })
         .collect();
-        if let Some(outbox) = outbox {
-            let objects = self.deriver.objects();
-            for (name, status) in pass.rules {
-                let before = rule_before(objects, &name);
-                outbox.put_rule(name, status, before);
-            }
-            for (name, status) in pass.statics {
-                let before = static_before(objects, &name);
-                outbox.put_static(name, status, before);
-            }
-            for problem in pass.problems {
-                outbox.put_problem(problem, self.clock.now());
-            }
+        let Some(outbox) = outbox else {
+            pass.statics.iter().for_each(|(name, status)| status.warn(name));
+            return;
+        };
+        let objects = self.deriver.objects();
+        for (name, status) in pass.rules {
+            let before = rule_before(objects, &name);
+            outbox.put_rule(name, status, before);
+        }
+        for (name, status) in pass.statics {
+            let before = static_before(objects, &name);
+            outbox.put_static(name, status, before);
+        }
+        for problem in pass.problems {
+            outbox.put_problem(problem, self.clock.now());
         }
     }
 

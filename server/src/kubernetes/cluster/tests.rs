@@ -67,6 +67,66 @@ async fn nothing_is_published_before_every_kind_was_listed_once() {
     assert!(registry.sources()["demo"].is_settled);
 }
 
+#[tokio::test]
+async fn static_entries_reach_agents_outside_the_cluster_before_pods_were_listed() {
+    let (mut cluster, registry) = cluster().await;
+    let (inside, outside) = (
+        agent("/spire/agent/k8s_psat/demo/u", "1", &[]).id,
+        agent("/spire/agent/x509pop/vm", "1", &[]).id,
+    );
+    facts().into_iter().for_each(|news| cluster.take(news));
+    cluster.take(News::Fact(fixed(1, true)));
+    cluster.take(News::Synced(Kind::Rules));
+    cluster.pass(None);
+    assert!(registry.check_settled(&outside).is_err());
+    cluster.take(News::Synced(Kind::Statics));
+    cluster.pass(None);
+    assert!(registry.check_settled(&outside).is_ok());
+    assert!(registry.check_settled(&inside).is_err());
+    let ids = || {
+        let entries = registry.entries(0, 9).into_iter();
+        let ids: Vec<_> = entries
+            .map(|stored| stored.entry.spiffe_id.path().to_owned())
+            .collect();
+        ids
+    };
+    assert_eq!(ids(), ["/vm"], "pods wait for the other lists");
+    cluster.take(News::Fact(fixed(1, false)));
+    cluster.pass(None);
+    assert!(ids().is_empty());
+    cluster.take(News::Fact(fixed(1, true)));
+    cluster.synced.extend(Kind::ALL);
+    cluster.pass(None);
+    assert_eq!(registry.entry_count(), 2);
+    assert!(registry.check_settled(&inside).is_ok());
+    assert!(cluster.deriver.derivation().statics["vm"].is_set);
+}
+
+#[tokio::test]
+async fn a_cluster_without_a_kind_of_objects_settles_once_it_has_listed_others() {
+    let (mut cluster, registry) = cluster().await;
+    let outside = agent("/spire/agent/x509pop/vm", "1", &[]).id;
+    for kind in Kind::ALL {
+        cluster.take(News::Lost(kind, "404".to_owned()));
+        cluster.take(News::Absent(kind));
+    }
+    cluster.pass(None);
+    assert!(
+        registry.check_settled(&outside).is_err(),
+        "whoever answered has no pods either"
+    );
+    cluster.take(News::Synced(Kind::Namespaces));
+    cluster.pass(None);
+    assert!(registry.check_settled(&outside).is_ok());
+    assert!(!registry.sources()["demo"].is_settled);
+    for kind in [Kind::Nodes, Kind::Pods, Kind::Endpoints] {
+        cluster.take(News::Synced(kind));
+    }
+    cluster.pass(None);
+    let source = registry.sources()["demo"].clone();
+    assert!(source.is_settled && source.trouble.unwrap().contains("clusterspiffeids: 404"));
+}
+
 /// A cluster of this name with one static entry, the same for all clusters, that was made at this second.
 fn declaring(name: &str, registry: &Arc<Registry>, second: u32) -> Cluster {
     let settings = Settings {
@@ -139,6 +199,37 @@ async fn an_entry_that_two_clusters_declare_is_one_whichever_was_heard_first() {
     }
 }
 
+#[tokio::test]
+async fn an_identity_that_a_stored_entry_and_an_object_give_stays_when_the_stored_entry_goes() {
+    let store = store().await;
+    let (_own, registry) = cluster_on(Arc::clone(&store)).await;
+    let same = crate::store::testing::entry("e1", "/vm", "/agent", &["unix:uid:1"]);
+    store.create_entries(vec![same]).await.unwrap();
+    registry.catch_up().await.unwrap();
+    let mut cluster = declaring("a", &registry, 5);
+    cluster.pass(None);
+    let ids = || {
+        let entries = registry.entries(0, 10).into_iter();
+        let ids: Vec<String> = entries.map(|stored| stored.entry.id.clone()).collect();
+        ids
+    };
+    assert_eq!(ids(), ["e1"]);
+    store.delete_entry("e1").await.unwrap();
+    registry.catch_up().await.unwrap();
+    let derived = ids();
+    assert!(
+        derived.len() == 1 && derived[0].starts_with("k8s.a."),
+        "{derived:?}, before the cluster looks"
+    );
+    // It goes with its object, whether the cluster has looked meanwhile or not.
+    cluster.take(News::Fact(fixed(0, false)));
+    cluster.pass(None);
+    assert!(ids().is_empty());
+    cluster.take(News::Fact(fixed(5, true)));
+    cluster.pass(None);
+    assert_eq!(ids(), derived);
+}
+
 #[tokio::test(start_paused = true)]
 async fn clusters_that_declare_the_same_hear_of_each_other() {
     let (_own, registry) = cluster().await;
@@ -196,7 +287,8 @@ async fn a_watch_that_is_lost_or_silent_for_long_changes_nothing_and_its_age_is_
 
 /// As the task beside it does.
 async fn evict_orphans(cluster: &Cluster) {
-    orphans::evict_due(&cluster.orphans, &cluster.registry, "demo").await;
+    let nobody: orphans::AskNode = Box::new(|_name| Box::pin(async { Ok(None) }));
+    orphans::evict_due(&cluster.orphans, &cluster.registry, "demo", &nobody).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -296,4 +388,35 @@ async fn the_agent_of_a_node_that_went_unseen_is_evicted_after_a_second_look() {
     assert_eq!(left.len(), 1);
     assert!(left[0].as_str().ends_with("/here"));
     assert_eq!(registry.agent_count(), 2);
+}
+
+#[tokio::test]
+async fn an_agent_whose_node_the_api_server_has_stays_though_the_watch_of_nodes_has_not_told() {
+    let store = store().await;
+    for (name, uid) in [("here", "u1"), ("anew", "u2"), ("gone", "u3"), ("unknown", "u4")] {
+        let selector = format!("k8s_psat:agent_node_name:{name}");
+        let agent = agent(&format!("/spire/agent/k8s_psat/demo/{uid}"), "1", &[&selector]);
+        store.put_agent(agent).await.unwrap();
+    }
+    let (mut cluster, registry) = cluster_on(store).await;
+    cluster.synced.extend(Kind::ALL);
+    cluster.pass(None);
+    cluster.compare();
+    let ask: orphans::AskNode = Box::new(|name| {
+        let answer = match name {
+            "here" => Ok(Some("u1".to_owned())),
+            "anew" => Ok(Some("another".to_owned())),
+            "gone" => Ok(None),
+            _ => Err(kube::Error::LinesCodecMaxLineLengthExceeded),
+        };
+        Box::pin(async move { answer })
+    });
+    orphans::evict_due(&cluster.orphans, &registry, "demo", &ask).await;
+    let mut left = registry.agents_beginning("spiffe://example.test/spire/agent/");
+    left.sort();
+    let left: Vec<&str> = left
+        .iter()
+        .filter_map(|agent| agent.path().rsplit('/').next())
+        .collect();
+    assert_eq!(left, ["u1", "u4"]);
 }

@@ -9,7 +9,7 @@ use finial_identity::wire;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use uuid::Uuid;
 
-use super::{IsTaken, NamespacedName, Settings, entry_id};
+use super::{IsTaken, NamespacedName, Pass, Settings, entry_id};
 use crate::kubernetes::admission::Copied;
 pub use crate::registry::Derived as DerivedEntry;
 
@@ -148,6 +148,8 @@ struct Key {
     /// What counts of it: each candidate's owner and whether it was masked.
     counted: Vec<(Owner, bool)>,
     published: Option<DerivedEntry>,
+    /// That of the first one, when it gives way to one of elsewhere.
+    masked: Option<DerivedEntry>,
 }
 
 impl Keys {
@@ -183,12 +185,7 @@ impl Keys {
     }
 
     /// Decides every key that changed.
-    pub(super) fn settle(
-        &mut self,
-        is_taken: IsTaken<'_>,
-        upserts: &mut Vec<DerivedEntry>,
-        removals: &mut Vec<String>,
-    ) {
+    pub(super) fn settle(&mut self, is_taken: IsTaken<'_>, pass: &mut Pass) {
         if std::mem::take(&mut self.looks_again) {
             self.unsettled.extend(self.turned(is_taken));
         }
@@ -207,11 +204,11 @@ impl Keys {
             let Some(mut key) = self.keys.remove(&uuid) else {
                 continue;
             };
-            let winner = key
-                .candidates
-                .first()
-                .filter(|first| !is_taken(&first.derived.entry))
-                .map(|first| first.derived.clone());
+            let first = key.candidates.first().map(|first| first.derived.clone());
+            let (winner, masked) = match first {
+                Some(first) if is_taken(&first.entry) => (None, Some(first)),
+                first => (first, None),
+            };
             for (n, candidate) in key.candidates.iter().enumerate() {
                 let is_masked = n > 0 || winner.is_none();
                 key.counted.push((candidate.owner.clone(), is_masked));
@@ -221,18 +218,33 @@ impl Keys {
             }
             if winner != key.published {
                 match (&winner, &key.published) {
-                    (Some(winner), _) => upserts.push(winner.clone()),
-                    (None, Some(before)) => removals.push(before.entry.id.clone()),
+                    (Some(winner), _) => pass.upserts.push(winner.clone()),
+                    (None, Some(before)) => pass.removals.push(before.entry.id.clone()),
                     (None, None) => {}
                 }
                 key.published = winner;
+            }
+            if masked != key.masked {
+                match (&masked, &key.masked) {
+                    (Some(masked), _) => pass.masked.push(masked.clone()),
+                    // What is published is masked no more.
+                    (None, Some(before)) if key.published.is_none() => {
+                        pass.unmasked.push(before.entry.id.clone());
+                    }
+                    (None, _) => {}
+                }
+                key.masked = masked;
             }
             if !key.candidates.is_empty() {
                 self.keys.insert(uuid, key);
             }
         }
-        upserts.sort_unstable_by(|one, other| one.entry.id.cmp(&other.entry.id));
-        removals.sort_unstable();
+        for entries in [&mut pass.upserts, &mut pass.masked] {
+            entries.sort_unstable_by(|one, other| one.entry.id.cmp(&other.entry.id));
+        }
+        for ids in [&mut pass.removals, &mut pass.unmasked] {
+            ids.sort_unstable();
+        }
     }
 
     /// What an owner declares under a key, and whose entry with it counts: that of the first object, or one of elsewhere.
@@ -255,6 +267,10 @@ impl Keys {
 
     pub(super) fn published(&self) -> impl Iterator<Item = &DerivedEntry> {
         self.keys.values().filter_map(|key| key.published.as_ref())
+    }
+
+    pub(super) fn masked(&self) -> impl Iterator<Item = &DerivedEntry> {
+        self.keys.values().filter_map(|key| key.masked.as_ref())
     }
 
     /// How many entries of a rule are there, and how many are masked.

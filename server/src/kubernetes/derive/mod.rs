@@ -17,6 +17,7 @@ use std::sync::Arc;
 
 use finial_identity::entry::Entry;
 use finial_identity::spiffe_id::TrustDomain;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use regex::RegexSet;
 use uuid::Uuid;
 
@@ -93,6 +94,10 @@ pub struct Pass {
     pub upserts: Vec<DerivedEntry>,
     /// Ids of entries that are gone.
     pub removals: Vec<String>,
+    /// Entries that give way to others, new or different.
+    pub masked: Vec<DerivedEntry>,
+    /// Ids of such entries that are declared no more.
+    pub unmasked: Vec<String>,
     /// Statuses of rules that changed, by name.
     pub rules: BTreeMap<Arc<str>, RuleStatus>,
     /// Statuses of static entries that changed, by name.
@@ -108,6 +113,8 @@ pub struct Pass {
 pub struct Derivation {
     /// The entries by id.
     pub entries: BTreeMap<String, DerivedEntry>,
+    /// Those that give way to others, by id.
+    pub masked: BTreeMap<String, DerivedEntry>,
     /// The statuses of rules of our class, by name.
     pub rules: BTreeMap<Arc<str>, RuleStatus>,
     /// The statuses of static entries of our class, by name.
@@ -251,25 +258,30 @@ impl Deriver {
         if namespaces || all_pods {
             self.count_namespaces();
         }
-        let Pass {
-            upserts, removals, ..
-        } = &mut pass;
-        self.keys.settle(is_taken, upserts, removals);
+        self.keys.settle(is_taken, &mut pass);
         self.changed_statuses(&mut pass);
+        pass
+    }
+
+    /// Computes static entries alone, while the objects that pods' entries follow from are not all known. The first
+    /// whole pass tells their statuses.
+    pub fn pass_statics(&mut self, is_taken: IsTaken<'_>) -> Pass {
+        let mut pass = Pass::default();
+        // Entries of pods are declared by a whole pass only.
+        self.keys.settle(is_taken, &mut pass);
         pass
     }
 
     /// Everything that follows from the objects, as of the last pass.
     pub fn derivation(&self) -> Derivation {
-        let entries = self.keys.published();
+        let by_id = |entry: &DerivedEntry| (entry.entry.id.clone(), entry.clone());
         let problems = self.pods.iter().filter_map(|(name, state)| {
             let problem = state.problem.clone()?;
             Some((name.clone(), problem))
         });
         Derivation {
-            entries: entries
-                .map(|entry| (entry.entry.id.clone(), entry.clone()))
-                .collect(),
+            entries: self.keys.published().map(by_id).collect(),
+            masked: self.keys.masked().map(by_id).collect(),
             rules: self.told_rules.clone(),
             statics: self.told_statics.clone(),
             problems: problems.collect(),
@@ -296,6 +308,12 @@ impl Deriver {
 
     fn set_rule(&mut self, name: Arc<str>, rule: Option<Arc<ClusterSPIFFEID>>) {
         let before = self.objects.rules.get(&name);
+        if is_another(
+            before.map(|rule| &rule.metadata),
+            rule.as_ref().map(|rule| &rule.metadata),
+        ) {
+            self.told_rules.remove(&name);
+        }
         if same_rule(before, rule.as_ref()) {
             // The status is ours; the generation is not, and it may move without the spec.
             if let (Some(rule), Some(state)) = (&rule, self.rules.get_mut(&name)) {
@@ -321,6 +339,13 @@ impl Deriver {
     }
 
     fn set_static(&mut self, name: Arc<str>, object: Option<Arc<ClusterStaticEntry>>) {
+        let before = self.objects.statics.get(&name);
+        if is_another(
+            before.map(|object| &object.metadata),
+            object.as_ref().map(|object| &object.metadata),
+        ) {
+            self.told_statics.remove(&name);
+        }
         let key = |state: &StaticState| state.candidate.as_ref().ok().map(|candidate| candidate.key);
         let old_key = self.statics.get(&name).and_then(key);
         let owner = keys::Owner::Static(name.clone());
@@ -339,6 +364,11 @@ impl Deriver {
         self.statics.insert(name.clone(), state);
         self.objects.statics.insert(name, object);
     }
+}
+
+/// Whether it is not the object that was there before under its name. What was told of that one was told to nobody else.
+fn is_another(before: Option<&ObjectMeta>, now: Option<&ObjectMeta>) -> bool {
+    before.map(|meta| &meta.uid) != now.map(|meta| &meta.uid)
 }
 
 /// Whether two versions of a rule mean the same.

@@ -36,6 +36,15 @@ pub struct StaticStatus {
     pub generation: Option<i64>,
 }
 
+impl StaticStatus {
+    /// For objects that have no status.
+    pub fn warn(&self, name: &str) {
+        if let Err((reason, text)) = &self.ready {
+            tracing::warn!(object = name, reason, error = %text, "static entry is not in force");
+        }
+    }
+}
+
 /// A rule of the class of this server, with its counts.
 #[derive(Debug)]
 pub(super) struct RuleState {

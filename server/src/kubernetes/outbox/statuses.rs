@@ -10,6 +10,7 @@ use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::Instant;
@@ -34,6 +35,9 @@ pub(in crate::kubernetes) trait Status: Clone + Debug {
     type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug;
     /// The status as objects of the kind have it.
     type Whole: Serialize + PartialEq + Clone + Debug;
+
+    /// Fields that a status may be without. A patch takes away only what it names.
+    const OPTIONAL: &'static [&'static str] = &[];
 
     fn conditions(whole: &Self::Whole) -> &[Condition];
 
@@ -225,7 +229,7 @@ impl Outbox {
 
 /// False when the object is gone.
 async fn write<S: Status>(client: &Client, name: &str, whole: &S::Whole) -> kube::Result<bool> {
-    let patch = serde_json::json!({ "status": whole });
+    let patch = patch::<S>(whole);
     let params = PatchParams {
         field_manager: Some(FIELD_MANAGER.to_owned()),
         ..PatchParams::default()
@@ -236,6 +240,17 @@ async fn write<S: Status>(client: &Client, name: &str, whole: &S::Whole) -> kube
         Err(kube::Error::Api(answer)) if answer.code == 404 => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// What makes the status of an object this one, whatever it was.
+fn patch<S: Status>(whole: &S::Whole) -> Value {
+    let mut patch = json!({ "status": whole });
+    for name in S::OPTIONAL {
+        // Null where there is none.
+        let value = patch["status"][*name].take();
+        patch["status"][*name] = value;
+    }
+    patch
 }
 
 impl Status for RuleStatus {
@@ -277,6 +292,8 @@ impl Status for StaticStatus {
 impl Status for FederationStatus {
     type Object = ClusterFederatedTrustDomain;
     type Whole = ClusterFederatedTrustDomainStatus;
+
+    const OPTIONAL: &'static [&'static str] = &["lastFetchTime", "sequenceNumber"];
 
     fn conditions(whole: &ClusterFederatedTrustDomainStatus) -> &[Condition] {
         &whole.conditions
@@ -402,5 +419,28 @@ mod tests {
             .collect();
         assert_eq!(kinds, ["Theirs", READY]);
         assert_eq!(due.conditions[1].last_transition_time, "2030-01-01T12:00:00Z");
+    }
+
+    #[test]
+    fn what_a_relationship_has_no_more_is_taken_away_by_the_patch() {
+        let masked = FederationStatus {
+            ready: Err(("Masked", "x".to_owned())),
+            refreshed_at: None,
+            sequence_number: None,
+            generation: Some(1),
+        };
+        let patch_of = |status: &FederationStatus| patch::<FederationStatus>(&status.whole(&[], NOON));
+        let cleared = patch_of(&masked);
+        let status = cleared["status"].as_object().unwrap();
+        assert_eq!(status.get("lastFetchTime"), Some(&Value::Null));
+        assert_eq!(status.get("sequenceNumber"), Some(&Value::Null));
+        assert_eq!(status["conditions"][0]["reason"], "Masked");
+        let fetched = patch_of(&FederationStatus {
+            refreshed_at: Some(NOON),
+            sequence_number: Some(7),
+            ..masked
+        });
+        assert_eq!(fetched["status"]["lastFetchTime"], "2030-01-01T12:00:00Z");
+        assert_eq!(fetched["status"]["sequenceNumber"], 7);
     }
 }

@@ -114,7 +114,13 @@ impl Following {
             tracing::warn!(kind = kind.as_str(), %error, "watch of Kubernetes was lost");
         }
         self.is_lost = true;
-        self.tell(News::Lost(kind, error.to_string())).await
+        self.tell(News::Lost(kind, error.to_string())).await?;
+        match error {
+            watcher::Error::InitialListFailed(kube::Error::Api(answer)) if answer.code == 404 => {
+                self.tell(News::Absent(kind)).await
+            }
+            _ => Ok(()),
+        }
     }
 
     async fn take(&mut self, event: Event<DynamicObject>, doubts: &mut Doubts) -> Result<(), Closed> {

@@ -76,6 +76,15 @@ impl World {
         told
     }
 
+    /// Whether the API server was understood to have no such kind.
+    async fn is_absent(&mut self) -> bool {
+        let mut is_absent = false;
+        while let Ok(Some(news)) = timeout(Duration::from_millis(500), self.news.recv()).await {
+            is_absent |= matches!(news, News::Absent(Kind::Namespaces));
+        }
+        is_absent
+    }
+
     fn asked(&self) -> usize {
         self.asked.load(Ordering::SeqCst)
     }
@@ -248,4 +257,15 @@ async fn a_watch_that_is_lost_tells_so_and_nothing_of_objects() {
         assert!(next.is_err(), "an attempt is no answer: {next:?}");
     }
     assert_eq!(world.asked(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_list_that_is_not_found_tells_that_there_is_no_such_kind_and_no_other_failure_does() {
+    let mut world = World::new(|_| Box::pin(async { Ok(None) }));
+    for (code, expected) in [(403, false), (404, true), (503, false)] {
+        let answer = kube::core::Status::failure("no", "reason").with_code(code);
+        let error = watcher::Error::InitialListFailed(kube::Error::Api(Box::new(answer)));
+        world.events.send(Err(error)).unwrap();
+        assert_eq!(world.is_absent().await, expected, "{code}");
+    }
 }

@@ -191,13 +191,14 @@ fn federation(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
 fn slice(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
     let endpoints = read::<EndpointSlice>(told)?.and_then(|slice| {
         let service = slice.metadata.labels.as_ref()?.get(SERVICE_NAME)?.clone();
-        Some(behind(service, slice.endpoints.iter().flatten()))
+        is_service_name(&service).then(|| behind(service, slice.endpoints.iter().flatten()))
     });
     Ok(News::Fact(Fact::Endpoints(name.clone(), endpoints)))
 }
 
 fn old_endpoints(name: &NamespacedName, told: Told) -> serde_json::Result<News> {
-    let endpoints = read::<Endpoints>(told)?.map(|endpoints| {
+    let endpoints = read::<Endpoints>(told)?.filter(|_| is_service_name(&name.name));
+    let endpoints = endpoints.map(|endpoints| {
         let all = endpoints.subsets.iter().flatten().flat_map(|subset| {
             let ready = subset.addresses.iter().flatten();
             ready.chain(subset.not_ready_addresses.iter().flatten())
@@ -205,6 +206,16 @@ fn old_endpoints(name: &NamespacedName, told: Told) -> serde_json::Result<News> 
         behind(name.name.to_string(), all)
     });
     Ok(News::Fact(Fact::Endpoints(name.clone(), endpoints)))
+}
+
+/// Whether a service may be called so: a label of RFC 1035, as the API server demands of services alone. Objects of a
+/// service are checked less, anybody may write them, and from the name come names in certificates.
+fn is_service_name(name: &str) -> bool {
+    let is_inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+    name.len() <= 63
+        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.bytes().all(is_inside)
+        && !name.ends_with('-')
 }
 
 fn behind<'e>(service: String, endpoints: impl Iterator<Item = &'e Endpoint>) -> Arc<ServiceEndpoints> {
@@ -338,5 +349,43 @@ mod tests {
             panic!("a service without pods is a service")
         };
         assert!(endpoints.pods.is_empty());
+    }
+
+    #[test]
+    fn an_object_that_names_what_can_be_no_service_tells_of_none() {
+        let long = "a".repeat(63);
+        for (service, expected) in [
+            ("web", true),
+            ("a1-b", true),
+            (long.as_str(), true),
+            (&format!("{long}a"), false),
+            ("", false),
+            ("evil.example", false),
+            ("*", false),
+            ("Web", false),
+            ("we_b", false),
+            ("1web", false),
+            ("-web", false),
+            ("web-", false),
+            ("wéb", false),
+        ] {
+            let endpoints = json!([{"targetRef": {"kind": "Pod", "name": "a", "uid": "u"}}]);
+            let of_slice = slice(
+                &name(),
+                told(json!({
+                    "metadata": {"name": "x", "labels": {SERVICE_NAME: service}}, "ports": [], "endpoints": endpoints,
+                })),
+            );
+            let of_old = old_endpoints(
+                &NamespacedName::new("shop", service),
+                told(json!({"metadata": {"name": service}, "subsets": [{"addresses": endpoints}]})),
+            );
+            for news in [of_slice.unwrap(), of_old.unwrap()] {
+                let News::Fact(Fact::Endpoints(_, told)) = news else {
+                    panic!("{news:?} is not about endpoints")
+                };
+                assert_eq!(told.is_some(), expected, "{service}");
+            }
+        }
     }
 }

@@ -59,6 +59,11 @@ impl Kind {
         }
     }
 
+    /// Whether a cluster may be without it: who declares nothing this way need not have its definition.
+    pub(super) fn may_be_absent(self) -> bool {
+        matches!(self, Self::Rules | Self::Statics)
+    }
+
     /// Whether entries depend on it.
     pub fn concerns_entries(self) -> bool {
         self != Self::Federations
@@ -78,4 +83,6 @@ pub enum News {
     Heard(Kind),
     /// The watch failed and will be started again; what it reported stays valid.
     Lost(Kind, String),
+    /// The API server has no such kind, or not yet.
+    Absent(Kind),
 }

@@ -281,12 +281,18 @@ async fn an_agent_of_a_cluster_whose_rules_are_not_known_yet_is_not_told_a_small
     };
     setup.registry.set_source("demo", waits.clone());
     assert!(setup.registry.check_settled(&agent).is_err());
+    let elsewhere = id("/spire/agent/elsewhere");
     assert!(
-        setup
-            .registry
-            .check_settled(&id("/spire/agent/elsewhere"))
-            .is_ok()
+        setup.registry.check_settled(&elsewhere).is_err(),
+        "a static entry may be meant for any agent"
     );
+    let waits = SourceState {
+        has_statics: true,
+        ..waits
+    };
+    setup.registry.set_source("demo", waits.clone());
+    assert!(setup.registry.check_settled(&agent).is_err());
+    assert!(setup.registry.check_settled(&elsewhere).is_ok());
     assert!(
         setup
             .registry
@@ -308,6 +314,33 @@ async fn an_agent_of_a_cluster_whose_rules_are_not_known_yet_is_not_told_a_small
             .unwrap()
             .is_none()
     );
+}
+
+#[tokio::test]
+async fn while_rules_are_not_known_an_agent_that_holds_what_is_known_watches_and_one_that_holds_more_waits() {
+    let setup = setup().await;
+    setup.create(vec![child(1)]).await;
+    setup.registry.catch_up().await.unwrap();
+    let FeedEvent::Snapshot { cursor, digest, .. } = next_of_entries(&mut setup.feed(None).await).await
+    else {
+        panic!()
+    };
+    setup.registry.set_source("demo", SourceState::default());
+    let same = Some(Resume { cursor, digest });
+    let mut feed = setup.feed(same).await;
+    assert!(matches!(
+        next_of_entries(&mut feed).await,
+        FeedEvent::Current { .. }
+    ));
+    let mut more = digest;
+    more.add(77);
+    for resume in [None, Some(Resume { cursor, digest: more })] {
+        let refused = setup.registry.subscribe(&id(AGENT), "1", resume).await;
+        assert!(matches!(
+            refused,
+            Err(SubscribeError::Registry(RegistryError::Unsettled(_)))
+        ));
+    }
 }
 
 #[tokio::test]

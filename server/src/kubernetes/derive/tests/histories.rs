@@ -95,7 +95,7 @@ proptest! {
     fn step_by_step_is_the_same_as_at_once(steps in proptest::collection::vec(step(), 1..60)) {
         let mut deriver = Deriver::new(settings());
         let mut stored = false;
-        let mut held: BTreeMap<String, DerivedEntry> = BTreeMap::new();
+        let (mut held, mut masked) = (BTreeMap::new(), BTreeMap::new());
         for step in steps.iter().chain([&Step::Pass]) {
             if let Some(fact) = fact(step) {
                 deriver.apply(fact);
@@ -110,12 +110,20 @@ proptest! {
                 for id in &pass.removals {
                     prop_assert!(held.remove(id).is_some());
                 }
+                for id in &pass.unmasked {
+                    prop_assert!(masked.remove(id).is_some());
+                }
                 for upsert in &pass.upserts {
+                    masked.remove(&upsert.entry.id);
                     held.insert(upsert.entry.id.clone(), upsert.clone());
+                }
+                for entry in &pass.masked {
+                    masked.insert(entry.entry.id.clone(), entry.clone());
                 }
                 let whole = derive(deriver.objects(), &settings(), &is_stored);
                 prop_assert_eq!(&deriver.derivation(), &whole);
                 prop_assert_eq!(&held, &whole.entries);
+                prop_assert_eq!(&masked, &whole.masked);
             }
         }
     }

@@ -199,3 +199,37 @@ fn a_pod_that_asks_for_an_identity_and_has_no_rule_is_told() {
         ProblemKind::NoRule
     );
 }
+
+#[test]
+fn an_object_that_is_made_again_at_once_is_told_its_status() {
+    for is_seen_to_go in [true, false] {
+        let (made, entry) = (rule("r", 0, &json!({})), fixed("s", 0, &json!({})));
+        let (Fact::Rule(rule_name, Some(made_rule)), Fact::Static(entry_name, Some(made_entry))) =
+            (&made, &entry)
+        else {
+            unreachable!("both were made")
+        };
+        let mut deriver = Deriver::new(settings());
+        let mut told = |facts: Vec<Fact>| {
+            facts.into_iter().for_each(|fact| deriver.apply(fact));
+            let pass = deriver.pass(&|_| false);
+            (pass.rules.len(), pass.statics.len())
+        };
+        assert_eq!(told(vec![made.clone(), entry.clone()]), (1, 1));
+        assert_eq!(told(vec![made.clone(), entry.clone()]), (0, 0));
+        let (mut new_rule, mut new_entry) = (
+            ClusterSPIFFEID::clone(made_rule),
+            ClusterStaticEntry::clone(made_entry),
+        );
+        new_rule.metadata.uid = Some("another".to_owned());
+        new_entry.metadata.uid = Some("another".to_owned());
+        let mut facts = Vec::new();
+        if is_seen_to_go {
+            facts.push(Fact::Rule(rule_name.clone(), None));
+            facts.push(Fact::Static(entry_name.clone(), None));
+        }
+        facts.push(Fact::Rule(rule_name.clone(), Some(Arc::new(new_rule))));
+        facts.push(Fact::Static(entry_name.clone(), Some(Arc::new(new_entry))));
+        assert_eq!(told(facts), (1, 1));
+    }
+}
