@@ -329,6 +329,26 @@ async fn a_single_use_token_is_not_shown_before_its_outcome_can_be_saved() {
 }
 
 #[tokio::test]
+async fn an_attested_svid_outlives_an_agent_that_ends_while_it_asks_for_the_bundle() {
+    let (disk, server) = (Disk::new(), TestServer::start());
+    server.state().is_silent_about_bundles = true;
+    let agent = TestAgent::start(&server, &disk.dir());
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while server.calls("bundle").is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(agent.node.svid().borrow().is_none());
+    drop(agent);
+    server.state().is_silent_about_bundles = false;
+    let agent = TestAgent::start_with(&server, &disk.dir(), None);
+    agent.state(NodeState::is_serving).await;
+    assert_eq!(server.calls("attest").len(), 1);
+}
+
+#[tokio::test]
 async fn renewals_go_on_while_the_disk_fails_and_the_last_one_is_saved() {
     let (disk, server) = (Disk::new(), TestServer::start());
     server.state().agent_ttl = time::Duration::seconds(3);
