@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::lifecycle_tests::agent_serial;
 use super::saving::Use;
-use super::{AgentStorage, JoinTokenAttestor, Node, NodeState, renew};
+use super::{AgentStorage, Denial, JoinTokenAttestor, Node, NodeState, renew};
 use crate::test_agent::{TestAgent, open, open_at};
 use crate::test_server::TestServer;
 use crate::upstream::DenialReason;
@@ -238,6 +238,23 @@ async fn a_denial_of_the_former_brings_the_one_held_back() {
     let renewed = fixture.take_up(Use::OnceSaved).await;
     fixture.node.denied(DenialReason::AgentExpired).await.unwrap();
     assert_eq!(fixture.used(), renewed);
+    // Another one of the former says nothing new, unless it is a ban.
+    let of = |reason, serial: &String| Denial {
+        reason,
+        serial: Some(serial.clone()),
+    };
+    let former = fixture.first.clone();
+    assert!(
+        !fixture
+            .node
+            .is_present(&of(DenialReason::AgentNotActive, &former))
+    );
+    assert!(fixture.node.is_present(&of(DenialReason::AgentBanned, &former)));
+    assert!(
+        fixture
+            .node
+            .is_present(&of(DenialReason::AgentNotActive, &renewed))
+    );
     // A second denial is about the new one.
     fixture.node.denied(DenialReason::AgentExpired).await.unwrap();
     assert!(fixture.state().contains("denied"), "{}", fixture.state());

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, OwnedPermit};
 
 use super::index::Index;
-use crate::node::{Backoff, Jitter, NodeHandle, Report};
+use crate::node::{Backoff, Denial, Jitter, NodeHandle, Report};
 use crate::upstream::{
     AuthorizedEntry, BundleChanges, Cursor, FederatedBundle, ReceivedEntry, UpstreamError, WatchEvent,
     WatchStream,
@@ -361,8 +361,8 @@ impl Feed {
     fn failed(&mut self, error: &UpstreamError) -> Duration {
         // A stream that ended with its connection is opened again at once; the server may have moved on.
         let first = self.backoff.failures() == 0;
-        match error.denial() {
-            Some(reason) => self.node.report(Report::Denied(reason)),
+        match Denial::of(error) {
+            Some(denial) => self.node.report(Report::Denied(denial)),
             None if first => {}
             None => self.node.report(Report::Unreachable(error.clone())),
         }

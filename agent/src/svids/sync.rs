@@ -20,7 +20,7 @@ use super::feed::{Feed, FeedSettings, SyncCounters, Update};
 use super::keys::{KeyPool, Order, SvidRequest};
 use super::model::Model;
 use super::trust::Forget;
-use crate::node::{Backoff, Jitter, NodeHandle, Report, RotationStrategy};
+use crate::node::{Backoff, Denial, Jitter, NodeHandle, Report, RotationStrategy};
 use crate::upstream::{BundleChanges, SignOutcome, SignRequest, Upstream, UpstreamError};
 
 /// How the agent syncs, checked.
@@ -364,8 +364,8 @@ impl Writer {
             if matches!(error, UpstreamError::Superseded) {
                 return;
             }
-            if let Some(reason) = error.denial() {
-                self.node.report(Report::Denied(reason));
+            if let Some(denial) = Denial::of(error) {
+                self.node.report(Report::Denied(denial));
             }
         }
         self.is_failing = true;

@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use finial_identity::peer::PeerError;
+use finial_identity::x509::X509Svid;
 use finial_proto::google::rpc::Status as RpcStatus;
 use finial_proto::spire::api::types::PermissionDeniedDetails;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
@@ -24,6 +25,8 @@ pub enum UpstreamError {
         reason: DenialReason,
         /// What the server said.
         message: String,
+        /// The serial number of the agent's SVID that the call was made with, in hexadecimal, if it was made with one.
+        serial: Option<String>,
     },
     /// The server's certificate is of no authority in the trust bundle.
     #[error("server is not trusted: {0}")]
@@ -128,6 +131,14 @@ impl UpstreamError {
         }
     }
 
+    /// Notes which SVID a call was made with, where that matters.
+    pub(super) fn about(mut self, svid: &X509Svid) -> Self {
+        if let Self::PermissionDenied { serial, .. } = &mut self {
+            *serial = Some(svid.leaf().serial_hex());
+        }
+        self
+    }
+
     pub(super) fn timed_out(what: &str) -> Self {
         Self::Unavailable(format!("{what}: no answer in time"))
     }
@@ -143,6 +154,7 @@ impl From<Status> for UpstreamError {
             Code::PermissionDenied => Self::PermissionDenied {
                 reason: denial_reason(status.details()),
                 message,
+                serial: None,
             },
             Code::Unimplemented => Self::Unimplemented(message),
             // Those that the server says by itself; a call that this agent gave up is `timed_out`.

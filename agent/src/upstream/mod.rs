@@ -365,7 +365,7 @@ impl Upstream {
 
     /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile is ignored.
     fn judge(&self, line: &Line, status: Status) -> UpstreamError {
-        let mut error = UpstreamError::from(status);
+        let mut error = UpstreamError::from(status).about(&line.svid);
         if matches!(error, UpstreamError::Unavailable(_))
             && let Some(refused) = self.shared.target.take_refusal()
         {
