@@ -123,6 +123,23 @@ impl UpstreamError {
         }
     }
 
+    /// Whether it may be the trouble of the one server that was asked, so that another may do better.
+    pub fn may_be_of_one_server(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::Malformed(_) => true,
+            Self::Other { code, .. } => matches!(
+                code,
+                Code::Internal
+                    | Code::Unknown
+                    | Code::DeadlineExceeded
+                    | Code::ResourceExhausted
+                    | Code::Aborted
+                    | Code::DataLoss
+            ),
+            _ => false,
+        }
+    }
+
     /// The denial of this agent in particular, if that is what it is.
     pub fn denial(&self) -> Option<DenialReason> {
         match self {
@@ -366,6 +383,24 @@ mod tests {
             assert_eq!(said.code(), code);
         }
         assert!(UpstreamError::timed_out("sign").is_transient(), "nobody answered");
+    }
+
+    #[test]
+    fn what_another_server_may_do_better_is_told_from_what_all_would_say() {
+        for code in [
+            Code::Unavailable,
+            Code::Internal,
+            Code::Unknown,
+            Code::DeadlineExceeded,
+        ] {
+            let said = UpstreamError::from(Status::new(code, "x"));
+            assert!(said.may_be_of_one_server(), "{code:?}");
+        }
+        for code in [Code::InvalidArgument, Code::PermissionDenied, Code::Unimplemented] {
+            let said = UpstreamError::from(Status::new(code, "x"));
+            assert!(!said.may_be_of_one_server(), "{code:?}");
+        }
+        assert!(UpstreamError::timed_out("sign").may_be_of_one_server());
     }
 
     #[test]
