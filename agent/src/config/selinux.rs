@@ -1,4 +1,4 @@
-//! `agent.selinux`: which type the folders of sockets have where SELinux labels files.
+//! `agent.selinux`: which type the folders of sockets get where SELinux labels files.
 
 use finial_identity::settings::Section;
 

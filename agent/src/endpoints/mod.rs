@@ -21,7 +21,7 @@ mod jwt_svids;
 pub mod limits;
 pub mod listener;
 pub mod peer;
-pub mod pods;
+pub mod pod_sockets;
 pub mod routes;
 pub mod sds;
 pub mod session;

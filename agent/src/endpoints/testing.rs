@@ -34,7 +34,7 @@ use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache, WitC
 use crate::test_pki::Authority;
 use crate::upstream::UpstreamError;
 use crate::workload::{
-    AttestorError, ListedPod, PodFacts, PodReference, ProcFs, Process, WorkloadAttestation, WorkloadAttestor,
+    AttestorError, ListedPod, PodLookup, PodReference, ProcFs, Process, WorkloadAttestation, WorkloadAttestor,
 };
 
 pub(crate) const TRUST_DOMAIN: &str = "example.org";
@@ -140,7 +140,7 @@ impl FakePods {
 }
 
 #[async_trait]
-impl PodFacts for FakePods {
+impl PodLookup for FakePods {
     async fn by_uid(&self, _uid: &str) -> Result<Vec<Selector>, AttestorError> {
         Err(AttestorError::CutOff)
     }

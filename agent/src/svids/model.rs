@@ -474,7 +474,7 @@ impl Model {
         #[cfg(test)]
         visits::count();
         match self.records.get(id) {
-            Some(record) if !record.entry.store_svid => self.schedule.set(id, record.standing()),
+            Some(record) if !record.entry.store_svid => self.schedule.set(id, record.renewal_state()),
             _ => self.schedule.remove(id),
         }
     }

@@ -6,7 +6,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::cache::{CachedEntry, IssuedSvid};
 use super::keys::SvidRequest;
-use super::renewal::{HeldTimes, Standing};
+use super::renewal::{HeldTimes, RenewalState};
 use crate::upstream::{AuthorizedEntry, EntryStamp};
 
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Record {
         }
     }
 
-    pub(super) fn standing(&self) -> Standing {
+    pub(super) fn renewal_state(&self) -> RenewalState {
         let replace_at = self.held.as_ref().and_then(|held| {
             if self.is_outdated() {
                 Some(OffsetDateTime::UNIX_EPOCH)
@@ -123,7 +123,7 @@ impl Record {
                 held.replace_at
             }
         });
-        Standing {
+        RenewalState {
             wanted: self.is_wanted,
             prefetch: !self.entry.disable_x509_svid_prefetch,
             held: self.held.as_ref().map(|held| held.times),

@@ -13,9 +13,9 @@ use time::OffsetDateTime;
 #[cfg(test)]
 use super::visits;
 
-/// Where one entry stands.
+/// What decides whether one entry is signed for.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
+pub(super) struct RenewalState {
     /// A subscriber's selectors match it.
     pub(super) wanted: bool,
     /// May be issued before anybody wants it.
@@ -73,7 +73,7 @@ enum Timer {
 
 #[derive(Debug)]
 struct Item {
-    standing: Standing,
+    state: RenewalState,
     is_kept: bool,
     signing: Signing,
 }
@@ -103,16 +103,16 @@ impl Schedule {
     }
 
     /// An entry is new or stands otherwise than before.
-    pub(super) fn set(&mut self, id: &Arc<str>, standing: Standing) {
+    pub(super) fn set(&mut self, id: &Arc<str>, state: RenewalState) {
         self.take_out(id);
-        self.wanted += usize::from(standing.wanted);
+        self.wanted += usize::from(state.wanted);
         let mut is_kept = false;
-        if let Some(rank) = standing.rank(id) {
+        if let Some(rank) = state.rank(id) {
             is_kept = self.kept.last().is_some_and(|last| rank < *last);
             self.side(is_kept).insert(rank);
         }
         let item = Item {
-            standing,
+            state,
             is_kept,
             signing: Signing::Not,
         };
@@ -168,8 +168,8 @@ impl Schedule {
             return;
         };
         self.unfile(&id, &item);
-        self.wanted -= usize::from(item.standing.wanted);
-        if let Some(rank) = item.standing.rank(&id) {
+        self.wanted -= usize::from(item.state.wanted);
+        if let Some(rank) = item.state.rank(&id) {
             self.side(item.is_kept).remove(&rank);
         }
     }
@@ -221,23 +221,23 @@ impl Schedule {
             return;
         };
         self.unfile(id, &item);
-        let standing = item.standing;
-        let is_active = standing.wanted || item.is_kept;
-        if let Some(held) = standing.held {
+        let state = item.state;
+        let is_active = state.wanted || item.is_kept;
+        if let Some(held) = state.held {
             self.timers
                 .insert((held.expires_at, Timer::Expiry, Arc::clone(id)));
             if !is_active {
                 self.surplus.insert(Arc::clone(id));
             }
         }
-        item.signing = match standing.due_at().filter(|_| is_active) {
+        item.signing = match state.due_at().filter(|_| is_active) {
             None => Signing::Not,
             Some(at) if at > self.now => {
                 self.timers.insert((at, Timer::Due, Arc::clone(id)));
                 Signing::At(at)
             }
             Some(_past) => {
-                let urgency = standing.urgency();
+                let urgency = state.urgency();
                 self.ready.insert((urgency, Arc::clone(id)));
                 Signing::Ready(urgency)
             }
@@ -246,7 +246,7 @@ impl Schedule {
     }
 
     fn unfile(&mut self, id: &Arc<str>, item: &Item) {
-        if let Some(held) = item.standing.held {
+        if let Some(held) = item.state.held {
             self.timers
                 .remove(&(held.expires_at, Timer::Expiry, Arc::clone(id)));
             self.surplus.remove(id);
@@ -263,7 +263,7 @@ impl Schedule {
     }
 }
 
-impl Standing {
+impl RenewalState {
     /// The order in which entries that nobody wants are kept; none for an entry that there is no reason to keep.
     fn rank(&self, id: &Arc<str>) -> Option<Rank> {
         let has_reason = !self.wanted && (self.prefetch || self.held.is_some());
@@ -303,8 +303,8 @@ mod tests {
         NOW + Duration::seconds(seconds)
     }
 
-    fn standing() -> Standing {
-        Standing {
+    fn state() -> RenewalState {
+        RenewalState {
             wanted: false,
             prefetch: true,
             held: None,
@@ -315,27 +315,27 @@ mod tests {
         }
     }
 
-    fn wanted() -> Standing {
-        Standing {
+    fn wanted() -> RenewalState {
+        RenewalState {
             wanted: true,
-            ..standing()
+            ..state()
         }
     }
 
-    fn held(renew: i64, expire: i64) -> Standing {
-        Standing {
+    fn held(renew: i64, expire: i64) -> RenewalState {
+        RenewalState {
             held: Some(HeldTimes {
                 renew_at: at(renew),
                 expires_at: at(expire),
             }),
-            ..standing()
+            ..state()
         }
     }
 
-    fn schedule(standings: &[(&str, Standing)], limit: usize) -> Schedule {
+    fn schedule(states: &[(&str, RenewalState)], limit: usize) -> Schedule {
         let mut schedule = Schedule::new(limit);
-        for (id, standing) in standings {
-            schedule.set(&Arc::from(*id), *standing);
+        for (id, state) in states {
+            schedule.set(&Arc::from(*id), *state);
         }
         schedule
     }
@@ -353,40 +353,40 @@ mod tests {
     fn signs_what_is_missing_due_or_outdated_and_nothing_else() {
         let mut schedule = schedule(
             &[
-                ("a-missing", standing()),
+                ("a-missing", state()),
                 ("b-due", held(0, 100)),
                 ("c-fresh", held(50, 100)),
                 (
                     "d-outdated",
-                    Standing {
+                    RenewalState {
                         replace_at: Some(at(-1)),
                         ..held(50, 100)
                     },
                 ),
                 (
                     "e-in-flight",
-                    Standing {
+                    RenewalState {
                         in_flight: true,
-                        ..standing()
+                        ..state()
                     },
                 ),
                 (
                     "f-failed",
-                    Standing {
+                    RenewalState {
                         retry_at: Some(at(3)),
-                        ..standing()
+                        ..state()
                     },
                 ),
                 (
                     "g-on-demand",
-                    Standing {
+                    RenewalState {
                         prefetch: false,
-                        ..standing()
+                        ..state()
                     },
                 ),
                 (
                     "h-replaced-later",
-                    Standing {
+                    RenewalState {
                         replace_at: Some(at(5)),
                         ..held(50, 100)
                     },
@@ -408,24 +408,24 @@ mod tests {
     fn what_somebody_waits_for_comes_first() {
         let mut schedule = schedule(
             &[
-                ("a", standing()),
+                ("a", state()),
                 (
                     "b",
-                    Standing {
+                    RenewalState {
                         wanted: true,
                         ..held(-1, 10)
                     },
                 ),
                 (
                     "c",
-                    Standing {
+                    RenewalState {
                         wanted: true,
                         ..held(-1, 5)
                     },
                 ),
                 (
                     "d",
-                    Standing {
+                    RenewalState {
                         prefetch: false,
                         ..wanted()
                     },
@@ -439,9 +439,9 @@ mod tests {
 
     #[test]
     fn a_wanted_entry_is_issued_whatever_the_limit_and_others_fill_the_rest() {
-        let standings = [("c", standing()), ("a", wanted()), ("b", wanted())];
-        assert_eq!(ready(&schedule(&standings, 1)), ["a", "b"]);
-        let mut schedule = schedule(&standings, 3);
+        let states = [("c", state()), ("a", wanted()), ("b", wanted())];
+        assert_eq!(ready(&schedule(&states, 1)), ["a", "b"]);
+        let mut schedule = schedule(&states, 3);
         assert_eq!(ready(&schedule), ["a", "b", "c"]);
         schedule.set(&Arc::from("d"), wanted());
         assert_eq!(ready(&schedule), ["a", "b", "d"]);
@@ -451,24 +451,19 @@ mod tests {
 
     #[test]
     fn above_the_limit_the_least_recently_wanted_goes() {
-        let since = |last_wanted| Standing {
+        let since = |last_wanted| RenewalState {
             last_wanted,
             ..held(50, 100)
         };
         let mut schedule = schedule(
-            &[
-                ("a", since(1)),
-                ("b", since(3)),
-                ("c", since(2)),
-                ("d", standing()),
-            ],
+            &[("a", since(1)), ("b", since(3)), ("c", since(2)), ("d", state())],
             2,
         );
         assert_eq!(drop_at(&mut schedule, NOW), ["a"]);
         assert!(ready(&schedule).is_empty());
         schedule.set(
             &Arc::from("a"),
-            Standing {
+            RenewalState {
                 held: None,
                 ..since(1)
             },
@@ -480,13 +475,13 @@ mod tests {
 
     #[test]
     fn a_wanted_svid_is_never_dropped_before_it_expires() {
-        let used = Standing {
+        let used = RenewalState {
             wanted: true,
             ..held(50, 100)
         };
         let all: Vec<String> = (0..20).map(|n| format!("{n:02}")).collect();
-        let standings: Vec<_> = all.iter().map(|id| (id.as_str(), used)).collect();
-        let mut schedule = schedule(&standings, 5);
+        let states: Vec<_> = all.iter().map(|id| (id.as_str(), used)).collect();
+        let mut schedule = schedule(&states, 5);
         schedule.set(&Arc::from("other"), held(50, 100));
         assert_eq!(drop_at(&mut schedule, NOW), ["other"]);
         for id in &all[..18] {
@@ -500,7 +495,7 @@ mod tests {
         let mut schedule = schedule(
             &[(
                 "a",
-                Standing {
+                RenewalState {
                     in_flight: true,
                     ..held(-5, 7)
                 },
@@ -518,7 +513,7 @@ mod tests {
         let mut schedule = schedule(
             &[(
                 "a",
-                Standing {
+                RenewalState {
                     prefetch: false,
                     last_wanted: 4,
                     ..held(-5, 7)
@@ -536,16 +531,16 @@ mod tests {
         let id = |n: u64| Arc::from(format!("{n:03}"));
         for n in 0..1000_u64 {
             let renewal = i64::try_from(n % 7).unwrap();
-            let standing = match n % 4 {
+            let state = match n % 4 {
                 0 => wanted(),
                 1 => held(renewal, 100),
-                2 => standing(),
-                _ => Standing {
+                2 => state(),
+                _ => RenewalState {
                     last_wanted: n,
                     ..held(renewal, 100)
                 },
             };
-            let visited = visits::during(|| schedule.set(&id(n % 300), standing));
+            let visited = visits::during(|| schedule.set(&id(n % 300), state));
             assert!(visited <= 7, "{visited}");
             schedule.advance(at(i64::try_from(n % 5).unwrap()));
         }

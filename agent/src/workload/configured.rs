@@ -8,7 +8,7 @@ use finial_identity::settings::{ConfigError, DataFile, Variables};
 use tokio::sync::watch;
 
 use super::{
-    AttestorSet, DockerAttestor, K8sAttestor, PodFacts, SystemdAttestor, UnixAttestor, WorkloadAttestation,
+    AttestorSet, DockerAttestor, K8sAttestor, PodLookup, SystemdAttestor, UnixAttestor, WorkloadAttestation,
     WorkloadAttestor,
 };
 use crate::config::WorkloadAttestors;
@@ -124,16 +124,16 @@ fn assemble(
     }
     if let Some(k8s) = &settings.k8s {
         let same = kept("k8s", &|former| former.k8s == settings.k8s);
-        let of_kubelet = former.and_then(|(_settings, set)| set.pod_facts.clone());
+        let of_kubelet = former.and_then(|(_settings, set)| set.pod_lookup.clone());
         match same.zip(of_kubelet) {
             Some((attestor, of_kubelet)) => {
                 set.attestors.push(attestor);
-                set.pod_facts = Some(of_kubelet);
+                set.pod_lookup = Some(of_kubelet);
             }
             None => {
                 let made = Arc::new(K8sAttestor::new(k8s.clone()));
                 set.attestors.push(Arc::clone(&made) as Arc<dyn WorkloadAttestor>);
-                set.pod_facts = Some(made as Arc<dyn PodFacts>);
+                set.pod_lookup = Some(made as Arc<dyn PodLookup>);
             }
         }
     }

@@ -158,24 +158,32 @@ pub fn by_rule(
     agree(found.into_iter())
 }
 
-/// Whether the names on a path are of more than one pod, or below a pod of more than one container. A runtime makes
-/// no such group, except that a node may be a container itself: what stands before the first pod does not count.
+/// Whether the names on a path are of more than one pod, or of more than one container where pods are. A runtime makes
+/// no such group, except that a node may be a container itself: what stands before the pods does not count.
 pub fn names_several(path: &str) -> bool {
-    let (mut pod, mut container) = (None, None);
+    let (mut pod, mut container, mut is_among_pods) = (None, None, false);
     for part in path.split('/') {
+        is_among_pods |= is_kubepods(part);
         if let Some(uid) = find_pod_uid(part)
             && *pod.get_or_insert_with(|| uid.clone()) != uid
         {
             return true;
         }
         let id = find_id(part).and_then(|at| part.get(at..at + ID_DIGITS));
-        if let Some(id) = id.filter(|_| pod.is_some())
+        if let Some(id) = id.filter(|_| is_among_pods || pod.is_some())
             && *container.get_or_insert(id) != id
         {
             return true;
         }
     }
     false
+}
+
+/// Whether a group has the name that kubelets give the one of all pods, or with systemd one within it: `kubepods`,
+/// `kubepods.slice`, `kubelet-kubepods-burstable-pod<uid>.slice`.
+pub fn is_kubepods(part: &str) -> bool {
+    let name = part.split_once(".slice").map_or(part, |(name, _)| name);
+    name.split('-').any(|word| word == "kubepods")
 }
 
 impl ContainerRef {

@@ -278,6 +278,11 @@ fn a_group_within_a_container_that_is_named_after_another_is_told() {
         (format!("/kubepods/pod{POD}/{A}/{B}"), true),
         (format!("/kubepods/pod{POD}/{A}/kubepods/pod{other_pod}"), true),
         (format!("/kubepods/pod{POD}/{A}/docker/{B}"), true),
+        // The kubelet's own UID of a static pod has no dashes.
+        (
+            format!("/kubepods/pod0b1c2d3e4f5061728394a5b6c7d8e9f0/{A}/pod{POD}/{B}"),
+            true,
+        ),
     ] {
         assert_eq!(names_several(&path), several, "{path}");
     }

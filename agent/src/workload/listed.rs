@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 use tokio::time::{Instant, sleep_until};
 
 use super::AttestorError;
-use super::pods::PodFacts;
+use super::pods::PodLookup;
 use crate::socket_tree::PodRecord;
 
 /// How often it is looked whether a pod is still there, and how long after a list without it another must have been
@@ -39,7 +39,7 @@ pub struct ListedPod {
 /// Whether a pod is there, by what the kubelet says. Once it is gone it stays gone: another of its name is another pod.
 #[derive(Debug)]
 pub(super) struct Listing {
-    kubelet: Arc<dyn PodFacts>,
+    kubelet: Arc<dyn PodLookup>,
     pod: PodReference,
     is_gone: AtomicBool,
     watch: Mutex<Watch>,
@@ -54,7 +54,7 @@ struct Watch {
 
 impl Listing {
     /// Of the pod with this UID, which is listed now.
-    pub(super) fn new(kubelet: Arc<dyn PodFacts>, uid: &str) -> Self {
+    pub(super) fn new(kubelet: Arc<dyn PodLookup>, uid: &str) -> Self {
         Self {
             kubelet,
             pod: PodReference {
@@ -96,11 +96,13 @@ impl Listing {
             let next_look = self.watch().next_look;
             sleep_until(next_look).await;
             let asked = Instant::now();
-            let found = self.kubelet.listed(&self.pod, LOOK_EVERY).await;
-            self.watch().next_look = Instant::now() + LOOK_EVERY;
-            if let Ok(found) = found {
-                self.note(asked, found.is_some());
-            }
+            let heard = self.kubelet.listed(&self.pod, LOOK_EVERY).await;
+            let noted = heard.map(|found| (found.is_some(), self.note(asked, found.is_some())));
+            self.watch().next_look = match noted {
+                // Whoever heard first that it is not listed: the next list decides from then on.
+                Ok((false, settled)) => settled,
+                Ok((true, _)) | Err(_) => Instant::now() + LOOK_EVERY,
+            };
         }
     }
 
@@ -137,7 +139,7 @@ mod tests {
     struct Answers(Mutex<Vec<Option<bool>>>);
 
     #[async_trait]
-    impl PodFacts for Answers {
+    impl PodLookup for Answers {
         async fn by_uid(&self, _uid: &str) -> Result<Vec<Selector>, AttestorError> {
             Err(AttestorError::CutOff)
         }
@@ -189,6 +191,17 @@ mod tests {
             }
         }
         assert_eq!(begun.elapsed(), LOOK_EVERY * 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_end_that_another_call_heard_of_first_is_told_as_soon_as_it_is_sure() {
+        let listing = listing(&[Some(false)]);
+        let begun = Instant::now();
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let given_up = tokio::time::timeout(Duration::from_secs(1), listing.facts()).await;
+        assert!(given_up.is_err());
+        listing.gone().await;
+        assert_eq!(begun.elapsed(), Duration::from_secs(3) + LOOK_EVERY);
     }
 
     #[tokio::test(start_paused = true)]

@@ -38,7 +38,7 @@ use self::container::{Cgroup, parse_cgroups};
 pub use self::docker::DockerAttestor;
 pub use self::k8s::K8sAttestor;
 pub use self::listed::{ListedPod, PodReference};
-pub use self::pods::{Pod, PodFacts, PodNumber, Workload};
+pub use self::pods::{Pod, PodLookup, PodNumber, Workload};
 pub use self::process::{ConnectedAs, Process, ProcessError};
 pub use self::procfs::{FileId, ProcFs};
 pub use self::systemd::SystemdAttestor;
@@ -73,7 +73,7 @@ pub struct WorkloadAttestation {
 #[derive(Clone, Debug, Default)]
 struct AttestorSet {
     attestors: Vec<Arc<dyn WorkloadAttestor>>,
-    pod_facts: Option<Arc<dyn PodFacts>>,
+    pod_lookup: Option<Arc<dyn PodLookup>>,
 }
 
 /// What one attestor said about a process, for those who want to know why an identity is or is not given.
@@ -189,7 +189,7 @@ impl WorkloadAttestation {
     pub fn new(attestors: Vec<Arc<dyn WorkloadAttestor>>, deadline: Duration) -> Self {
         Self::of(AttestorSet {
             attestors,
-            pod_facts: None,
+            pod_lookup: None,
         })
         .0
         .within(deadline)
@@ -197,10 +197,10 @@ impl WorkloadAttestation {
 
     /// Knows more about pods that call on sockets of their own than the sockets report.
     #[must_use]
-    pub fn with_pod_facts(self, pod_facts: Arc<dyn PodFacts>) -> Self {
+    pub fn with_pod_lookup(self, pod_lookup: Arc<dyn PodLookup>) -> Self {
         let set = AttestorSet {
             attestors: self.set().attestors.clone(),
-            pod_facts: Some(pod_facts),
+            pod_lookup: Some(pod_lookup),
         };
         Self::of(set).0.within(self.deadline)
     }
@@ -241,12 +241,13 @@ impl WorkloadAttestation {
     /// [`FindPodError`].
     pub async fn find_pod(&self, meant: &PodReference) -> Result<Option<Arc<Pod>>, FindPodError> {
         let set = self.set();
-        let kubelet = set.pod_facts.as_ref().ok_or(FindPodError::NoAttestor)?;
+        let kubelet = set.pod_lookup.as_ref().ok_or(FindPodError::NoAttestor)?;
         let asked = tokio::time::timeout(self.deadline, kubelet.listed(meant, Duration::ZERO));
         let found = asked
             .await
             .unwrap_or(Err(AttestorError::TimedOut(self.deadline)))?;
-        Ok(found.map(|found| Arc::new(Pod::listed(found, Arc::clone(kubelet)))))
+        let later = || Arc::new(CurrentLookup(self.set.clone()));
+        Ok(found.map(|found| Arc::new(Pod::listed(found, later()))))
     }
 
     /// What is known about a pod by its socket, and by its UID. No attestor of processes is asked: which of the pod's
@@ -255,7 +256,7 @@ impl WorkloadAttestation {
         let timer = metrics().start("workload_api_workload_attestation");
         let set = self.set();
         let asked = async {
-            let asked = tokio::time::timeout(self.deadline, pod.facts(set.pod_facts.as_ref()));
+            let asked = tokio::time::timeout(self.deadline, pod.facts(set.pod_lookup.as_ref()));
             asked.await.unwrap_or(Err(AttestorError::TimedOut(self.deadline)))
         };
         let found = timer
@@ -327,6 +328,33 @@ impl WorkloadAttestation {
             }
         });
         join_all(asked).await
+    }
+}
+
+/// Knows pods as the attestor does that is configured when it is asked: a pod that a broker named may outlive the
+/// settings that it was found with.
+#[derive(Debug)]
+struct CurrentLookup(watch::Receiver<Arc<AttestorSet>>);
+
+impl CurrentLookup {
+    fn get(&self) -> Result<Arc<dyn PodLookup>, AttestorError> {
+        let current = self.0.borrow().pod_lookup.clone();
+        current.ok_or_else(|| AttestorError::service("ask about a pod")(FindPodError::NoAttestor))
+    }
+}
+
+#[async_trait]
+impl PodLookup for CurrentLookup {
+    async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
+        self.get()?.by_uid(uid).await
+    }
+
+    async fn listed(
+        &self,
+        meant: &PodReference,
+        max_age: Duration,
+    ) -> Result<Option<ListedPod>, AttestorError> {
+        self.get()?.listed(meant, max_age).await
     }
 }
 
@@ -504,13 +532,18 @@ mod tests {
     struct FakeFacts(Fake);
 
     #[async_trait]
-    impl PodFacts for FakeFacts {
+    impl PodLookup for FakeFacts {
         async fn listed(
             &self,
-            _meant: &PodReference,
+            meant: &PodReference,
             _max_age: Duration,
         ) -> Result<Option<ListedPod>, AttestorError> {
-            Err(AttestorError::CutOff)
+            let uid = meant.uid.as_deref().unwrap_or_default();
+            Ok(Some(ListedPod {
+                record: pods::tests::pod(uid).record().clone(),
+                started_at: None,
+                facts: self.by_uid(uid).await?,
+            }))
         }
 
         async fn by_uid(&self, uid: &str) -> Result<Vec<Selector>, AttestorError> {
@@ -532,7 +565,7 @@ mod tests {
         let facts = attestation.attest_workload(&workload).await.unwrap();
         assert_eq!(facts.len(), 4);
         assert!(facts.contains(&Selector::parse("k8s:ns:shop").unwrap()));
-        let with = |fake| attestation.clone().with_pod_facts(Arc::new(FakeFacts(fake)));
+        let with = |fake| attestation.clone().with_pod_lookup(Arc::new(FakeFacts(fake)));
         let more = with(Fake::Knows("ns:shop"))
             .attest_workload(&workload)
             .await
@@ -549,11 +582,34 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_pod_that_a_broker_named_is_known_by_the_settings_of_now_and_not_by_those_it_was_found_with() {
+        let set = |fake| AttestorSet {
+            pod_lookup: Some(Arc::new(FakeFacts(fake))),
+            ..AttestorSet::default()
+        };
+        let (attestation, settings) = WorkloadAttestation::of(set(Fake::Knows("node-name:before")));
+        let meant = PodReference {
+            uid: Some("0a1b".to_owned()),
+            ..PodReference::default()
+        };
+        let pod = attestation.find_pod(&meant).await.unwrap().unwrap();
+        let workload = Workload::Pod(Arc::clone(&pod));
+        for known in ["node-name:before", "node-name:after"] {
+            settings.send_replace(Arc::new(set(Fake::Knows(known))));
+            let facts = attestation.attest_workload(&workload).await.unwrap();
+            assert!(facts.contains(&Selector::new("k8s", known).unwrap()), "{facts:?}");
+        }
+        assert!(pod.is_there().await.unwrap());
+        settings.send_replace(Arc::new(set(Fake::Fails)));
+        assert!(pod.is_there().await.is_err());
+    }
+
+    #[tokio::test]
     async fn a_folder_that_tells_another_pod_than_its_uid_is_refused() {
         let workload = Workload::Pod(Arc::new(pods::tests::pod("0a1b")));
         for contradicting in ["ns:other", "sa:other", "pod-name:other", "pod-uid:other"] {
             let attestation =
-                attestation(Vec::new()).with_pod_facts(Arc::new(FakeFacts(Fake::Knows(contradicting))));
+                attestation(Vec::new()).with_pod_lookup(Arc::new(FakeFacts(Fake::Knows(contradicting))));
             let error = attestation.attest_workload(&workload).await.unwrap_err();
             let AttestError::Attestor { source, .. } = &error else {
                 panic!("{error}");

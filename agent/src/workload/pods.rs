@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::container::{self, ContainerError};
 use super::k8s::pod_uid;
 use super::listed::{ListedPod, Listing, PodReference};
-use super::{AttestorError, Process};
+use super::{AttestorError, ProcFs, Process};
 use crate::socket_tree::PodRecord;
 
 /// Type of the selectors, which SPIRE's workload attestor `k8s` has.
@@ -50,7 +50,7 @@ pub enum Workload {
 
 /// What more is known about pods than their sockets report.
 #[async_trait]
-pub trait PodFacts: Send + Sync + std::fmt::Debug {
+pub trait PodLookup: Send + Sync + std::fmt::Debug {
     /// All facts about the pod with this UID that hold for each of its containers alike; none of a single container.
     /// May be dropped at any time.
     ///
@@ -98,7 +98,7 @@ impl Pod {
     }
 
     /// A pod that `kubelet` lists. Nothing is known of a process of it, and nobody calls on a socket of it.
-    pub fn listed(found: ListedPod, kubelet: Arc<dyn PodFacts>) -> Self {
+    pub fn listed(found: ListedPod, kubelet: Arc<dyn PodLookup>) -> Self {
         Self {
             presence: Presence::Listed(Listing::new(kubelet, &found.record.uid)),
             record: found.record,
@@ -161,7 +161,7 @@ impl Pod {
     /// When it cannot be found out.
     pub(super) async fn facts(
         &self,
-        more: Option<&Arc<dyn PodFacts>>,
+        more: Option<&Arc<dyn PodLookup>>,
     ) -> Result<Option<Vec<Selector>>, AttestorError> {
         match &self.presence {
             Presence::Socket(gone) => {
@@ -243,9 +243,9 @@ impl PodNumber {
         Self::parse(&pod.record().uid).unwrap_or(Self(pod.place().into()))
     }
 
-    /// Of the pod whose process has these control groups (`/proc/<pid>/cgroup`), if a kubelet made them.
-    pub fn in_cgroups(cgroups: &str) -> Option<Self> {
-        Self::parse(&pod_uid(cgroups)?)
+    /// Of the pod that a process is of, by its control groups, if a kubelet made them.
+    pub fn of_process(procfs: &ProcFs, pid: u32) -> Option<Self> {
+        Self::parse(&pod_uid(procfs, pid)?)
     }
 }
 

@@ -8,6 +8,8 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use time::{Duration, OffsetDateTime};
 
+use super::container::{Cgroup, parse_cgroups};
+
 /// Room that most files of a process fit into, so that they take one read, not eight.
 const ONE_READ: usize = 4096;
 
@@ -27,6 +29,8 @@ pub struct ProcFs {
     root: PathBuf,
     /// This program's pid namespace, which it never leaves.
     own_pid_namespace: Arc<OnceLock<Option<u64>>>,
+    /// This program's control groups, which nobody moves it out of.
+    own_cgroups: Arc<OnceLock<Vec<Cgroup>>>,
 }
 
 /// Identity of a process as `/proc/<pid>/status` shows it, in effective ids.
@@ -66,6 +70,7 @@ impl ProcFs {
         Self {
             root: root.into(),
             own_pid_namespace: Arc::default(),
+            own_cgroups: Arc::default(),
         }
     }
 
@@ -164,6 +169,18 @@ impl ProcFs {
     pub fn own_pid_namespace(&self) -> Option<u64> {
         let look = || self.pid_namespace(std::process::id());
         *self.own_pid_namespace.get_or_init(look)
+    }
+
+    /// The control groups of this program; none while they cannot be read.
+    pub fn own_cgroups(&self) -> &[Cgroup] {
+        if let Some(known) = self.own_cgroups.get() {
+            return known;
+        }
+        let text = read_whole(&self.root.join("self/cgroup")).ok();
+        match text.and_then(|text| parse_cgroups(&text).ok()) {
+            Some(groups) => self.own_cgroups.get_or_init(|| groups),
+            None => &[],
+        }
     }
 
     /// The instant that `ticks` after the start of the machine is. `None` when `/proc/stat` does not say.
@@ -303,6 +320,17 @@ mod tests {
         let at = procfs.instant_of(250).unwrap();
         assert_eq!(at.unix_timestamp_nanos(), 1_002_500_000_000);
         assert_eq!(ProcFs::at("/nonexistent").instant_of(250), None);
+    }
+
+    #[test]
+    fn the_own_groups_are_read_once_they_can_be() {
+        let (dir, procfs) = layout(7, &[]);
+        assert_eq!(procfs.own_cgroups(), []);
+        std::fs::create_dir(dir.path().join("self")).unwrap();
+        std::fs::write(dir.path().join("self/cgroup"), "0::/a\n").unwrap();
+        assert_eq!(procfs.own_cgroups()[0].path, "/a");
+        std::fs::remove_dir_all(dir.path().join("self")).unwrap();
+        assert_eq!(procfs.own_cgroups().len(), 1);
     }
 
     #[test]

@@ -151,8 +151,7 @@ impl ProgramHashes {
         }
         let who = Arc::clone(process);
         off_thread(move || {
-            let groups = who.procfs().cgroup(who.pid()).ok();
-            let pod = groups.and_then(|groups| PodNumber::in_cgroups(&groups));
+            let pod = PodNumber::of_process(who.procfs(), who.pid());
             Ok(pod.map_or(Holder::User(uid), Holder::Pod))
         })
         .await
@@ -485,12 +484,14 @@ mod tests {
         let (_dir, slow) = in_group(&workload, &of(UID));
         let (_other_dir, other) = in_group(&workload, &of(&UID.replace('7', "0")));
         let (_beside_dir, beside) = in_group(&workload, "/user.slice");
+        let named_so = format!("/system.slice/build.service{}", of(UID));
+        let (_forged_dir, forged) = in_group(&workload, &named_so);
         // What was written just now is not remembered, so each has to be hashed.
         let hashes = hashes_at(Clock::system().now()).telling_pods(true);
         let pod = Holder::Pod(PodNumber::parse(UID).unwrap());
         let turn = hashes.per_holder.acquire(pod, HASHES_OF_ONE).await;
         let mut waiting = Box::pin(hashes.sha256(&slow, 7, 0));
-        for free in [&other, &beside] {
+        for free in [&other, &beside, &forged] {
             tokio::select! {
                 biased;
                 answer = &mut waiting => panic!("did not wait: {answer:?}"),

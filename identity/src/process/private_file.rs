@@ -10,7 +10,7 @@ use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::fs::{self, AtFlags, CWD, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 use zeroize::Zeroizing;
 
@@ -171,38 +171,31 @@ pub fn set_aside(path: &Path, why: &str, unix_time: i64) -> Result<PathBuf, File
     Err(failed("set file aside under a free name", path, Errno::EXIST))
 }
 
-/// Reads a file of at most `max` bytes.
+/// Reads a file of at most `max` bytes, of any kind: one that is piped is waited for.
 ///
 /// # Errors
 /// [`FileError::TooLarge`], [`FileError::Io`].
 pub fn read_bounded(path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
     let file = File::open(path).map_err(|error| failed("open file", path, error))?;
-    let mut bytes = Vec::new();
-    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
-    file.take(limit)
-        .read_to_end(&mut bytes)
-        .map_err(|error| failed("read file", path, error))?;
-    if bytes.len() > max {
-        return Err(FileError::TooLarge {
-            max,
-            path: path.to_owned(),
-        });
-    }
-    Ok(bytes)
+    read_rest(file, path, max)
 }
 
-/// Reads a text file of at most `max` bytes.
+/// Reads a text file of at most `max` bytes, of any kind.
 ///
 /// # Errors
 /// As [`read_bounded`]; [`FileError::Io`] when it is not UTF-8.
 pub fn read_text(path: &Path, max: usize) -> Result<String, FileError> {
-    String::from_utf8(read_bounded(path, max)?).map_err(|_not_text| {
-        failed(
-            "read file as UTF-8 text",
-            path,
-            io::Error::from(io::ErrorKind::InvalidData),
-        )
-    })
+    utf8(read_bounded(path, max)?, path)
+}
+
+/// Reads a plain text file of at most `max` bytes. Waits for nobody: a FIFO, a socket or a device that has the name is
+/// refused.
+///
+/// # Errors
+/// [`FileError::WrongKind`], [`FileError::TooLarge`]; [`FileError::Io`], also when it is not UTF-8.
+pub fn read_plain_text(path: &Path, max: usize) -> Result<String, FileError> {
+    let (file, _stat) = open_plain(path)?;
+    utf8(read_rest(file, path, max)?, path)
 }
 
 /// Reads a plain file of at most `max` bytes that holds a secret.
@@ -210,20 +203,7 @@ pub fn read_text(path: &Path, max: usize) -> Result<String, FileError> {
 /// # Errors
 /// [`FileError::WrongKind`], [`FileError::TooLarge`], [`FileError::Io`].
 pub fn read_secret(path: &Path, max: usize) -> Result<SecretBytes, FileError> {
-    // Non-blocking, so that a FIFO placed there cannot hang us; it means nothing for plain files.
-    let fd = fs::open(
-        path,
-        OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK,
-        Mode::empty(),
-    )
-    .map_err(|error| failed("open file", path, error))?;
-    let stat = fs::fstat(&fd).map_err(|error| failed("examine file", path, error))?;
-    if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile {
-        return Err(FileError::WrongKind {
-            expected: "plain file",
-            path: path.to_owned(),
-        });
-    }
+    let (mut file, stat) = open_plain(path)?;
     let size = usize::try_from(stat.st_size).unwrap_or(usize::MAX);
     if size > max {
         return Err(FileError::TooLarge {
@@ -233,7 +213,6 @@ pub fn read_secret(path: &Path, max: usize) -> Result<SecretBytes, FileError> {
     }
     // One byte more than the size, in one piece: growing would leave copies of the secret behind.
     let mut bytes = Zeroizing::new(vec![0; size.saturating_add(1)]);
-    let mut file = File::from(fd);
     let mut filled = 0;
     while let Some(space) = bytes.get_mut(filled..).filter(|space| !space.is_empty()) {
         match file.read(space) {
@@ -353,6 +332,48 @@ fn fill(file: OwnedFd, bytes: &[u8], mode: FileMode) -> io::Result<()> {
     file.write_all(bytes)?;
     fs::fchmod(&file, mode.bits())?;
     file.sync_all()
+}
+
+/// Opens a plain file for reading. What else has the name is not opened, because opening some devices does something.
+fn open_plain(path: &Path) -> Result<(File, Stat), FileError> {
+    let plain = |stat: Stat| match FileType::from_raw_mode(stat.st_mode) {
+        FileType::RegularFile => Ok(stat),
+        _ => Err(FileError::WrongKind {
+            expected: "plain file",
+            path: path.to_owned(),
+        }),
+    };
+    plain(fs::stat(path).map_err(|error| failed("open file", path, error))?)?;
+    // Non-blocking, so that a FIFO that takes its place just now cannot hang us; it means nothing for plain files.
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
+    let fd = fs::open(path, flags, Mode::empty()).map_err(|error| failed("open file", path, error))?;
+    let stat = plain(fs::fstat(&fd).map_err(|error| failed("examine file", path, error))?)?;
+    Ok((File::from(fd), stat))
+}
+
+fn read_rest(file: File, path: &Path, max: usize) -> Result<Vec<u8>, FileError> {
+    let mut bytes = Vec::new();
+    let limit = u64::try_from(max).unwrap_or(u64::MAX).saturating_add(1);
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|error| failed("read file", path, error))?;
+    if bytes.len() > max {
+        return Err(FileError::TooLarge {
+            max,
+            path: path.to_owned(),
+        });
+    }
+    Ok(bytes)
+}
+
+fn utf8(bytes: Vec<u8>, path: &Path) -> Result<String, FileError> {
+    String::from_utf8(bytes).map_err(|_not_text| {
+        failed(
+            "read file as UTF-8 text",
+            path,
+            io::Error::from(io::ErrorKind::InvalidData),
+        )
+    })
 }
 
 fn split(path: &Path) -> Result<(&Path, &OsStr), FileError> {
@@ -496,16 +517,33 @@ mod tests {
     }
 
     #[test]
-    fn a_secret_is_read_from_plain_files_only() {
+    fn secrets_and_plain_texts_are_read_from_plain_files_only_and_nobody_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            read_secret(dir.path(), 10),
-            Err(FileError::WrongKind { .. })
-        ));
-        assert!(matches!(
-            read_secret(Path::new("/dev/zero"), 10),
-            Err(FileError::WrongKind { .. })
-        ));
+        let at = |name: &str| dir.path().join(name);
+        // Nobody will ever write to it.
+        fs::mknodat(CWD, at("fifo"), FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+        symlink(at("fifo"), at("link")).unwrap();
+        let devices = ["/dev/zero", "/dev/null"].map(PathBuf::from);
+        let others = [dir.path().to_owned(), at("fifo"), at("socket"), at("link")];
+        for path in others.iter().chain(&devices) {
+            let refused = [
+                read_secret(path, 10).map(drop),
+                read_plain_text(path, 10).map(drop),
+            ];
+            for outcome in refused {
+                let is_refused = matches!(outcome, Err(FileError::WrongKind { .. }));
+                assert!(is_refused, "{}: {outcome:?}", path.display());
+            }
+        }
+        std::fs::write(at("file"), "abc").unwrap();
+        symlink(at("file"), at("leads")).unwrap();
+        assert_eq!(read_plain_text(&at("leads"), 3).unwrap(), "abc");
+        let larger = read_plain_text(&at("file"), 2);
+        assert!(
+            matches!(larger, Err(FileError::TooLarge { max: 2, .. })),
+            "{larger:?}"
+        );
     }
 
     #[test]

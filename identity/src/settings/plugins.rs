@@ -3,7 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{ConfigError, Document, Problems, Section};
+use super::{ConfigError, Document, MAX_TEXT, Problems, Section};
+use crate::process::private_file;
 
 /// The blocks of a kind that are not switched off, with their names.
 pub fn enabled<'a>(plugins: &Section<'a>, kind: &str) -> Vec<(String, Section<'a>)> {
@@ -93,12 +94,12 @@ impl DataFile {
         &self.path
     }
 
-    /// What it holds now. Blocks for as long as the disk takes.
+    /// What it holds now, if it is a plain file. Blocks for as long as the disk takes, and waits for no other program.
     ///
     /// # Errors
     /// [`ConfigError::File`].
     pub fn read_text(&self) -> Result<String, ConfigError> {
-        Document::read_text(&self.path, None)
+        Ok(private_file::read_plain_text(&self.path, MAX_TEXT)?)
     }
 
     /// Checks a text that the file held.
@@ -131,6 +132,8 @@ const DATA_FILE: &str = "plugin_data_file";
 #[cfg(test)]
 mod tests {
     #![allow(clippy::disallowed_methods, reason = "tests lay out files by hand")]
+
+    use rustix::fs::{FileType, Mode};
 
     use super::*;
     use crate::settings::Format;
@@ -190,6 +193,20 @@ mod tests {
             missing.contains("plugin_data_file") && missing.contains("data.conf"),
             "{missing}"
         );
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(rustix::fs::CWD, &fifo, FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for (path, why) in [
+            (&*fifo, "plain file expected"),
+            (Path::new("/dev/zero"), "plain file expected"),
+        ] {
+            let error = read(&format!("plugin_data_file = \"{}\"", path.display())).unwrap_err();
+            assert!(
+                error.contains(why) && error.contains("plugin_data_file"),
+                "{error}"
+            );
+        }
+        std::fs::write(&path, " ".repeat(MAX_TEXT + 1)).unwrap();
+        assert!(read(&key).unwrap_err().contains("larger than"));
         std::fs::write(&path, "\ndirectry = \"/d\"").unwrap();
         let error = read(&key).unwrap_err();
         for part in [

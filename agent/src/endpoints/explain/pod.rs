@@ -7,7 +7,7 @@ use time::OffsetDateTime;
 use tonic::Status;
 
 use crate::socket_tree::{PodRecord, SocketTree};
-use crate::workload::container::{in_cgroups, parse_cgroups};
+use crate::workload::k8s;
 use crate::workload::pods::is_same_uid;
 use crate::workload::{Pod, Process};
 
@@ -40,10 +40,9 @@ pub(super) fn find(tree: &SocketTree, uid: &str, stop: Stop) -> Result<Arc<Pod>,
     Ok(Arc::new(Pod::new(record, since, 0, stop)))
 }
 
-/// The pod that the control groups of a process name; none when they name none, or cannot be understood.
+/// The pod whose control groups a process is in; none when it is in those of none, or they cannot be understood.
 pub(super) fn uid_of(process: &Process) -> Option<String> {
-    let text = process.procfs().cgroup(process.pid()).ok()?;
-    in_cgroups(&parse_cgroups(&text).ok()?).ok()??.pod_uid
+    k8s::pod_uid(process.procfs(), process.pid())
 }
 
 #[cfg(test)]

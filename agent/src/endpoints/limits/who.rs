@@ -38,7 +38,7 @@ impl Who {
     }
 
     fn of_process(uid: u32, pid: Option<u32>, procfs: &ProcFs, tells_pods: bool) -> Self {
-        let in_cgroup = |pid: u32| PodNumber::in_cgroups(&procfs.cgroup(pid).ok()?);
+        let in_cgroup = |pid: u32| PodNumber::of_process(procfs, pid);
         if let Some(pod) = pid.filter(|_| tells_pods).and_then(in_cgroup) {
             return Self::Pod(pod);
         }
@@ -156,6 +156,8 @@ mod tests {
         let forged = [
             format!("/user.slice/user-1000.slice/user@1000.service/kubepods/pod{UID}/{id}"),
             format!("/kubepods/pod{OTHER}/{id}/kubepods/pod{UID}/{id}"),
+            format!("/system.slice/build.service/kubepods/pod{UID}/{id}"),
+            format!("/any/pod{UID}/{id}"),
             format!("/docker/{id}"),
             "/".to_owned(),
         ];

@@ -72,7 +72,7 @@ struct Slot {
 
 /// What stands at a configured path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum Occupant {
     Nothing,
     /// A file that some other program wrote.
     PlainFile,
@@ -125,12 +125,12 @@ impl FileSet {
     /// the names that are links already show the new version then. No attempt leaves anything that the next one does not
     /// need.
     pub(super) fn publish(&self, contents: &[&[u8]], now: OffsetDateTime) -> Result<(), SwapError> {
-        let mut standing = Vec::with_capacity(self.slots.len());
+        let mut occupants = Vec::with_capacity(self.slots.len());
         for slot in &self.slots {
-            standing.push(slot.look()?);
+            occupants.push(slot.look()?);
         }
-        if standing.contains(&Standing::PlainFile) {
-            self.take_over(&standing, now)?;
+        if occupants.contains(&Occupant::PlainFile) {
+            self.take_over(&occupants, now)?;
         }
         let files = self.slots.iter().zip(contents);
         let version = self.write_version(
@@ -147,7 +147,7 @@ impl FileSet {
     /// Makes links of the configured names, the first one last.
     fn link_all(&self) -> Result<(), SwapError> {
         for slot in self.slots.iter().rev() {
-            if slot.look()? != Standing::Link {
+            if slot.look()? != Occupant::Link {
                 slot.put_link(&self.prefix)?;
             }
         }
@@ -155,7 +155,7 @@ impl FileSet {
     }
 
     /// Makes a version of what readers see now, and links of the plain files.
-    fn take_over(&self, standing: &[Standing], now: OffsetDateTime) -> Result<(), SwapError> {
+    fn take_over(&self, occupants: &[Occupant], now: OffsetDateTime) -> Result<(), SwapError> {
         let mut found = Vec::new();
         for slot in &self.slots {
             // What cannot be read, or is not there, is not taken over; it is replaced later.
@@ -174,9 +174,9 @@ impl FileSet {
             now,
         )?;
         self.point_to(&version)?;
-        for (slot, standing) in self.slots.iter().zip(standing) {
+        for (slot, occupant) in self.slots.iter().zip(occupants) {
             let is_stored = found.iter().any(|(stored, ..)| stored.stored == slot.stored);
-            if is_stored && *standing == Standing::PlainFile {
+            if is_stored && *occupant == Occupant::PlainFile {
                 slot.put_link(&self.prefix)?;
             }
         }
@@ -265,10 +265,10 @@ impl FileSet {
 }
 
 impl Slot {
-    fn look(&self) -> Result<Standing, SwapError> {
+    fn look(&self) -> Result<Occupant, SwapError> {
         let metadata = match fs::symlink_metadata(&self.path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Standing::Nothing),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Occupant::Nothing),
             Err(source) => {
                 return Err(SwapError::Io {
                     action: "examine file",
@@ -278,14 +278,14 @@ impl Slot {
             }
         };
         if metadata.is_file() {
-            return Ok(Standing::PlainFile);
+            return Ok(Occupant::PlainFile);
         }
         if !metadata.is_symlink() {
             return Err(SwapError::NotAFile(self.path.clone()));
         }
         match fs::read_link(&self.path) {
-            Ok(link) if link == self.link => Ok(Standing::Link),
-            Ok(link) if is_of_our_kind(&link) => Ok(Standing::OldLink),
+            Ok(link) if link == self.link => Ok(Occupant::Link),
+            Ok(link) if is_of_our_kind(&link) => Ok(Occupant::OldLink),
             _ => Err(SwapError::ForeignLink(self.path.clone())),
         }
     }

@@ -113,8 +113,8 @@ fn plain_files_are_taken_over_without_a_moment_of_mixture() {
         fs::write(home.path(name), format!("{name} old")).unwrap();
         fs::set_permissions(home.path(name), Permissions::from_mode(0o640)).unwrap();
     }
-    let standing = [Standing::PlainFile; 3];
-    home.set.take_over(&standing, OffsetDateTime::now_utc()).unwrap();
+    let occupants = [Occupant::PlainFile; 3];
+    home.set.take_over(&occupants, OffsetDateTime::now_utc()).unwrap();
     for name in NAMES {
         assert!(fs::symlink_metadata(home.path(name)).unwrap().is_symlink());
         assert_eq!(home.read(name), format!("{name} old"));

@@ -19,7 +19,7 @@ use rustls_pki_types::pem::PemObject as _;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
-use super::pods::PodsError;
+use super::pod_list::PodsError;
 
 /// Most bytes of the files that are read.
 pub(super) const MAX_FILE: usize = 1024 * 1024;

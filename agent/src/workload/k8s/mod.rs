@@ -9,9 +9,10 @@
 //! container in time, or the API server does not know the namespace, attestation fails.
 
 mod ask;
+mod groups;
 mod kubelet;
 mod namespaces;
-mod pods;
+mod pod_list;
 mod poller;
 mod selectors;
 mod trust;
@@ -28,11 +29,11 @@ use finial_identity::selector::{Selector, SelectorError};
 pub use self::ask::AskError;
 use self::kubelet::{FetchPods, Kubelet};
 use self::namespaces::{FetchNamespace, InCluster, Namespaces};
-pub use self::pods::{ContainerStatus, Pod, PodList, PodsError};
+pub use self::pod_list::{ContainerStatus, Pod, PodList, PodsError};
 use self::poller::{Poller, Waited};
 use super::container::{self, Cgroup, ContainerRef};
 use super::{
-    AttestorError, ListedPod, PodFacts, PodReference, Process, WorkloadAttestor, cgroups, off_thread,
+    AttestorError, ListedPod, PodLookup, PodReference, ProcFs, Process, WorkloadAttestor, cgroups, off_thread,
 };
 use crate::config::K8sSettings;
 
@@ -109,7 +110,7 @@ impl K8sAttestor {
 
 /// Those of the pods of this node. Waits for the kubelet to list the pod, as an attestation does.
 #[async_trait]
-impl PodFacts for K8sAttestor {
+impl PodLookup for K8sAttestor {
     async fn by_uid(&self, pod_uid: &str) -> Result<Vec<Selector>, AttestorError> {
         let found = self.pods.wait_for(|pods| {
             let pod = pods.pod(pod_uid);
@@ -178,39 +179,32 @@ fn locate(process: &Process, verbose: bool) -> Result<Option<ContainerRef>, Atte
     if verbose {
         tracing::debug!(pid = process.pid(), ?groups, "cgroups of a workload");
     }
-    place_in(&groups)
+    place_in(&groups, process.procfs())
 }
 
-/// The pod's UID that these control groups (`/proc/<pid>/cgroup`) name, if they are such as a kubelet made. The kubelet
-/// is not asked.
-pub fn pod_uid(cgroups: &str) -> Option<String> {
-    let groups = container::parse_cgroups(cgroups).ok()?;
-    place_in(&groups).ok()??.pod_uid
+/// The UID of the pod whose groups a process is in, if they are such as a kubelet made. The kubelet is not asked.
+pub fn pod_uid(procfs: &ProcFs, pid: u32) -> Option<String> {
+    let groups = container::parse_cgroups(&procfs.cgroup(pid).ok()?).ok()?;
+    place_in(&groups, procfs).ok()??.pod_uid
 }
 
-fn place_in(groups: &[Cgroup]) -> Result<Option<ContainerRef>, AttestorError> {
-    let Some(place) = container::in_cgroups(groups)?.filter(is_of_kubelet) else {
+fn place_in(groups: &[Cgroup], procfs: &ProcFs) -> Result<Option<ContainerRef>, AttestorError> {
+    let Some(place) = container::in_cgroups(groups)?.filter(is_named_by_kubelet) else {
         return Ok(None);
     };
     // Who may make groups within a container, or is delegated a part of the tree, may name one after the container
-    // of another: then the names that the kubelet gave stand further out.
-    if groups.iter().any(|group| container::names_several(&group.path)) || is_of_user(&place.group) {
+    // of another: then the names that the kubelet gave stand further out, or there are none.
+    let is_within_another = groups.iter().any(|group| container::names_several(&group.path));
+    if is_within_another || !groups::may_be_kubelets(&place, procfs.own_cgroups()) {
         return Err(AttestorError::ForeignCgroup(place.group));
     }
     Ok(Some(place))
 }
 
-/// Whether a kubelet's runtime may have made the container; of Docker's and Podman's own it did not.
-fn is_of_kubelet(place: &ContainerRef) -> bool {
+/// Whether it has the name of a container that a kubelet's runtime made; Docker's and Podman's own have not.
+fn is_named_by_kubelet(place: &ContainerRef) -> bool {
     let marks = ["kubepods", "crio-", "cri-containerd"];
     place.pod_uid.is_some() || marks.iter().any(|mark| place.group.contains(mark))
-}
-
-/// Whether the group is in a part of the tree that systemd delegates to a user.
-fn is_of_user(group: &str) -> bool {
-    group
-        .split('/')
-        .any(|part| part == "user.slice" || (part.starts_with("user-") && part.ends_with(".slice")))
 }
 
 fn untold(waited: Waited, what: &str) -> AttestorError {

@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep_until};
 use super::super::off_thread;
 use super::ask::AskError;
 use super::kubelet::FetchPods;
-use super::pods::{PodList, PodsError};
+use super::pod_list::{PodList, PodsError};
 
 /// Asks the kubelet on behalf of many.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use finial_identity::selector::{Selector, SelectorError};
 
 use super::NAME;
 use super::namespaces::Labels;
-use super::pods::{ContainerStatus, Pod};
+use super::pod_list::{ContainerStatus, Pod};
 
 /// The facts of a pod.
 pub(super) fn of_pod(pod: &Pod) -> Result<Vec<Selector>, SelectorError> {

@@ -93,7 +93,7 @@ impl Stage {
         let facts = FactsByPid::default();
         let attestation = WorkloadAttestation::new(vec![Arc::new(facts.clone())], Duration::from_secs(5));
         let attestation = match pods {
-            Some(pods) => attestation.with_pod_facts(Arc::new(pods)),
+            Some(pods) => attestation.with_pod_lookup(Arc::new(pods)),
             None => attestation,
         };
         let dir = tempfile::tempdir().unwrap();

@@ -2,7 +2,7 @@
 #![allow(clippy::disallowed_methods)] // Tests lay out files by hand.
 
 mod kubelet;
-mod pods;
+mod pod_list;
 mod polling;
 mod processes;
 

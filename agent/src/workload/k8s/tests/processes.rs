@@ -98,11 +98,13 @@ async fn groups_that_contradict_each_other_or_the_list_are_refused() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("its cgroup in pod"), "{error}");
-    // Groups that a container made in its own, and a user in the part that is delegated to users.
+    // Groups that a container made in its own, a user in the part that is delegated to users, and a service in its own.
     for path in [
         format!("/kubepods/pod{OTHER}/{C}/kubepods/pod{WEB}/{A}"),
         format!("/kubepods/pod{OTHER}/{C}/{A}"),
         format!("/user.slice/user-1000.slice/user@1000.service/kubepods/pod{WEB}/{A}"),
+        format!("/system.slice/build.service/kubepods/pod{WEB}/{A}"),
+        format!("/any/pod{WEB}/{A}"),
     ] {
         let error = facts(&attestor, &path).await.unwrap_err();
         assert!(
