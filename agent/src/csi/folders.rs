@@ -94,11 +94,18 @@ impl Folders {
         root.ends_with(Path::new("pods").join(uid).join("sockets"))
     }
 
-    /// Removes what an earlier driver left of pods that the kubelet does not know any more.
+    /// Removes what an earlier driver left of pods that the kubelet does not know any more. Nothing, while the kubelet's own
+    /// folder of pods cannot be seen.
     ///
     /// # Errors
     /// When the tree cannot be read. A folder that cannot be removed is logged.
     pub(super) fn prune(&self, kubelet_pods: &Path) -> Result<(), FolderError> {
+        if !kubelet_pods.is_dir() {
+            // Not mounted, or elsewhere: then no pod would seem to be there, and all would lose their sockets.
+            let path = kubelet_pods.display();
+            tracing::warn!(%path, "folders of pods are kept: the kubelet's folder of pods is not there");
+            return Ok(());
+        }
         let pods = self.tree.pods();
         let unreadable = failed("read folder of pods", &pods);
         for entry in std::fs::read_dir(&pods).map_err(&unreadable)? {
@@ -238,6 +245,8 @@ mod tests {
         folders.prepare(&pod("a")).unwrap();
         std::fs::create_dir_all(kubelet.join("0a1b")).unwrap();
         std::fs::create_dir(folders.tree.pods().join(".new-x")).unwrap();
+        folders.prune(&dir.path().join("elsewhere")).unwrap();
+        assert_eq!(folders.tree.uids().unwrap().len(), 2, "nobody can tell");
         folders.prune(&kubelet).unwrap();
         assert_eq!(folders.tree.uids().unwrap(), ["0a1b"]);
         assert!(!folders.tree.pods().join(".new-x").exists());

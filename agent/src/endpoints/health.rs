@@ -4,7 +4,7 @@
 //! or says that there are none for the agent itself, is a healthy one.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -19,8 +19,11 @@ use finial_proto::grpc::health::v1::{
     HealthCheckRequest, HealthCheckResponse, HealthListRequest, HealthListResponse,
 };
 use finial_proto::workload::X509svidRequest;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, WeakShared};
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::{Code, Request, Response, Status};
 
 use super::client;
@@ -28,27 +31,43 @@ use crate::node::NodeState;
 
 /// How long the agent's own Workload API may take to answer.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a good answer is told to others who ask: each takes a connection and an attestation, and anybody may ask.
+const KEPT: Duration = Duration::from_secs(1);
+/// The same of a bad one, which an agent that is starting soon makes good.
+const KEPT_TROUBLE: Duration = Duration::from_millis(100);
 
-/// Asks the agent's own Workload API.
+/// Asks the agent's own Workload API, once for all who want to know at the same time. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Probe {
     /// The agent's socket; `None` when the Workload API is switched off, which is healthy.
     socket_path: Option<Arc<PathBuf>>,
     node: watch::Receiver<NodeState>,
     lost: Arc<[String]>,
+    asked: Arc<Mutex<Asked>>,
+}
+
+/// Whether there are identities, or none for the agent; else why it is not known.
+type Answer = Result<(), Trouble>;
+
+/// What clones of a probe share.
+#[derive(Debug, Default)]
+struct Asked {
+    /// The question that is under way, for as long as somebody waits for its answer.
+    running: Option<WeakShared<BoxFuture<'static, Answer>>>,
+    /// The last answer, and when it came.
+    last: Option<(Instant, Answer)>,
 }
 
 /// What the probe found.
 #[derive(Debug)]
 struct Finding {
     state: NodeState,
-    /// The answer, or why there was none.
-    answer: Result<(), Trouble>,
+    answer: Answer,
     lost: Arc<[String]>,
 }
 
 /// What is wrong with the Workload API.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 enum Trouble {
     /// Nobody answers at the socket.
     #[error("workload API is unreachable: {0}")]
@@ -65,6 +84,7 @@ impl Probe {
             socket_path: socket_path.map(Arc::new),
             node,
             lost: Arc::new([]),
+            asked: Arc::default(),
         }
     }
 
@@ -78,22 +98,58 @@ impl Probe {
     }
 
     async fn find(&self) -> Finding {
-        let answer = match self.socket_path.as_deref() {
-            None => Ok(()),
-            Some(path) => match tokio::time::timeout(PROBE_TIMEOUT, ask(path)).await {
-                Ok(answer) => answer,
-                Err(_elapsed) => Err(Trouble::Unreachable("no answer in time".to_owned())),
-            },
-        };
         Finding {
+            answer: self.answer().await,
             state: self.node.borrow().clone(),
-            answer,
             lost: Arc::clone(&self.lost),
         }
     }
+
+    async fn answer(&self) -> Answer {
+        let Some(path) = &self.socket_path else {
+            return Ok(());
+        };
+        let running = {
+            let mut asked = lock(&self.asked);
+            if let Some(answer) = asked.kept() {
+                return answer;
+            }
+            let running = asked.running.as_ref().and_then(WeakShared::upgrade);
+            running.unwrap_or_else(|| {
+                let begun = ask_for_all(Arc::clone(path), Arc::clone(&self.asked));
+                let begun = begun.boxed().shared();
+                asked.running = begun.downgrade();
+                begun
+            })
+        };
+        running.await
+    }
 }
 
-async fn ask(path: &std::path::Path) -> Result<(), Trouble> {
+impl Asked {
+    /// The last answer, if it is still told.
+    fn kept(&self) -> Option<Answer> {
+        let (at, answer) = self.last.as_ref()?;
+        let kept = if answer.is_ok() { KEPT } else { KEPT_TROUBLE };
+        (at.elapsed() < kept).then(|| answer.clone())
+    }
+}
+
+fn lock(asked: &Mutex<Asked>) -> MutexGuard<'_, Asked> {
+    // Both fields are replaced whole, so a panic cannot leave one half-changed.
+    asked.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+async fn ask_for_all(path: Arc<PathBuf>, asked: Arc<Mutex<Asked>>) -> Answer {
+    let answer = match tokio::time::timeout(PROBE_TIMEOUT, ask(&path)).await {
+        Ok(answer) => answer,
+        Err(_elapsed) => Err(Trouble::Unreachable("no answer in time".to_owned())),
+    };
+    lock(&asked).last = Some((Instant::now(), answer.clone()));
+    answer
+}
+
+async fn ask(path: &std::path::Path) -> Answer {
     let unreachable = |error: tonic::transport::Error| Trouble::Unreachable(error.to_string());
     let mut client = client::workload(path).await.map_err(unreachable)?;
     let outcome = match client.fetch_x509svid(X509svidRequest {}).await {
@@ -214,12 +270,16 @@ fn answer(well: bool, finding: &Finding) -> HttpResponse {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    #![allow(clippy::disallowed_methods, reason = "tests own their tasks")]
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use finial_identity::process::http_listener::HttpListener;
-    use tokio::net::TcpListener;
+    use futures_util::future::join_all;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, UnixListener, UnixStream};
 
     use super::*;
+    use crate::endpoints::testing::World;
 
     fn finding(state: NodeState, answer: Result<(), Trouble>) -> (bool, bool) {
         let finding = Finding {
@@ -239,6 +299,89 @@ mod tests {
         let silent = Err(Trouble::Unreachable("refused".to_owned()));
         assert_eq!(finding(NodeState::Serving, silent), (false, false));
         assert_eq!(finding(NodeState::Banned, Ok(())), (false, false));
+    }
+
+    /// A way to a socket that counts the connections on it.
+    fn counted(to: PathBuf) -> (PathBuf, Arc<AtomicUsize>) {
+        let path = to.with_extension("counted");
+        let listener = UnixListener::bind(&path).unwrap();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counter = Arc::clone(&count);
+        tokio::spawn(async move {
+            while let Ok((mut near, _from)) = listener.accept().await {
+                counter.fetch_add(1, Ordering::Relaxed);
+                let mut far = UnixStream::connect(&to).await.unwrap();
+                tokio::spawn(async move {
+                    let _closed = tokio::io::copy_bidirectional(&mut near, &mut far).await;
+                });
+            }
+        });
+        (path, count)
+    }
+
+    #[tokio::test]
+    async fn all_who_ask_at_a_time_share_one_connection_and_for_a_second_its_answer() {
+        let mut world = World::new();
+        world.own_pid = std::process::id();
+        let served = world.serve();
+        let (path, count) = counted(served.path.clone());
+        let probe = Probe::new(Some(path), served.world.node.subscribe());
+        let others = probe.clone();
+        let findings = join_all((0..100).map(|_| others.find())).await;
+        assert!(findings.iter().all(Finding::is_ready));
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        tokio::time::pause();
+        assert!(probe.find().await.is_ready());
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        tokio::time::advance(KEPT).await;
+        tokio::time::resume();
+        assert!(probe.find().await.is_ready());
+        assert_eq!(count.load(Ordering::Relaxed), 2);
+        served.stop().await;
+    }
+
+    #[tokio::test]
+    async fn who_stops_waiting_takes_the_answer_from_nobody() {
+        let served = World::new().serve();
+        let (path, count) = counted(served.path.clone());
+        let probe = Probe::new(Some(path), served.world.node.subscribe());
+        let gone = probe.clone();
+        let mut first = Box::pin(gone.find());
+        assert!((&mut first).now_or_never().is_none());
+        let mut second = Box::pin(probe.find());
+        assert!((&mut second).now_or_never().is_none());
+        drop(first);
+        assert!(second.await.is_ready());
+        assert_eq!(count.load(Ordering::Relaxed), 1);
+        // With nobody left the question is given up, and the next who asks begins anew.
+        lock(&probe.asked).last = None;
+        assert!(Box::pin(probe.find()).now_or_never().is_none());
+        assert!(probe.find().await.is_ready());
+        served.stop().await;
+    }
+
+    #[tokio::test]
+    async fn an_agent_whose_own_svid_is_not_signed_lives_and_is_not_ready() {
+        let mut world = World::new();
+        world.own_pid = std::process::id();
+        let served = world.serve();
+        served.world.publish_entries(vec![served.world.unissued("agent")]);
+        let node = || served.world.node.subscribe();
+        let finding = Probe::new(Some(served.path.clone()), node()).find().await;
+        assert_eq!(
+            (finding.is_live(), finding.is_ready()),
+            (true, false),
+            "{finding:?}"
+        );
+        let entries = vec![served.world.entry("agent"), served.world.unissued("other")];
+        served.world.publish_entries(entries);
+        let finding = Probe::new(Some(served.path.clone()), node()).find().await;
+        assert_eq!(
+            (finding.is_live(), finding.is_ready()),
+            (true, true),
+            "{finding:?}"
+        );
+        served.stop().await;
     }
 
     #[tokio::test]

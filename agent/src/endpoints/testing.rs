@@ -329,7 +329,7 @@ impl World {
                 logged_selectors: LoggedSelectors::default(),
             },
             sds: SdsSettings::default(),
-            own_pid: 0,
+            own_pid: u32::MAX,
             is_pushed: false,
             next: Mutex::new(next),
         }

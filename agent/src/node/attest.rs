@@ -12,15 +12,15 @@ use tracing::Instrument;
 
 use super::{AttestorError, BootstrapError, NodeAttestor};
 use crate::telemetry::{TRACE_TARGET, metrics};
-use crate::upstream::{AttestStep, DenialReason, ServerTrust, Upstream, UpstreamError};
+use crate::upstream::{AttestStep, DenialReason, ServerTrust, Session, Upstream, UpstreamError};
 
 /// What an attestation brought.
 #[derive(Debug)]
 pub(super) struct Attested {
     pub(super) svid: X509Svid,
     pub(super) reattestable: bool,
-    /// The server's bundle, when it could be had on the same connection.
-    pub(super) bundle: Option<Bundle>,
+    /// Where the server's bundle can be had as well.
+    session: Session,
 }
 
 /// Why the agent has no SVID.
@@ -101,7 +101,7 @@ impl AttestError {
     }
 }
 
-/// Attests over a connection of its own and fetches the bundle over the same.
+/// Attests over a connection of its own.
 pub(super) async fn attest(
     upstream: &Upstream,
     trust: ServerTrust,
@@ -144,19 +144,24 @@ async fn exchange(
         }
     };
     let svid = usable_svid(chain, key, upstream.trust_domain())?;
-    let bundle = match session.bundle().await {
-        Ok(bundle) => Some(bundle),
-        Err(error) => {
-            // The SVID counts: a join token that brought it would not work a second time.
-            tracing::warn!(%error, "bundle could not be fetched after attestation");
-            None
-        }
-    };
     Ok(Attested {
         svid,
         reattestable,
-        bundle,
+        session,
     })
+}
+
+impl Attested {
+    /// The server's bundle, over the same connection, if it can be had. This may take long.
+    pub(super) async fn bundle(&self) -> Option<Bundle> {
+        let fetched = self.session.bundle().await;
+        fetched
+            .inspect_err(|error| {
+                // The SVID counts: a join token that brought it would not work a second time.
+                tracing::warn!(%error, "bundle could not be fetched after attestation");
+            })
+            .ok()
+    }
 }
 
 /// The request that a server signs an agent's SVID for; it contains only the key.

@@ -304,6 +304,60 @@ async fn a_clock_that_is_set_back_or_ahead_by_an_hour_causes_no_storm() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_could_not_be_signed_does_not_wait_for_a_clock_that_was_set_back() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    world.server.state().failing = 1;
+    world.server.put(entry("b", 1));
+    let has_failed = || world.server.state().failing == 0;
+    world.until("failure", &agent, has_failed).await;
+    world.clock.shift(-time::Duration::minutes(30));
+    let is_signed = || serial(&agent, "b").is_some();
+    // An agent wakes up every five seconds.
+    world
+        .pass_until("signature", &agent, 10 * SECOND, is_signed)
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_must_attest_to_renew_does_so_once() {
+    let world = World::new();
+    world.server.state().reattestable = true;
+    let agent = settled(&world, Repeatable).await;
+    let first = agent_serial(&agent);
+    let attested = || agent_serial(&agent) != first;
+    world.pass(25 * MINUTE, MINUTE).await;
+    world.pass_until("renewal", &agent, 10 * MINUTE, attested).await;
+    world.pass(5 * MINUTE, 5 * SECOND).await;
+    assert_eq!(
+        world.server.calls("attest").len(),
+        2,
+        "{:?}",
+        world.server.calls("")
+    );
+    world
+        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_cannot_serve_is_not_held_on_to() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let connections = agent.node.upstream().connections();
+    world.server.state().is_sick = true;
+    world.server.end_streams();
+    let is_left = || agent.node.upstream().connections() > connections;
+    world
+        .pass_until("other connection", &agent, MINUTE, is_left)
+        .await;
+    world.server.state().is_sick = false;
+    world
+        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+        .await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_clock_that_is_ahead_by_most_of_a_life_causes_no_storm() {
     let world = World::new();
     let agent = settled(&world, Repeatable).await;

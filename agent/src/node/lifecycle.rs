@@ -20,7 +20,7 @@ use super::renew::RenewalTime;
 use super::saving::Unsaved;
 use super::storage::{AgentStorage, SetAside};
 use super::{
-    Backoff, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Shared,
+    Backoff, Denial, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Shared,
     StateFacts, bundle_of, renew,
 };
 use crate::config::BootstrapSource;
@@ -195,7 +195,10 @@ impl Node {
         loop {
             match self.wake().await {
                 Wake::Look => self.look().await?,
-                Wake::News(News::Denied(reason)) => self.denied(reason).await?,
+                Wake::News(News::Denied(denial)) if self.is_present(&denial) => {
+                    self.denied(denial.reason).await?;
+                }
+                Wake::News(News::Denied(_former)) => {}
                 Wake::News(News::Refused(why)) => self.refused(why).await?,
                 Wake::News(News::Distrusted) => self.distrusted().await?,
                 Wake::BundleChanged => self.bundle_changed().await,
@@ -305,6 +308,13 @@ impl Node {
             facts.renewal_trouble = Some(format!("renewal of the agent's SVID failed: {error}"))
         });
         Ok(())
+    }
+
+    /// Whether it is about the SVID in use. A server that has issued another no longer accepts the former one, and ends
+    /// its streams with a denial before the other is here. A ban is about the agent.
+    pub(super) fn is_present(&self, denial: &Denial) -> bool {
+        let used = self.svid().map(|svid| svid.leaf().serial_hex());
+        denial.reason == DenialReason::AgentBanned || denial.serial.is_none() || denial.serial == used
     }
 
     pub(super) async fn denied(&mut self, reason: DenialReason) -> Result<(), NodeError> {

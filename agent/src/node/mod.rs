@@ -136,7 +136,16 @@ pub enum Report {
     /// The server cannot be used.
     Unreachable(UpstreamError),
     /// The server denied this agent.
-    Denied(DenialReason),
+    Denied(Denial),
+}
+
+/// What a server said against this agent.
+#[derive(Clone, Debug)]
+pub struct Denial {
+    /// Why.
+    pub reason: DenialReason,
+    /// The serial number, in hexadecimal, of the agent's SVID that the call was made with.
+    pub serial: Option<String>,
 }
 
 /// The agent's identity as others see it. Cheap to clone.
@@ -161,11 +170,23 @@ struct Shared {
 #[derive(Debug)]
 enum News {
     /// The server denied this agent.
-    Denied(DenialReason),
+    Denied(Denial),
     /// The server refused the SVID in use while connecting.
     Refused(String),
     /// The server's authority is unknown.
     Distrusted,
+}
+
+impl Denial {
+    /// What an error says against this agent, if it does.
+    pub fn of(error: &UpstreamError) -> Option<Self> {
+        let reason = error.denial()?;
+        let UpstreamError::PermissionDenied { serial, .. } = error else {
+            return None;
+        };
+        let serial = serial.clone();
+        Some(Self { reason, serial })
+    }
 }
 
 impl NodeHandle {
@@ -232,7 +253,7 @@ impl NodeHandle {
                 facts.evicted = None;
             }),
             Report::Unreachable(error) => self.shared.note_unreachable(&error),
-            Report::Denied(reason) => self.shared.tell(News::Denied(reason)),
+            Report::Denied(denial) => self.shared.tell(News::Denied(denial)),
         }
     }
 

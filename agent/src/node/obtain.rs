@@ -148,7 +148,9 @@ impl Node {
         };
         tracing::info!(spiffe_id = %attested.svid.spiffe_id(), attestor = attestor.name(), "agent attested");
         self.bootstrapping.done();
-        if let Some(bundle) = attested.bundle.or(trusted.bundle) {
+        // What works once has been used up: whatever comes now must not cost the SVID.
+        self.save_early(slot, &attested).await;
+        if let Some(bundle) = attested.bundle().await.or(trusted.bundle) {
             self.handle.adopt_bundle(bundle);
         }
         // Kept even if it seems to have expired: a token that brought it works once, and the clock may be wrong.

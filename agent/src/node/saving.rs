@@ -11,6 +11,7 @@ use std::sync::Arc;
 use finial_identity::key::{KeyError, PrivateKey};
 use finial_identity::x509::X509Svid;
 
+use super::attest::Attested;
 use super::lifecycle::is_tainted;
 use super::storage::AgentData;
 use super::{Node, renew};
@@ -40,6 +41,25 @@ impl Node {
         self.persist().await;
         if !self.can_wait() {
             self.use_held("the former one will not do");
+        }
+    }
+
+    /// Saves what an attestation brought before anything else is asked of the server. What fails is tried again when the
+    /// SVID is put to use.
+    pub(super) async fn save_early(&self, slot: &'static str, attested: &Attested) {
+        let (chain, reattestable) = (attested.svid.chain().to_vec(), attested.reattestable);
+        let saved = match self.keep_key(slot, attested.svid.key()).await {
+            Err(error) => Err(error.to_string()),
+            Ok(()) => {
+                self.write(move |data| {
+                    data.svid = chain;
+                    data.reattestable = reattestable;
+                })
+                .await
+            }
+        };
+        if let Err(error) = saved {
+            tracing::debug!(error, "agent SVID is in memory only");
         }
     }
 

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 
 use super::lifecycle_tests::agent_serial;
 use super::saving::Use;
-use super::{AgentStorage, JoinTokenAttestor, Node, NodeState, renew};
+use super::{AgentStorage, Denial, JoinTokenAttestor, Node, NodeState, renew};
 use crate::test_agent::{TestAgent, open, open_at};
 use crate::test_server::TestServer;
 use crate::upstream::DenialReason;
@@ -238,6 +238,23 @@ async fn a_denial_of_the_former_brings_the_one_held_back() {
     let renewed = fixture.take_up(Use::OnceSaved).await;
     fixture.node.denied(DenialReason::AgentExpired).await.unwrap();
     assert_eq!(fixture.used(), renewed);
+    // Another one of the former says nothing new, unless it is a ban.
+    let of = |reason, serial: &String| Denial {
+        reason,
+        serial: Some(serial.clone()),
+    };
+    let former = fixture.first.clone();
+    assert!(
+        !fixture
+            .node
+            .is_present(&of(DenialReason::AgentNotActive, &former))
+    );
+    assert!(fixture.node.is_present(&of(DenialReason::AgentBanned, &former)));
+    assert!(
+        fixture
+            .node
+            .is_present(&of(DenialReason::AgentNotActive, &renewed))
+    );
     // A second denial is about the new one.
     fixture.node.denied(DenialReason::AgentExpired).await.unwrap();
     assert!(fixture.state().contains("denied"), "{}", fixture.state());
@@ -326,6 +343,26 @@ async fn a_single_use_token_is_not_shown_before_its_outcome_can_be_saved() {
         .unwrap();
     run.abort();
     assert!(open(&server, &disk.dir(), None).svid().is_some());
+}
+
+#[tokio::test]
+async fn an_attested_svid_outlives_an_agent_that_ends_while_it_asks_for_the_bundle() {
+    let (disk, server) = (Disk::new(), TestServer::start());
+    server.state().is_silent_about_bundles = true;
+    let agent = TestAgent::start(&server, &disk.dir());
+    tokio::time::timeout(Duration::from_secs(20), async {
+        while server.calls("bundle").is_empty() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(agent.node.svid().borrow().is_none());
+    drop(agent);
+    server.state().is_silent_about_bundles = false;
+    let agent = TestAgent::start_with(&server, &disk.dir(), None);
+    agent.state(NodeState::is_serving).await;
+    assert_eq!(server.calls("attest").len(), 1);
 }
 
 #[tokio::test]

@@ -14,7 +14,7 @@ use tokio::sync::Notify;
 use tokio::sync::mpsc::{self, OwnedPermit};
 
 use super::index::Index;
-use crate::node::{Backoff, Jitter, NodeHandle, Report};
+use crate::node::{Backoff, Denial, Jitter, NodeHandle, Report};
 use crate::upstream::{
     AuthorizedEntry, BundleChanges, Cursor, FederatedBundle, ReceivedEntry, UpstreamError, WatchEvent,
     WatchStream,
@@ -151,7 +151,10 @@ impl Feed {
                     continue;
                 }
                 End::Differs(what) => self.start_over(what),
-                End::Failed(error) => self.failed(&error),
+                End::Failed(error) => {
+                    let is_given_up = given_up.has_changed().unwrap_or(true);
+                    self.failed(&error, is_given_up)
+                }
             };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
@@ -358,13 +361,19 @@ impl Feed {
         if first { Duration::ZERO } else { wait }
     }
 
-    fn failed(&mut self, error: &UpstreamError) -> Duration {
+    /// Failures in a row take the agent to another server, unless the connection was given up already.
+    fn failed(&mut self, error: &UpstreamError, is_given_up: bool) -> Duration {
         // A stream that ended with its connection is opened again at once; the server may have moved on.
         let first = self.backoff.failures() == 0;
-        match error.denial() {
-            Some(reason) => self.node.report(Report::Denied(reason)),
+        match Denial::of(error) {
+            Some(denial) => self.node.report(Report::Denied(denial)),
             None if first => {}
-            None => self.node.report(Report::Unreachable(error.clone())),
+            None => {
+                self.node.report(Report::Unreachable(error.clone()));
+                if error.may_be_of_one_server() && !is_given_up {
+                    self.node.upstream().prefer_another_address();
+                }
+            }
         }
         if matches!(error, UpstreamError::Malformed(_)) {
             self.cursor = Cursor::default();

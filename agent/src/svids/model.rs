@@ -15,7 +15,7 @@ use super::keys::SvidRequest;
 use super::record::{Held, Record};
 use super::renewal::{HeldTimes, Schedule};
 use super::subscriptions::News;
-use super::trust::{Distrust, Step, Worth};
+use super::trust::{Distrust, Forget, Step, Worth};
 #[cfg(test)]
 use super::visits;
 use crate::telemetry::metrics;
@@ -44,15 +44,6 @@ pub(super) struct Model {
     changed: bool,
     news: News,
     counters: Arc<CacheCounters>,
-}
-
-/// Tokens that must not be served any more.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Forget {
-    pub(super) entries: HashSet<String>,
-    pub(super) jwt_key_ids: HashSet<String>,
-    /// The same of WIT authorities.
-    pub(super) wit_key_ids: HashSet<String>,
 }
 
 /// Whether somebody wants an entry's SVID now.
@@ -174,8 +165,11 @@ impl Model {
         }
     }
 
-    /// Takes up the time: drops SVIDs that expired or are too many.
+    /// Takes up the time: drops SVIDs that expired or are too many. Pauses end when the clock was set back.
     pub(super) fn advance(&mut self, now: OffsetDateTime) {
+        if self.schedule.was_after(now) {
+            self.retry_now();
+        }
         loop {
             let drop = self.schedule.advance(now);
             if drop.is_empty() {

@@ -419,6 +419,19 @@ fn a_failed_entry_waits_longer_each_time_and_not_at_all_when_the_server_is_back(
 }
 
 #[test]
+fn a_failed_entry_does_not_wait_for_a_clock_that_was_set_back() {
+    let mut model = model(vec![entry("a", &["uid:1"])]);
+    model.advance(NOW);
+    model.sign_failed("a", NOW);
+    assert!(due(&mut model, NOW).is_empty());
+    let earlier = NOW - Duration::hours(1);
+    assert_eq!(due(&mut model, earlier), ["a"]);
+    model.sign_failed("a", earlier);
+    assert!(due(&mut model, earlier + Duration::milliseconds(999)).is_empty());
+    assert_eq!(due(&mut model, earlier + Duration::milliseconds(1000)), ["a"]);
+}
+
+#[test]
 fn one_snapshot_is_asked_for_per_revision_that_the_server_does_not_know() {
     let mut model = model(vec![entry("a", &["uid:1"])]);
     assert!(model.needs_resync("a"));

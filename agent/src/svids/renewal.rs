@@ -127,6 +127,11 @@ impl Schedule {
         self.rebalance();
     }
 
+    /// Whether it was later already.
+    pub(super) fn was_after(&self, now: OffsetDateTime) -> bool {
+        self.now > now
+    }
+
     /// Takes up the time and returns the SVIDs to drop: expired, or more than the cache is to hold.
     pub(super) fn advance(&mut self, now: OffsetDateTime) -> Vec<Arc<str>> {
         self.now = now;

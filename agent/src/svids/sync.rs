@@ -13,12 +13,14 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc};
+use tokio::time::Instant;
 
 use super::cache::{IssuedSvid, SvidCache, usable_until};
 use super::feed::{Feed, FeedSettings, SyncCounters, Update};
 use super::keys::{KeyPool, Order, SvidRequest};
-use super::model::{Forget, Model};
-use crate::node::{Backoff, Jitter, NodeHandle, Report, RotationStrategy};
+use super::model::Model;
+use super::trust::Forget;
+use crate::node::{Backoff, Denial, Jitter, NodeHandle, Report, RotationStrategy};
 use crate::upstream::{BundleChanges, SignOutcome, SignRequest, Upstream, UpstreamError};
 
 /// How the agent syncs, checked.
@@ -157,7 +159,7 @@ struct Writer {
     batch_limit: usize,
     batches: FuturesUnordered<Batch>,
     /// Nothing is signed before, after a batch failed.
-    held_until: Option<OffsetDateTime>,
+    held_until: Option<Instant>,
     hold: Backoff,
     /// The last batch failed, and nothing was heard of the server since.
     is_failing: bool,
@@ -216,8 +218,10 @@ impl Writer {
         self.note_subscriptions();
         let now = self.clock.now();
         self.model.advance(now);
-        let may_sign =
-            self.node.svid().borrow().is_some() && self.held_until.is_none_or(|until| until <= now);
+        let pause = self
+            .held_until
+            .map(|until| until.saturating_duration_since(Instant::now()));
+        let may_sign = self.node.svid().borrow().is_some() && pause.is_none_or(|left| left.is_zero());
         // Expensive keys are ordered a few at a time, so that the first SVID does not wait for the last key.
         let most = if self.keys.is_cheap() {
             MAX_BATCH
@@ -230,13 +234,13 @@ impl Writer {
         if let Some((snapshot, news)) = self.model.snapshot() {
             self.cache.publish_news(snapshot, &news);
         }
-        let held = self.held_until.filter(|_| self.model.ready() > 0 && !may_sign);
+        let held = pause.filter(|_| self.model.ready() > 0 && !may_sign);
         self.cache
             .note_signing_trouble(self.is_failing || self.node.is_cut_off());
-        let next = [self.model.next(), held].into_iter().flatten().min();
-        let wait = next.map_or(LONGEST_SLEEP, |at| {
-            Duration::try_from(at - now).unwrap_or(Duration::ZERO)
-        });
+        let next = self.model.next();
+        let next = next.map(|at| Duration::try_from(at - now).unwrap_or(Duration::ZERO));
+        let wait = [next, held].into_iter().flatten().min();
+        let wait = wait.unwrap_or(LONGEST_SLEEP);
         // Not too long, for the clock may be set; not too short, for what is due now may have to wait.
         wait.clamp(SHORTEST_SLEEP, LONGEST_SLEEP)
     }
@@ -360,8 +364,8 @@ impl Writer {
             if matches!(error, UpstreamError::Superseded) {
                 return;
             }
-            if let Some(reason) = error.denial() {
-                self.node.report(Report::Denied(reason));
+            if let Some(denial) = Denial::of(error) {
+                self.node.report(Report::Denied(denial));
             }
         }
         self.is_failing = true;
@@ -369,8 +373,8 @@ impl Writer {
         if self.hold.failures() == 0 {
             tracing::warn!(%error, "X509-SVIDs could not be signed; they are tried again");
         }
-        let wait = time::Duration::try_from(self.hold.failed()).unwrap_or(time::Duration::SECOND);
-        self.held_until = Some(self.clock.now() + wait);
+        // Not by the clock, which may be set back.
+        self.held_until = Instant::now().checked_add(self.hold.failed());
     }
 
     fn forget(&self, forget: &Forget) {

@@ -19,6 +19,15 @@ pub(super) struct Distrust {
     revoked: VecDeque<KeyId>,
 }
 
+/// Tokens that must not be served any more.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Forget {
+    pub(super) entries: HashSet<String>,
+    pub(super) jwt_key_ids: HashSet<String>,
+    /// The same of WIT authorities.
+    pub(super) wit_key_ids: HashSet<String>,
+}
+
 /// What an SVID is worth, by its signer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Worth {

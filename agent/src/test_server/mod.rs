@@ -41,7 +41,7 @@ use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::transport::server::Connected;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-use self::secured::Secured;
+use self::secured::{Caller, Secured};
 use crate::test_pki::Authority;
 
 /// The server's process: stopping it cuts every connection.
@@ -69,6 +69,14 @@ pub(crate) struct State {
     pub(crate) unknown: HashMap<String, usize>,
     /// How many signing calls fail as a whole.
     pub(crate) failing: usize,
+    /// Whether it has trouble that other servers do not have.
+    pub(crate) is_sick: bool,
+    /// Whether nobody is told the bundle who asks for it.
+    pub(crate) is_silent_about_bundles: bool,
+    /// SVIDs of agents that have attested anew since, by serial number.
+    superseded: HashSet<String>,
+    /// Those that have not.
+    active: HashSet<String>,
     pub(crate) svid_ttl: time::Duration,
     pub(crate) agent_ttl: time::Duration,
     pub(crate) tokens: HashSet<String>,
@@ -106,6 +114,10 @@ impl TestServer {
             denied: None,
             unknown: HashMap::new(),
             failing: 0,
+            is_sick: false,
+            is_silent_about_bundles: false,
+            superseded: HashSet::new(),
+            active: HashSet::new(),
             svid_ttl: time::Duration::hours(1),
             agent_ttl: time::Duration::hours(1),
             tokens: HashSet::from(["token".to_owned()]),
@@ -287,13 +299,31 @@ impl State {
         });
     }
 
-    fn deny(&self) -> Result<(), Status> {
-        self.denied.map_or(Ok(()), |reason| Err(denial(reason)))
+    fn deny(&self, caller: &Caller) -> Result<(), Status> {
+        if self.is_sick {
+            return Err(Status::internal("this server is sick"));
+        }
+        let is_former = caller
+            .0
+            .as_ref()
+            .is_some_and(|serial| self.superseded.contains(serial));
+        let reason = self.denied.or(is_former.then_some(Reason::AgentNotActive));
+        reason.map_or(Ok(()), |reason| Err(denial(reason)))
     }
 
-    fn sign_agent(&self, path: &str, csr_der: &[u8]) -> types::X509svid {
+    fn sign_agent(&mut self, path: &str, csr_der: &[u8]) -> types::X509svid {
         let leaf = self.authority.sign_csr(path, csr_der, self.agent_ttl);
+        self.active.insert(leaf.serial_hex());
         wire_svid(&leaf)
+    }
+
+    /// From the moment that an agent has attested, its former SVID is no longer accepted, and its streams end.
+    fn supersede(&mut self) {
+        let former = std::mem::take(&mut self.active);
+        self.superseded.extend(former);
+        for watcher in std::mem::take(&mut self.watchers) {
+            let _gone = watcher.send(Err(denial(Reason::AgentNotActive)));
+        }
     }
 
     fn snapshot(&self) -> Vec<Event> {

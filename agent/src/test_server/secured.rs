@@ -6,10 +6,24 @@ use super::*;
 #[derive(Debug)]
 pub(super) struct Secured(pub(super) TlsStream<TcpStream>);
 
-impl Connected for Secured {
-    type ConnectInfo = ();
+/// The serial number of the SVID that a caller has shown, if it has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Caller(pub(super) Option<String>);
 
-    fn connect_info(&self) -> Self::ConnectInfo {}
+impl Caller {
+    pub(super) fn of<T>(request: &Request<T>) -> Self {
+        request.extensions().get().cloned().unwrap_or_default()
+    }
+}
+
+impl Connected for Secured {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Self::ConnectInfo {
+        let (_stream, tls) = self.0.get_ref();
+        let leaf = tls.peer_certificates().and_then(|chain| chain.first());
+        Caller(leaf.map(|leaf| Certificate::parse(leaf).unwrap().serial_hex()))
+    }
 }
 
 impl AsyncRead for Secured {

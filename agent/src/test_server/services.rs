@@ -26,6 +26,7 @@ impl sync::sync_server::Sync for Service {
         &self,
         request: Request<sync::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
+        let caller = Caller::of(&request);
         let request = request.into_inner();
         let mut state = self.called(format!("watch {}", String::from_utf8_lossy(&request.cursor)));
         if !state.push {
@@ -33,7 +34,7 @@ impl sync::sync_server::Sync for Service {
                 "unknown service finial.server.sync.v1.Sync",
             ));
         }
-        state.deny()?;
+        state.deny(&caller)?;
         let (sender, receiver) = mpsc::unbounded_channel();
         let mut events = state
             .deltas_since(&request.cursor)
@@ -79,6 +80,9 @@ impl agent::agent_server::Agent for Service {
         let (data, csr) = (params.data.unwrap(), params.params.unwrap().csr);
         let token = String::from_utf8(data.payload).unwrap();
         let mut state = self.called(format!("attest {}", data.r#type));
+        if state.is_sick {
+            return Err(Status::unavailable("this server is sick"));
+        }
         if data.r#type == "join_token" && !state.tokens.remove(&token) {
             return Err(Status::invalid_argument(
                 "failed to attest: join token does not exist or has already been used",
@@ -86,6 +90,7 @@ impl agent::agent_server::Agent for Service {
         }
         // What `k8s_psat` sends is no part of an ID.
         let name = if data.r#type == "k8s_psat" { "node" } else { &token };
+        state.supersede();
         let result = agent::attest_agent_response::Result {
             svid: Some(state.sign_agent(&format!("/spire/agent/{}/{name}", data.r#type), &csr)),
             reattestable: state.reattestable,
@@ -100,8 +105,9 @@ impl agent::agent_server::Agent for Service {
         &self,
         request: Request<agent::RenewAgentRequest>,
     ) -> Result<Response<agent::RenewAgentResponse>, Status> {
-        let state = self.called("renew");
-        state.deny()?;
+        let caller = Caller::of(&request);
+        let mut state = self.called("renew");
+        state.deny(&caller)?;
         let csr = request.into_inner().params.unwrap().csr;
         let svid = Some(state.sign_agent("/spire/agent/join_token/token", &csr));
         Ok(Response::new(agent::RenewAgentResponse { svid }))
@@ -111,8 +117,9 @@ impl agent::agent_server::Agent for Service {
         &self,
         request: Request<agent::PostStatusRequest>,
     ) -> Result<Response<agent::PostStatusResponse>, Status> {
+        let caller = Caller::of(&request);
         let state = self.called(format!("status {}", request.into_inner().agent_version));
-        state.deny()?;
+        state.deny(&caller)?;
         Ok(Response::new(agent::PostStatusResponse {}))
     }
 }
@@ -135,16 +142,28 @@ impl bundle::bundle_server::Bundle for Service {
         &self,
         _request: Request<bundle::GetBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
-        Ok(Response::new(wire::bundle_to_wire(&self.called("bundle").bundle)))
+        let (is_silent, is_sick, bundle) = {
+            let state = self.called("bundle");
+            let bundle = wire::bundle_to_wire(&state.bundle);
+            (state.is_silent_about_bundles, state.is_sick, bundle)
+        };
+        if is_silent {
+            std::future::pending::<()>().await;
+        }
+        if is_sick {
+            return Err(Status::internal("this server is sick"));
+        }
+        Ok(Response::new(bundle))
     }
 
     async fn get_federated_bundle(
         &self,
         request: Request<bundle::GetFederatedBundleRequest>,
     ) -> Result<Response<types::Bundle>, Status> {
+        let caller = Caller::of(&request);
         let name = request.into_inner().trust_domain;
         let state = self.called(format!("federated {name}"));
-        state.deny()?;
+        state.deny(&caller)?;
         let found = state.federated.get(&name);
         let found = found.ok_or_else(|| Status::not_found("bundle not found"))?;
         Ok(Response::new(wire::bundle_to_wire(found)))
@@ -169,9 +188,10 @@ impl entry::entry_server::Entry for Service {
         &self,
         request: Request<Streaming<entry::SyncAuthorizedEntriesRequest>>,
     ) -> Result<Response<Self::SyncAuthorizedEntriesStream>, Status> {
+        let caller = Caller::of(&request);
         let (entries, page) = {
             let state = self.called("poll");
-            state.deny()?;
+            state.deny(&caller)?;
             (state.entries.clone(), state.page)
         };
         let mut requests = request.into_inner();
@@ -239,8 +259,9 @@ impl svid::svid_server::Svid for Service {
         &self,
         request: Request<svid::NewJwtsvidRequest>,
     ) -> Result<Response<svid::NewJwtsvidResponse>, Status> {
+        let caller = Caller::of(&request);
         let state = self.called("jwt");
-        state.deny()?;
+        state.deny(&caller)?;
         let id = request.into_inner().entry_id;
         let entry = state.entries.get(&id).ok_or_else(|| Status::not_found("entry"))?;
         let now = state.authority.clock().now();
@@ -258,9 +279,10 @@ impl svid::svid_server::Svid for Service {
         &self,
         request: Request<svid::BatchNewX509svidRequest>,
     ) -> Result<Response<svid::BatchNewX509svidResponse>, Status> {
+        let caller = Caller::of(&request);
         let params = request.into_inner().params;
         let mut state = self.called(format!("sign {}", params.len()));
-        state.deny()?;
+        state.deny(&caller)?;
         if state.failing > 0 {
             state.failing -= 1;
             return Err(Status::internal("signing failed"));

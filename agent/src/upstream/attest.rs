@@ -93,6 +93,16 @@ impl Session {
         payload: Vec<u8>,
         csr_der: Vec<u8>,
     ) -> Result<AttestStep, UpstreamError> {
+        let begun = self.begin(attestor, payload, csr_der).await;
+        self.noted(begun)
+    }
+
+    async fn begin(
+        &mut self,
+        attestor: &str,
+        payload: Vec<u8>,
+        csr_der: Vec<u8>,
+    ) -> Result<AttestStep, UpstreamError> {
         let params = attest_agent_request::Params {
             data: Some(AttestationData {
                 r#type: attestor.to_owned(),
@@ -121,6 +131,11 @@ impl Session {
     /// # Errors
     /// [`UpstreamError`]; also when no attestation is under way.
     pub async fn answer(&mut self, response: Vec<u8>) -> Result<AttestStep, UpstreamError> {
+        let answered = self.send_answer(response).await;
+        self.noted(answered)
+    }
+
+    async fn send_answer(&mut self, response: Vec<u8>) -> Result<AttestStep, UpstreamError> {
         let Some(exchange) = &self.exchange else {
             return Err(UpstreamError::Malformed(
                 "attest agent: no challenge is open".to_owned(),
@@ -141,10 +156,21 @@ impl Session {
     pub async fn bundle(&self) -> Result<Bundle, UpstreamError> {
         let mut client = BundleClient::new(self.channel.clone()).max_decoding_message_size(super::MAX_ANSWER);
         let call = client.get_bundle(GetBundleRequest { output_mask: None });
-        match tokio::time::timeout(RPC_TIMEOUT, call).await {
-            Ok(answer) => own_bundle_from_wire(answer?.into_inner(), self.upstream.trust_domain()),
+        let fetched = match tokio::time::timeout(RPC_TIMEOUT, call).await {
+            Ok(Ok(answer)) => own_bundle_from_wire(answer.into_inner(), self.upstream.trust_domain()),
+            Ok(Err(status)) => Err(UpstreamError::from(status)),
             Err(_elapsed) => Err(UpstreamError::timed_out("get bundle")),
-        }
+        };
+        self.noted(fetched)
+    }
+
+    /// The next attempt, which has a connection of its own, goes to another server first if this one may be in trouble.
+    fn noted<T>(&self, outcome: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
+        outcome.inspect_err(|error| {
+            if error.may_be_of_one_server() {
+                self.upstream.shared.target.rotate();
+            }
+        })
     }
 
     async fn step(&mut self) -> Result<AttestStep, UpstreamError> {
@@ -199,3 +225,57 @@ async fn send(
 
 /// No attestor needs more than a few.
 const MAX_CHALLENGES: usize = 32;
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use finial_identity::key::{KeyType, PrivateKey};
+    use finial_identity::peer::SharedBundles;
+    use finial_identity::process::Clock;
+    use finial_identity::spiffe_id::TrustDomain;
+    use finial_identity::x509::{Csr, CsrSubject};
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::test_server::TestServer;
+    use crate::upstream::UpstreamSettings;
+
+    #[tokio::test]
+    async fn an_attestation_that_a_server_in_trouble_fails_is_tried_at_another_address() {
+        let server = TestServer::start();
+        let trust_domain = TrustDomain::parse("example.org").unwrap();
+        let authorities = server.state().bundle.x509_certificates();
+        let known = BTreeMap::from([(trust_domain.clone(), authorities.into())]);
+        let bundles: Arc<dyn BundleSource> = Arc::new(SharedBundles::fixed(known));
+        let settings = UpstreamSettings {
+            trust_domain,
+            server_address: server.address.ip().to_string(),
+            server_port: server.address.port(),
+        };
+        let (_svid, none) = watch::channel(None);
+        let upstream = Upstream::new(settings, none, Arc::clone(&bundles), Clock::system());
+        let key = PrivateKey::generate(KeyType::EcP256).unwrap();
+        let csr_der = Csr::build(&key, CsrSubject::spire(), None, &[]).unwrap();
+        let attest = async |token: &[u8]| {
+            let trust = ServerTrust::Bundle(Arc::clone(&bundles));
+            let mut session = upstream.session(trust).unwrap();
+            let outcome = session
+                .attest("join_token", token.to_vec(), csr_der.clone())
+                .await;
+            (outcome.is_ok(), upstream.shared.target.rotation())
+        };
+        assert_eq!(
+            attest(b"unknown").await,
+            (false, 0),
+            "all servers would refuse it"
+        );
+        server.state().is_sick = true;
+        assert_eq!(attest(b"token").await, (false, 1));
+        let session = upstream.session(ServerTrust::Bundle(Arc::clone(&bundles)));
+        assert!(session.unwrap().bundle().await.is_err());
+        assert_eq!(upstream.shared.target.rotation(), 2);
+        server.state().is_sick = false;
+        assert_eq!(attest(b"token").await, (true, 2));
+    }
+}

@@ -70,6 +70,12 @@ impl Target {
         self.inner.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// How often another address was preferred.
+    #[cfg(test)]
+    pub(super) fn rotation(&self) -> usize {
+        self.inner.rotation.load(Ordering::Relaxed)
+    }
+
     /// Starts with another address next time.
     pub(super) fn rotate(&self) {
         self.inner.rotation.fetch_add(1, Ordering::Relaxed);

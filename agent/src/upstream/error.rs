@@ -5,6 +5,7 @@ use std::fmt;
 use std::io;
 
 use finial_identity::peer::PeerError;
+use finial_identity::x509::X509Svid;
 use finial_proto::google::rpc::Status as RpcStatus;
 use finial_proto::spire::api::types::PermissionDeniedDetails;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
@@ -24,6 +25,8 @@ pub enum UpstreamError {
         reason: DenialReason,
         /// What the server said.
         message: String,
+        /// The serial number of the agent's SVID that the call was made with, in hexadecimal, if it was made with one.
+        serial: Option<String>,
     },
     /// The server's certificate is of no authority in the trust bundle.
     #[error("server is not trusted: {0}")]
@@ -120,12 +123,37 @@ impl UpstreamError {
         }
     }
 
+    /// Whether it may be the trouble of the one server that was asked, so that another may do better.
+    pub fn may_be_of_one_server(&self) -> bool {
+        match self {
+            Self::Unavailable(_) | Self::Malformed(_) => true,
+            Self::Other { code, .. } => matches!(
+                code,
+                Code::Internal
+                    | Code::Unknown
+                    | Code::DeadlineExceeded
+                    | Code::ResourceExhausted
+                    | Code::Aborted
+                    | Code::DataLoss
+            ),
+            _ => false,
+        }
+    }
+
     /// The denial of this agent in particular, if that is what it is.
     pub fn denial(&self) -> Option<DenialReason> {
         match self {
             Self::PermissionDenied { reason, .. } if *reason != DenialReason::Unknown => Some(*reason),
             _ => None,
         }
+    }
+
+    /// Notes which SVID a call was made with, where that matters.
+    pub(super) fn about(mut self, svid: &X509Svid) -> Self {
+        if let Self::PermissionDenied { serial, .. } = &mut self {
+            *serial = Some(svid.leaf().serial_hex());
+        }
+        self
     }
 
     pub(super) fn timed_out(what: &str) -> Self {
@@ -143,6 +171,7 @@ impl From<Status> for UpstreamError {
             Code::PermissionDenied => Self::PermissionDenied {
                 reason: denial_reason(status.details()),
                 message,
+                serial: None,
             },
             Code::Unimplemented => Self::Unimplemented(message),
             // Those that the server says by itself; a call that this agent gave up is `timed_out`.
@@ -354,6 +383,24 @@ mod tests {
             assert_eq!(said.code(), code);
         }
         assert!(UpstreamError::timed_out("sign").is_transient(), "nobody answered");
+    }
+
+    #[test]
+    fn what_another_server_may_do_better_is_told_from_what_all_would_say() {
+        for code in [
+            Code::Unavailable,
+            Code::Internal,
+            Code::Unknown,
+            Code::DeadlineExceeded,
+        ] {
+            let said = UpstreamError::from(Status::new(code, "x"));
+            assert!(said.may_be_of_one_server(), "{code:?}");
+        }
+        for code in [Code::InvalidArgument, Code::PermissionDenied, Code::Unimplemented] {
+            let said = UpstreamError::from(Status::new(code, "x"));
+            assert!(!said.may_be_of_one_server(), "{code:?}");
+        }
+        assert!(UpstreamError::timed_out("sign").may_be_of_one_server());
     }
 
     #[test]

@@ -134,6 +134,8 @@ fn traced(channel: Channel) -> TracedChannel {
 struct Line {
     channel: TracedChannel,
     svid: Arc<X509Svid>,
+    /// Tells one line from the others.
+    identity: Arc<()>,
 }
 
 impl Upstream {
@@ -338,6 +340,7 @@ impl Upstream {
         let line = Line {
             channel: traced(self.shared.target.channel(Arc::new(tls))?),
             svid,
+            identity: Arc::default(),
         };
         *held = Some(line.clone());
         Ok(line)
@@ -357,15 +360,25 @@ impl Upstream {
             Ok(Err(status)) => Err(self.judge(line, status)),
             Err(_elapsed) => {
                 // A connection on which calls get no answer is dropped, for all callers.
-                self.prefer_another_address();
+                self.give_up(line);
                 Err(UpstreamError::timed_out(what))
             }
         }
     }
 
+    /// Prefers another address, once for all who find that a line is of no use: of two addresses, twice another would be
+    /// the same again.
+    fn give_up(&self, line: &Line) {
+        let is_same = |held: &mut Line| Arc::ptr_eq(&held.identity, &line.identity);
+        let given_up = self.locked().take_if(is_same);
+        if given_up.is_some() {
+            self.prefer_another_address();
+        }
+    }
+
     /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile is ignored.
     fn judge(&self, line: &Line, status: Status) -> UpstreamError {
-        let mut error = UpstreamError::from(status);
+        let mut error = UpstreamError::from(status).about(&line.svid);
         if matches!(error, UpstreamError::Unavailable(_))
             && let Some(refused) = self.shared.target.take_refusal()
         {
@@ -466,7 +479,12 @@ const MAX_CHAIN: usize = 16;
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
+    use finial_identity::peer::SharedBundles;
+
     use super::*;
+    use crate::test_pki::Authority;
 
     fn jwt(issued_at: i64, expires_at: i64) -> types::Jwtsvid {
         types::Jwtsvid {
@@ -490,6 +508,30 @@ mod tests {
         let mut empty = jwt(100, 400);
         empty.token.clear();
         assert!(jwt_from_wire(empty).is_err());
+    }
+
+    #[test]
+    fn calls_that_find_a_line_useless_together_prefer_another_address_once() {
+        let authority = Authority::new("example.org");
+        let svid = Arc::new(authority.svid("/spire/agent/x/1"));
+        let (_svid, receiver) = channel::channel(Some(svid));
+        let settings = UpstreamSettings {
+            trust_domain: TrustDomain::parse("example.org").unwrap(),
+            server_address: "server.invalid".to_owned(),
+            server_port: 1,
+        };
+        let bundles = SharedBundles::fixed(BTreeMap::new());
+        let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
+        // A channel is spawned on a runtime.
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _inside = runtime.enter();
+        let line = upstream.line().unwrap();
+        upstream.give_up(&line);
+        upstream.give_up(&line);
+        assert_eq!(upstream.shared.target.rotation(), 1);
+        let next = upstream.line().unwrap();
+        upstream.give_up(&line);
+        assert!(Arc::ptr_eq(&upstream.line().unwrap().identity, &next.identity));
     }
 
     #[test]

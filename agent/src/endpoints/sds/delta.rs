@@ -9,7 +9,7 @@ use prost::Message as _;
 use tonic::Status;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::exchange::{Protocol, check_names, check_type, log_rejection};
+use super::exchange::{Protocol, check_names, check_type, log_rejection, within_bounds};
 use super::node::Requester;
 use super::secrets::{Asked, Found, SECRET_TYPE, version_of};
 use crate::config::SdsSettings;
@@ -65,7 +65,6 @@ impl Protocol for Delta {
 
     fn receive(&mut self, request: DeltaDiscoveryRequest) -> Result<(), Status> {
         check_type(&request.type_url)?;
-        check_names(request.initial_resource_versions.keys())?;
         if let Some(node) = &request.node {
             self.requester = Requester::of(node, &self.settings);
         }
@@ -109,6 +108,11 @@ impl Protocol for Delta {
             .into_iter()
             .filter(|(name, _version)| self.is_subscribed(name))
             .collect();
+        if is_first {
+            // What a client has may be more than it can name; of what is not remembered it gets the present version.
+            let kept = within_bounds(self.held.keys());
+            self.held = std::mem::take(&mut self.held).into_iter().take(kept).collect();
+        }
         Ok(())
     }
 

@@ -10,9 +10,10 @@ use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
+use super::attestation::{attest, describe};
 use super::patience::deadline;
 use super::refusals::{Refused, refuse_unknown};
-use super::statuses::{attestation_failed, denied, ending, stopping};
+use super::statuses::{denied, ending, stopping};
 use super::view::{Selectors, View};
 use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
 use crate::endpoints::jwt_svids::signing_turns;
@@ -83,8 +84,9 @@ impl Session {
                     selectors: None,
                     reason: error.to_string(),
                 };
-                let refusals = &sessions.shared.parts.refusals;
-                return Err(refusals.note(admitted.accountable(), refused, refuse_unknown(&error)));
+                let (refusals, holder) = (&sessions.shared.parts.refusals, admitted.accountable());
+                let status = refuse_unknown(&error, refusals.is_repeated(holder, &refused));
+                return Err(refusals.note(holder, refused, status));
             }
         };
         Self::of(sessions, workload, admitted, request.metadata(), access, false).await
@@ -114,7 +116,7 @@ impl Session {
         is_on_behalf: bool,
     ) -> Result<Self, Status> {
         let shared = Arc::clone(&sessions.shared);
-        let selectors = attest(&shared, admitted, &workload, access).await?;
+        let selectors = attest(&shared, admitted, &workload, access, is_on_behalf).await?;
         let mut subscription = shared.parts.svids.observe(Arc::clone(&selectors));
         if access == Access::X509Svids {
             subscription.want();
@@ -205,7 +207,13 @@ impl Session {
     /// # Errors
     /// When the process has ended or cannot be attested, or no more can be sent.
     pub async fn attest_again(&mut self) -> Result<bool, Status> {
-        let attested = attest(&self.shared, &self.admitted, &self.workload, self.access);
+        let attested = attest(
+            &self.shared,
+            &self.admitted,
+            &self.workload,
+            self.access,
+            self.is_on_behalf,
+        );
         let selectors = match select(pin!(ended(&self.workload, &self.shared)), pin!(attested)).await {
             Either::Left((status, _)) => return Err(status),
             Either::Right((selectors, _)) => selectors?,
@@ -299,7 +307,11 @@ impl Session {
             && view.holds_expired(self.shared.parts.clock.now())
         {
             // The machine slept, or its clock was set: the cache is about to notice.
-            return Verdict::Wait(Some(now + EXPIRY_LOOK));
+            return if self.is_own_process() {
+                Verdict::End(Status::unavailable("an SVID has expired"))
+            } else {
+                Verdict::Wait(Some(now + EXPIRY_LOOK))
+            };
         }
         if self.access == Access::Secrets {
             // What a caller has is not known before the entries are synced, and without it the bundle may be an old one.
@@ -346,6 +358,13 @@ impl Session {
             (self.incomplete_since, self.signing_trouble) = (None, None);
             return Verdict::Ready(view);
         }
+        if self.is_own_process() {
+            return if issued > 0 {
+                Verdict::Ready(view)
+            } else {
+                Verdict::End(not_issued())
+            };
+        }
         self.subscription.hurry();
         if !self.is_worth_waiting(&view) && issued > 0 {
             return Verdict::Ready(view);
@@ -359,7 +378,7 @@ impl Session {
             // The caller's SVIDs run out while the server cannot be reached; the next ones will come on this stream.
             Verdict::Wait(None)
         } else {
-            Verdict::End(Status::unavailable("no X509-SVID has been issued yet"))
+            Verdict::End(not_issued())
         }
     }
 
@@ -423,6 +442,10 @@ impl Session {
     }
 }
 
+fn not_issued() -> Status {
+    Status::unavailable("no X509-SVID has been issued yet")
+}
+
 /// Completes at `until`, or when it becomes or ceases to be worth while to wait for signatures.
 async fn seldom(until: Option<Instant>, trouble: &mut Option<watch::Receiver<bool>>) {
     let elapsed = async {
@@ -451,40 +474,5 @@ async fn ended(workload: &Workload, shared: &Shared) -> Status {
     tokio::select! {
         how = workload.ended() => Status::unavailable(how),
         () = shared.parts.stop.stopped() => ending(&shared.parts.node),
-    }
-}
-
-/// What holds for the workload now.
-async fn attest(
-    shared: &Shared,
-    admitted: &Admitted,
-    workload: &Workload,
-    access: Access,
-) -> Result<Arc<Selectors>, Status> {
-    let _turn = admitted.turn().await;
-    let asked = shared.parts.attestation.attest_workload(workload);
-    let facts = asked.await.map_err(|error| {
-        tracing::warn!(%error, pid = workload.pid(), "workload attestation failed");
-        let refused = describe(shared, workload, access, &error.to_string());
-        let refusals = &shared.parts.refusals;
-        refusals.note(admitted.accountable(), refused, attestation_failed())
-    })?;
-    if tracing::enabled!(tracing::Level::DEBUG)
-        && workload.pid() != shared.parts.own_pid
-        && let Some(selectors) = shared.parts.policy.logged_selectors.among(&facts)
-    {
-        tracing::debug!(pid = workload.pid(), selectors, "workload was attested");
-    }
-    Ok(shared.views.share(facts))
-}
-
-fn describe(shared: &Shared, workload: &Workload, access: Access, reason: &str) -> Refused {
-    Refused {
-        at: shared.parts.clock.now(),
-        access,
-        pid: workload.pid(),
-        started_at: workload.started_at(),
-        selectors: None,
-        reason: reason.to_owned(),
     }
 }

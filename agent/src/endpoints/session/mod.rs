@@ -4,6 +4,7 @@
 //! changes of it, and attests the process again before it gets anything new. Services make messages
 //! from views; callers with the same identities share one view and its messages.
 
+mod attestation;
 mod attested;
 mod logged;
 mod patience;

@@ -144,16 +144,21 @@ fn new_code() -> Option<String> {
     Some(BASE32_NOPAD.encode(&random).to_ascii_lowercase())
 }
 
-/// The answer to a caller that is not known. One of another pod's has found a way to a socket that is not its own.
-pub(super) fn refuse_unknown(error: &UnknownCaller) -> Status {
+/// The answer to a caller that is not known. One of another pod's has found a way to a socket that is not its own. What
+/// is repeated is not logged again: callers call as fast as they like.
+pub(super) fn refuse_unknown(error: &UnknownCaller, is_repeated: bool) -> Status {
     if let UnknownCaller::Stranger(stranger) = error
         && matches!(**stranger, StrangerError::Mismatch(_))
     {
-        tracing::warn!(%error, "caller on the socket of a pod is refused");
+        if !is_repeated {
+            tracing::warn!(%error, "caller on the socket of a pod is refused");
+        }
         metrics().count("workload_api_pod_mismatch", &[], 1);
         return denied();
     }
-    tracing::warn!(%error, "caller of the workload API cannot be identified");
+    if !is_repeated {
+        tracing::warn!(%error, "caller of the workload API cannot be identified");
+    }
     attestation_failed()
 }
 

@@ -8,6 +8,9 @@ use finial_identity::selector::Selector;
 use super::view::{Selectors, View};
 use crate::svids::{CachedEntry, Snapshot};
 
+/// How many sets of selectors have their view kept. Callers bring new ones at will, while a snapshot may last for long.
+const MAX_VIEWS: usize = 4096;
+
 /// The views of the present snapshot, by selectors and by matching entries.
 #[derive(Debug, Default)]
 pub(super) struct Views {
@@ -63,6 +66,11 @@ impl Views {
         let known = state.by_entries.get(&addresses).filter(|_| is_present);
         let view = known.map_or_else(|| Arc::new(View::new(Arc::clone(snapshot), matching)), Arc::clone);
         if is_present {
+            if state.by_selectors.len() >= MAX_VIEWS {
+                // Streams keep theirs, and what is asked for again is kept again.
+                state.by_selectors.clear();
+                state.by_entries.clear();
+            }
             state.by_entries.insert(addresses, Arc::clone(&view));
             state
                 .by_selectors
@@ -111,5 +119,21 @@ mod tests {
         assert_eq!(newer.entries()[0].entry_id, "b");
         assert_eq!(views.view(&snapshot, &one).entries()[0].entry_id, "a");
         assert!(Arc::ptr_eq(&views.view(&world.svids.snapshot(), &one), &newer));
+    }
+
+    #[test]
+    fn callers_that_bring_ever_new_facts_do_not_fill_the_memory() {
+        let world = World::new();
+        world.publish_entries(vec![world.entry("a")]);
+        let (views, snapshot) = (Views::default(), world.svids.snapshot());
+        for number in 0..3 * MAX_VIEWS {
+            let path = Selector::parse(&format!("unix:path:/tmp/{number}")).unwrap();
+            let set = views.share([path].into());
+            assert!(views.view(&snapshot, &set).is_empty());
+        }
+        let state = views.lock();
+        let kept = [state.by_selectors.len(), state.by_entries.len(), state.sets.len()];
+        assert!(kept.iter().all(|kept| *kept <= 4 * MAX_VIEWS), "{kept:?}");
+        assert!(kept[0] <= MAX_VIEWS, "{kept:?}");
     }
 }

@@ -121,7 +121,9 @@ impl FileSet {
     /// Puts `contents`, in the order of the files, in place. Blocks for as long as the disk takes.
     ///
     /// # Errors
-    /// [`SwapError`]; then readers see what they saw before.
+    /// [`SwapError`]; then readers see what they saw before, unless it was a configured name that could not be made a link:
+    /// the names that are links already show the new version then. No attempt leaves anything that the next one does not
+    /// need.
     pub(super) fn publish(&self, contents: &[&[u8]], now: OffsetDateTime) -> Result<(), SwapError> {
         let mut occupants = Vec::with_capacity(self.slots.len());
         for slot in &self.slots {
@@ -137,12 +139,18 @@ impl FileSet {
         )?;
         let replaced = fs::read_link(self.data_link()).ok();
         self.point_to(&version)?;
+        let linked = self.link_all();
+        self.remove_leftovers(&version, replaced.as_deref(), now);
+        linked
+    }
+
+    /// Makes links of the configured names, the first one last.
+    fn link_all(&self) -> Result<(), SwapError> {
         for slot in self.slots.iter().rev() {
             if slot.look()? != Occupant::Link {
                 slot.put_link(&self.prefix)?;
             }
         }
-        self.remove_leftovers(&version, replaced.as_deref(), now);
         Ok(())
     }
 
@@ -214,9 +222,15 @@ impl FileSet {
         written.map(|()| name)
     }
 
-    /// The one step that readers see.
+    /// The one step that readers see. A version that they cannot see is removed: there is a key in it.
     fn point_to(&self, version: &str) -> Result<(), SwapError> {
-        put_link(&self.data_link(), Path::new(version), &self.prefix)
+        let (link, target) = (self.data_link(), Path::new(version));
+        let pointed = put_link(&link, target, &self.prefix);
+        // The link may be in place although its directory could not be synced.
+        if pointed.is_err() && fs::read_link(link).ok().as_deref() != Some(target) {
+            let _leftover = fs::remove_dir_all(self.home.join(version));
+        }
+        pointed
     }
 
     /// Removes what neither the link nor a reader under way needs. Trouble is left to the next time.

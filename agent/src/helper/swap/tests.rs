@@ -227,6 +227,24 @@ fn a_failure_leaves_the_old_version_and_nothing_else() {
 }
 
 #[test]
+fn attempts_that_fail_leave_no_key_however_often_they_are_made() {
+    let at = |minutes| OffsetDateTime::now_utc() + Duration::minutes(minutes);
+    // The link that all go through cannot be placed.
+    let home = Home::new();
+    fs::create_dir(home.set.data_link()).unwrap();
+    for minutes in 0..5 {
+        home.publish_at("1", at(minutes * 10)).unwrap_err();
+    }
+    assert_eq!(home.names(), ["..svid.pem.data"]);
+    // The link to one of the files cannot.
+    let home = Home::with(["svid.pem", "gone/key.pem", "ca.pem"]);
+    for minutes in 0..5 {
+        home.publish_at("1", at(minutes * 10)).unwrap_err();
+    }
+    assert!(home.versions() <= 2, "{:?}", home.names());
+}
+
+#[test]
 fn files_in_several_directories_still_change_together() {
     let home = Home::with(["a/tls.pem", "b/c/tls.pem", "ca.pem"]);
     fs::create_dir_all(home.path("a")).unwrap();
