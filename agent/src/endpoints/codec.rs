@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use bytes::{BufMut as _, Bytes, BytesMut};
+use bytes::{BufMut as _, Bytes};
 use futures_util::stream::{self, Stream};
 use http_body::{Body as HttpBody, Frame};
 use prost::Message;
@@ -13,6 +13,7 @@ use tonic::body::Body;
 use tonic::codec::{BufferSettings, Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::server::Grpc;
 use tonic::{Request, Response, Status};
+use zeroize::Zeroizing;
 
 use super::limits::MAX_REQUEST_BYTES;
 
@@ -20,6 +21,53 @@ use super::limits::MAX_REQUEST_BYTES;
 const BUFFER_BYTES: usize = 512;
 /// Bytes that are put together before they are sent.
 const YIELD_BYTES: usize = 32 * 1024;
+/// What a message begins with: a flag and four bytes of length (gRPC over HTTP/2, `Length-Prefixed-Message`).
+const HEAD_BYTES: usize = 5;
+
+/// A message as gRPC sends it: not compressed, its length, itself. All streams that send it share the bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Framed(Bytes);
+
+impl Framed {
+    /// Encodes a message.
+    pub(super) fn new(message: &impl Message) -> Self {
+        Self(Bytes::from(frame(message)))
+    }
+
+    /// Encodes a message with private keys or tokens, into memory that is zeroised when its last user drops it.
+    pub(super) fn secret(message: &impl Message) -> Self {
+        Self(Bytes::from_owner(Zeroizing::new(frame(message))))
+    }
+
+    /// Bytes of the message itself.
+    pub(super) fn message_len(&self) -> usize {
+        self.0.len().saturating_sub(HEAD_BYTES)
+    }
+
+    /// The message itself, encoded.
+    #[cfg(test)]
+    pub(super) fn message(&self) -> Bytes {
+        self.0.slice(HEAD_BYTES..)
+    }
+
+    /// The bytes to send. Of a message that is too long the head is wrong.
+    fn into_bytes(self) -> Result<Bytes, Status> {
+        if u32::try_from(self.message_len()).is_err() {
+            let text = format!("message is too long: {} bytes", self.message_len());
+            return Err(Status::resource_exhausted(text));
+        }
+        Ok(self.0)
+    }
+}
+
+fn frame(message: &impl Message) -> Vec<u8> {
+    let length = message.encoded_len();
+    let mut framed = Vec::with_capacity(HEAD_BYTES + length);
+    framed.put_u8(0);
+    framed.put_u32(u32::try_from(length).unwrap_or(u32::MAX));
+    message.encode_raw(&mut framed);
+    framed
+}
 
 /// Exactly one value, exactly the one that is asked for: a browser or a proxy that was tricked into a request cannot
 /// send it.
@@ -60,7 +108,7 @@ where
     M: Message + Default + 'static,
     F: FnOnce(Request<M>) -> A,
     A: Future<Output = Result<S, Status>>,
-    S: Stream<Item = Result<Bytes, Status>> + Send + 'static,
+    S: Stream<Item = Result<Framed, Status>> + Send + 'static,
 {
     let mut messages = None;
     // tonic reads the request and writes the head of the answer; its body would keep each message in a buffer of its
@@ -99,7 +147,7 @@ impl<S> EncodedMessages<S> {
     }
 }
 
-impl<S: Stream<Item = Result<Bytes, Status>>> HttpBody for EncodedMessages<S> {
+impl<S: Stream<Item = Result<Framed, Status>>> HttpBody for EncodedMessages<S> {
     type Data = Bytes;
     type Error = Status;
 
@@ -110,7 +158,9 @@ impl<S: Stream<Item = Result<Bytes, Status>>> HttpBody for EncodedMessages<S> {
         let Some(messages) = &mut self.messages else {
             return Poll::Ready(None);
         };
-        let end = match ready!(messages.as_mut().poll_next(cx)).map(|message| message.and_then(framed)) {
+        let end = match ready!(messages.as_mut().poll_next(cx))
+            .map(|message| message.and_then(Framed::into_bytes))
+        {
             Some(Ok(message)) => return Poll::Ready(Some(Ok(Frame::data(message)))),
             Some(Err(status)) => status,
             None => Status::ok(""),
@@ -124,17 +174,6 @@ impl<S: Stream<Item = Result<Bytes, Status>>> HttpBody for EncodedMessages<S> {
     fn is_end_stream(&self) -> bool {
         self.messages.is_none()
     }
-}
-
-/// A message as gRPC sends it: not compressed, its length, itself.
-fn framed(message: Bytes) -> Result<Bytes, Status> {
-    let length = u32::try_from(message.len())
-        .map_err(|_| Status::resource_exhausted(format!("message is too long: {} bytes", message.len())))?;
-    let mut framed = BytesMut::with_capacity(message.len() + 5);
-    framed.put_u8(0);
-    framed.put_u32(length);
-    framed.put_slice(&message);
-    Ok(framed.freeze())
 }
 
 /// Reads requests `M`, writes answers that are encoded already.

@@ -1,10 +1,10 @@
 //! The first bytes of both ends of a connection.
 //!
 //! An HTTP/2 server sends its settings (RFC 9113 §3.4) before it has read anything, and acknowledges the client's as soon
-//! as it has read them: two writes, each of which wakes the client. Mostly the client's first bytes are there already
-//! when the connection is accepted. So the settings are held until the server reads: if there is something to
-//! read they go out with the acknowledgement, else at once. Only a client that stops within the 24 bytes that each begins
-//! with waits for them, and is disconnected soon.
+//! as it has read them: two writes before the answer, each of which wakes the client. Mostly the client's first bytes, a
+//! request among them, are there already when the connection is accepted, and what it asks for is at hand. So both are
+//! held while those who answer have one turn, and go out with the answer if there is one by then, else without it. A
+//! client that has not spoken yet gets the settings at once.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -12,18 +12,31 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// More than settings take; whoever writes more is not held up.
+/// More than settings and acknowledgement take; whoever writes more is not held up.
 const MAX_HELD: usize = 256;
+/// The preface of a client (RFC 9113 §3.4) and the head of its first frame. A server that has read less may not get to
+/// flush what it wrote.
+const PREFACE: usize = 24 + 9;
 
-/// A connection whose server's settings go out with what it writes next.
+/// A connection whose server's settings go out with what it answers first.
 #[derive(Debug)]
 pub(super) struct Greeting<IO> {
     io: IO,
-    /// Nothing was read yet, nor asked for in vain.
-    is_before_read: bool,
-    /// There was nothing to read: what is held goes out as soon as the socket takes it.
-    is_due: bool,
+    stage: Stage,
     held: Vec<u8>,
+}
+
+/// How far the client and those who answer it are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Nothing was read, nor asked for in vain.
+    Unheard,
+    /// So much of what the client sent was read, and there may be more.
+    Reading(usize),
+    /// All of it was read, and whoever answers it has a turn before the next read.
+    Turn(usize),
+    /// Nothing is held any longer than the socket needs.
+    Due,
 }
 
 impl<IO> Greeting<IO> {
@@ -31,8 +44,7 @@ impl<IO> Greeting<IO> {
     pub(super) fn new(io: IO) -> Self {
         Self {
             io,
-            is_before_read: true,
-            is_due: false,
+            stage: Stage::Unheard,
             held: Vec::new(),
         }
     }
@@ -66,13 +78,34 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Greeting<IO> {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.io).poll_read(cx, buf);
-        let was_before_read = std::mem::take(&mut self.is_before_read);
-        if read.is_pending() && (was_before_read || self.is_due) && !self.held.is_empty() {
-            self.is_due = true;
-            // The client may be waiting for it. Of an error the next write or flush tells too.
-            let _sent = self.poll_held(cx).is_ready() && Pin::new(&mut self.io).poll_flush(cx).is_ready();
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.io).poll_read(cx, buf);
+        if this.stage == Stage::Due && this.held.is_empty() {
+            return read;
         }
+        if read.is_ready() {
+            let count = buf.filled().len() - before;
+            this.stage = match this.stage {
+                Stage::Unheard => Stage::Reading(count),
+                Stage::Reading(sum) | Stage::Turn(sum) => Stage::Reading(sum.saturating_add(count)),
+                Stage::Due => Stage::Due,
+            };
+            return read;
+        }
+        this.stage = match this.stage {
+            Stage::Reading(sum) if sum >= PREFACE => {
+                cx.waker().wake_by_ref();
+                Stage::Turn(sum)
+            }
+            // It flushes once it has read all.
+            Stage::Turn(_) => Stage::Due,
+            Stage::Unheard | Stage::Reading(_) | Stage::Due => {
+                // The client may be waiting for it. Of an error the next write or flush tells too.
+                let _sent = this.poll_held(cx).is_ready() && Pin::new(&mut this.io).poll_flush(cx).is_ready();
+                Stage::Due
+            }
+        };
         read
     }
 }
@@ -89,7 +122,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let length: usize = bufs.iter().map(|buf| buf.len()).sum();
-        if this.is_before_read && this.held.len() + length <= MAX_HELD {
+        if this.stage != Stage::Due && this.held.len() + length <= MAX_HELD {
             bufs.iter().for_each(|buf| this.held.extend_from_slice(buf));
             return Poll::Ready(Ok(length));
         }
@@ -115,7 +148,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.is_before_read {
+        if self.stage != Stage::Due && self.held.len() <= MAX_HELD {
             return Poll::Ready(Ok(()));
         }
         ready!(self.poll_held(cx))?;
@@ -131,6 +164,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt as _;
+    use futures_util::future::poll_fn;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
@@ -150,18 +184,67 @@ mod tests {
         (greeting, far)
     }
 
+    /// Reads until there is nothing more, as often as it is woken for that.
+    async fn read_all(greeting: &mut Greeting<DuplexStream>, turns: usize) {
+        let mut left = turns;
+        poll_fn(|cx| {
+            let mut bytes = [0; 512];
+            let mut buf = ReadBuf::new(&mut bytes);
+            while let Poll::Ready(read) = Pin::new(&mut *greeting).poll_read(cx, &mut buf) {
+                read.unwrap();
+                buf.clear();
+            }
+            left -= 1;
+            if left == 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    }
+
+    const SPOKEN: [u8; PREFACE] = [b'h'; PREFACE];
+
     #[tokio::test]
-    async fn settings_go_out_with_what_answers_a_client_that_has_spoken() {
-        let (mut greeting, mut far) = greeting(64).await;
-        far.write_all(b"hello").await.unwrap();
+    async fn settings_and_acknowledgement_go_out_with_an_answer_that_comes_in_the_next_turn() {
+        let (mut greeting, mut far) = greeting(512).await;
+        far.write_all(&SPOKEN).await.unwrap();
         assert_eq!(arrived(&mut far), "");
-        let mut hello = [0; 5];
-        greeting.read_exact(&mut hello).await.unwrap();
+        read_all(&mut greeting, 1).await;
+        greeting.write_all(b"ack ").await.unwrap();
+        greeting.flush().await.unwrap();
+        greeting.flush().await.unwrap();
         assert_eq!(arrived(&mut far), "");
-        assert_eq!(greeting.write(b"ack").await.unwrap(), 3);
-        assert_eq!(arrived(&mut far), "settings ack");
-        greeting.write_all(b"answer").await.unwrap();
-        assert_eq!(arrived(&mut far), "answer");
+        read_all(&mut greeting, 1).await;
+        assert_eq!(greeting.write(b"answer").await.unwrap(), 6);
+        assert_eq!(arrived(&mut far), "settings ack answer");
+        greeting.write_all(b"more").await.unwrap();
+        assert_eq!(arrived(&mut far), "more");
+    }
+
+    #[tokio::test]
+    async fn settings_and_acknowledgement_go_out_alone_when_no_answer_comes_in_the_next_turn() {
+        let (mut greeting, mut far) = greeting(512).await;
+        far.write_all(&SPOKEN).await.unwrap();
+        // The second turn comes by itself.
+        read_all(&mut greeting, 2).await;
+        greeting.write_all(b"ack ").await.unwrap();
+        greeting.flush().await.unwrap();
+        assert_eq!(arrived(&mut far), "settings ack ");
+    }
+
+    #[tokio::test]
+    async fn a_long_answer_takes_settings_with_it_in_its_own_turn() {
+        let (mut greeting, mut far) = greeting(512).await;
+        far.write_all(&SPOKEN).await.unwrap();
+        read_all(&mut greeting, 1).await;
+        greeting.write_all(&[b'x'; MAX_HELD]).await.unwrap();
+        assert_eq!(arrived(&mut far), format!("settings {}", "x".repeat(MAX_HELD)));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_stops_within_its_preface_gets_the_settings_without_a_flush() {
+        let (mut greeting, mut far) = greeting(512).await;
+        far.write_all(&SPOKEN[1..]).await.unwrap();
+        read_all(&mut greeting, 1).await;
+        assert_eq!(arrived(&mut far), "settings ");
     }
 
     #[tokio::test]
@@ -185,15 +268,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn settings_go_out_with_a_flush_that_nothing_was_written_before() {
-        let (mut greeting, mut far) = greeting(64).await;
-        far.write_all(b"h").await.unwrap();
-        greeting.read_u8().await.unwrap();
-        greeting.flush().await.unwrap();
-        assert_eq!(arrived(&mut far), "settings ");
-    }
-
-    #[tokio::test]
     async fn settings_go_out_before_a_connection_is_closed() {
         let (mut greeting, mut far) = greeting(64).await;
         greeting.shutdown().await.unwrap();
@@ -204,9 +278,8 @@ mod tests {
     async fn a_socket_that_takes_little_at_a_time_gets_everything_in_order() {
         for size in 1..16 {
             let (mut greeting, mut far) = greeting(size).await;
-            far.write_all(b"h").await.unwrap();
-            greeting.read_u8().await.unwrap();
             let writing = async {
+                assert!(greeting.read_u8().now_or_never().is_none());
                 greeting.write_all(b"ack").await.unwrap();
                 greeting.write_all(b" answer").await.unwrap();
                 greeting.shutdown().await.unwrap();

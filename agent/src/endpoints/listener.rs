@@ -224,7 +224,7 @@ impl Accept {
                 self.report("too many connections");
                 continue; // Closed; the client tries again later.
             };
-            let peer = Peer::of(&stream, &self.procfs);
+            let peer = Peer::of(&stream, &credentials, &self.procfs);
             let peer = match &self.pod {
                 Some(pod) => peer.on_socket_of(pod),
                 None => peer,

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use finial_identity::process::sys;
 use tokio::net::UnixStream;
+use tokio::net::unix::UCred;
 
 use crate::workload::pods::Mismatch;
 use crate::workload::{ConnectedAs, Pod, ProcFs, Process, ProcessError, Workload};
@@ -52,9 +53,11 @@ pub enum UnknownCaller {
 impl Peer {
     /// Finds out who connected. A process that cannot be identified is not refused here: health checks need
     /// no caller. Must be called within a tokio runtime.
-    pub fn of(stream: &UnixStream, procfs: &ProcFs) -> Self {
+    pub fn of(stream: &UnixStream, credentials: &UCred, procfs: &ProcFs) -> Self {
         Self {
-            process: identify(stream, procfs).map(Arc::new).map_err(Arc::new),
+            process: identify(stream, credentials, procfs)
+                .map(Arc::new)
+                .map_err(Arc::new),
             pod: None,
         }
     }
@@ -134,7 +137,7 @@ fn compare(process: &Process, pod: &Pod) -> Result<(), StrangerError> {
     Ok(pod.admits(&cgroups)?)
 }
 
-fn identify(stream: &UnixStream, procfs: &ProcFs) -> Result<Process, ProcessError> {
+fn identify(stream: &UnixStream, credentials: &UCred, procfs: &ProcFs) -> Result<Process, ProcessError> {
     let failed = |action, pid: i64| {
         move |source| ProcessError::Io {
             action,
@@ -142,7 +145,6 @@ fn identify(stream: &UnixStream, procfs: &ProcFs) -> Result<Process, ProcessErro
             source,
         }
     };
-    let credentials = stream.peer_cred().map_err(failed("ask socket for its peer", 0))?;
     let pid = credentials
         .pid()
         .map(i64::from)
@@ -180,7 +182,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(dir.path().join("s")).unwrap();
         let (_client, accepted) = tokio::join!(UnixStream::connect(dir.path().join("s")), listener.accept());
-        let peer = Peer::of(&accepted.unwrap().0, &ProcFs::default());
+        let stream = accepted.unwrap().0;
+        let peer = Peer::of(&stream, &stream.peer_cred().unwrap(), &ProcFs::default());
         let process = peer.process().unwrap();
         assert_eq!(process.pid(), std::process::id());
         assert!(process.is_alive());
@@ -211,7 +214,7 @@ mod tests {
         let (stream, _address) = listener.accept().await.unwrap();
         let stdin = python.stdin.take();
         python.wait().unwrap();
-        let peer = Peer::of(&stream, &ProcFs::default());
+        let peer = Peer::of(&stream, &stream.peer_cred().unwrap(), &ProcFs::default());
         assert!(
             matches!(peer.process(), Err(ProcessError::Gone(pid)) if *pid == python.id()),
             "{peer:?}"

@@ -15,6 +15,9 @@ use super::cache::CachedEntry;
 #[cfg(test)]
 use super::visits;
 
+/// So many sets of selectors may have begun or ceased to be wanted by somebody before that is to be taken up.
+const MOST_UNTOLD: usize = 64;
+
 /// A registration for changes, until it is dropped.
 ///
 /// It concerns the entries all of whose selectors are among its own, their SVIDs, the agent's own bundle and the
@@ -62,11 +65,17 @@ impl Subscription {
     }
 
     /// From now on what matches is issued whatever the size limit says and kept fresh, also if it was not before.
+    /// That is taken up before anything else is decided; who lacks an SVID says [`Subscription::hurry`] too.
     pub fn want(&mut self) {
         if !std::mem::replace(&mut self.wanting, true) {
-            self.subscribers.lock().want(self.group);
-            self.subscribers.wake.notify_one();
+            let untold = self.subscribers.lock().want(self.group);
+            self.subscribers.remind(untold);
         }
+    }
+
+    /// Has what matches issued now.
+    pub fn hurry(&self) {
+        self.subscribers.wake.notify_one();
     }
 
     /// One of the same kind for other selectors. What both want is kept when this one is dropped after it was made.
@@ -82,10 +91,8 @@ impl Subscription {
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        self.subscribers.lock().leave(self.group, self.wanting);
-        if self.wanting {
-            self.subscribers.wake.notify_one();
-        }
+        let untold = self.subscribers.lock().leave(self.group, self.wanting);
+        self.subscribers.remind(untold);
     }
 }
 
@@ -128,7 +135,15 @@ impl Subscribers {
         touched.into_iter().map(|(_id, selectors)| selectors).collect()
     }
 
-    /// Completes when the set of wanted entries has changed.
+    /// Callers who have what they want come and go all the time. They change which SVIDs may go and nothing else, so
+    /// nobody is woken for a few of them.
+    fn remind(&self, untold: usize) {
+        if untold >= MOST_UNTOLD {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Completes when somebody wants what is not there, or very many have begun or ceased to want something.
     pub(super) async fn touched(&self) {
         self.wake.notified().await;
     }
@@ -200,28 +215,32 @@ impl State {
         (id, news)
     }
 
-    fn want(&mut self, id: u64) {
+    /// Returns how many groups are touched.
+    fn want(&mut self, id: u64) -> usize {
         self.wanting += 1;
         if let Some(group) = self.groups.get_mut(&id) {
             group.wanting += 1;
         }
         self.touch(id);
+        self.touched.len()
     }
 
-    fn leave(&mut self, id: u64, wanting: bool) {
+    /// Returns how many groups are touched.
+    fn leave(&mut self, id: u64, wanting: bool) -> usize {
         self.subscriptions -= 1;
         if wanting {
             self.wanting -= 1;
             self.touch(id);
         }
         let Some(group) = self.groups.get_mut(&id) else {
-            return;
+            return self.touched.len();
         };
         group.members -= 1;
         group.wanting -= usize::from(wanting);
         if group.members == 0 {
             self.remove(id);
         }
+        self.touched.len()
     }
 
     fn touch(&mut self, id: u64) {
@@ -411,6 +430,32 @@ mod tests {
         assert!(!subscribers.is_wanted(&one) && subscribers.is_wanted(&two));
         drop(stream);
         assert_eq!(subscribers.count(), (0, 0));
+    }
+
+    #[test]
+    fn nobody_is_woken_for_callers_that_come_and_go_but_for_one_in_a_hurry_or_very_many() {
+        use futures_util::FutureExt as _;
+        let subscribers = Arc::new(Subscribers::default());
+        let woken = || subscribers.touched().now_or_never().is_some();
+        let caller = |n: usize| {
+            let mut caller = subscribe(&subscribers, &[&format!("uid:{n}")], false);
+            caller.want();
+            caller
+        };
+        for _ in 0..1000 {
+            drop(caller(1));
+            subscribers.take_touched();
+        }
+        assert!(!woken());
+        let waiting = caller(1);
+        waiting.hurry();
+        assert!(woken() && !woken());
+        subscribers.take_touched();
+        let many: Vec<_> = (0..MOST_UNTOLD).map(caller).collect();
+        assert!(woken());
+        assert_eq!(subscribers.take_touched().len(), MOST_UNTOLD);
+        drop(many);
+        assert!(woken());
     }
 
     #[test]

@@ -154,8 +154,10 @@ impl ProcFs {
     /// The pid namespace of a process, by its inode. `None` where it may not be read, as for an agent that is not
     /// root.
     pub fn pid_namespace(&self, pid: u32) -> Option<u64> {
-        let told = rustix::fs::stat(self.folder(pid).join("ns/pid")).ok()?;
-        Some(told.st_ino)
+        // Only the name of the link is read, `pid:[4026531836]`: to follow it the kernel would have to make a file.
+        let link = rustix::fs::readlink(self.folder(pid).join("ns/pid"), Vec::new()).ok()?;
+        let number = link.to_str().ok()?.strip_prefix("pid:[")?.strip_suffix(']')?;
+        number.parse().ok()
     }
 
     /// The pid namespace of this program.

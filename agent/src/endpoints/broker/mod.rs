@@ -37,7 +37,7 @@ use self::caller::Trust;
 use self::reference::{Reference, ReferenceError, ReferenceType};
 use self::refusal::Refusal;
 use self::target::Target;
-use super::codec::{streaming, unary};
+use super::codec::{Framed, streaming, unary};
 use super::jwt_svids::check_audience;
 use super::session::{Access, Session, Sessions};
 use super::workload_api::{Content, Messages, requested_identity, tokens};
@@ -115,7 +115,7 @@ impl BrokerApi {
         self,
         asked: Asked,
         content: Content,
-    ) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + 'static, Status> {
+    ) -> Result<impl Stream<Item = Result<Framed, Status>> + Send + 'static, Status> {
         let Asked {
             caller,
             target,

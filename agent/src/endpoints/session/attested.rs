@@ -170,6 +170,7 @@ impl Session {
     /// From now on the caller's SVIDs are issued and renewed as long as the session exists.
     pub fn want_svids(&mut self) {
         self.subscription.want();
+        self.subscription.hurry();
     }
 
     /// Waits for the caller's turns to have JWT-SVIDs signed, one for each entry that has none cached.
@@ -345,6 +346,7 @@ impl Session {
             (self.incomplete_since, self.signing_trouble) = (None, None);
             return Verdict::Ready(view);
         }
+        self.subscription.hurry();
         if !self.is_worth_waiting(&view) && issued > 0 {
             return Verdict::Ready(view);
         }
@@ -402,35 +404,45 @@ impl Session {
     /// # Errors
     /// When no more can be sent.
     pub async fn changed_until(&mut self, until: Option<Instant>) -> Result<(), Status> {
-        let elapsed = async {
-            match until {
-                Some(until) => tokio::time::sleep_until(until).await,
+        let trouble = &mut self.signing_trouble;
+        // Nearly all streams wait for neither, so the room for it is not in each of them.
+        let mut seldom = (until.is_some() || trouble.is_some()).then(|| Box::pin(seldom(until, trouble)));
+        let seldom = async {
+            match &mut seldom {
+                Some(seldom) => seldom.await,
                 None => std::future::pending().await,
             }
         };
-        let signing_trouble = &mut self.signing_trouble;
-        let trouble = async {
-            match signing_trouble {
-                // The cache lives as long as the session.
-                Some(trouble) => {
-                    let _gone = trouble.changed().await;
-                }
-                None => std::future::pending().await,
-            }
-        };
-        let news = async {
-            tokio::select! {
-                () = self.subscription.changed() => Ok(()),
-                () = trouble => Ok(()),
-                outcome = self.node.changed() => outcome.map_err(|_gone| stopping()),
-                () = elapsed => Ok(()),
-            }
-        };
-        let end = ended(&self.workload, &self.shared);
-        match select(pin!(end), pin!(news)).await {
-            Either::Left((status, _)) => Err(status),
-            Either::Right((outcome, _)) => outcome,
+        tokio::select! {
+            biased;
+            status = ended(&self.workload, &self.shared) => Err(status),
+            () = self.subscription.changed() => Ok(()),
+            outcome = self.node.changed() => outcome.map_err(|_gone| stopping()),
+            () = seldom => Ok(()),
         }
+    }
+}
+
+/// Completes at `until`, or when it becomes or ceases to be worth while to wait for signatures.
+async fn seldom(until: Option<Instant>, trouble: &mut Option<watch::Receiver<bool>>) {
+    let elapsed = async {
+        match until {
+            Some(until) => tokio::time::sleep_until(until).await,
+            None => std::future::pending().await,
+        }
+    };
+    let trouble = async {
+        match trouble {
+            // The cache lives as long as the session.
+            Some(trouble) => {
+                let _gone = trouble.changed().await;
+            }
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = elapsed => {}
+        () = trouble => {}
     }
 }
 

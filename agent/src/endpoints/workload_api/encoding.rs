@@ -10,16 +10,16 @@ use finial_proto::workload::{
     JwtBundlesResponse, WitBundlesResponse, X509BundlesResponse, X509svid, X509svidResponse,
 };
 use prost::Message;
-use zeroize::Zeroizing;
 
+use crate::endpoints::codec::Framed;
 use crate::endpoints::session::View;
 
 /// Clients refuse larger messages by default.
 const CLIENT_LIMIT: usize = 4 * 1024 * 1024;
 
 /// `X509SVIDResponse`, of the identities that have an SVID.
-pub(super) fn x509_svids(view: &View) -> Bytes {
-    struct Encoded(Bytes);
+pub(super) fn x509_svids(view: &View) -> Framed {
+    struct Encoded(Framed);
     let encode = |view: &View| {
         let bundle = Bytes::from(view.own_bundle().x509_der_concat());
         let svids = view.issued().map(|(entry, issued)| X509svid {
@@ -39,21 +39,21 @@ pub(super) fn x509_svids(view: &View) -> Bytes {
 }
 
 /// `X509BundlesResponse`. A caller without identity gets the own bundle alone.
-pub(super) fn x509_bundles(view: &View) -> Bytes {
-    struct Encoded(Bytes);
+pub(super) fn x509_bundles(view: &View) -> Framed {
+    struct Encoded(Framed);
     let encode = |view: &View| {
         let answer = X509BundlesResponse {
             crl: Vec::new(),
             bundles: x509(view.all_bundles()),
         };
-        Encoded(Bytes::from(answer.encode_to_vec()))
+        Encoded(Framed::new(&answer))
     };
     view.derived(encode).0.clone()
 }
 
 /// `JWTBundlesResponse`. A caller without identity gets the own bundle alone.
-pub(super) fn jwt_bundles(view: &View) -> Bytes {
-    struct Encoded(Bytes);
+pub(super) fn jwt_bundles(view: &View) -> Framed {
+    struct Encoded(Framed);
     let encode = |view: &View| {
         let documents = view
             .all_bundles()
@@ -61,14 +61,14 @@ pub(super) fn jwt_bundles(view: &View) -> Bytes {
         let answer = JwtBundlesResponse {
             bundles: documents.collect(),
         };
-        Encoded(Bytes::from(answer.encode_to_vec()))
+        Encoded(Framed::new(&answer))
     };
     view.derived(encode).0.clone()
 }
 
 /// `WITBundlesResponse`, whose documents are text. A caller without identity gets the own bundle alone.
-pub(super) fn wit_bundles(view: &View) -> Bytes {
-    struct Encoded(Bytes);
+pub(super) fn wit_bundles(view: &View) -> Framed {
+    struct Encoded(Framed);
     let encode = |view: &View| {
         let documents = view
             .all_bundles()
@@ -76,7 +76,7 @@ pub(super) fn wit_bundles(view: &View) -> Bytes {
         let answer = WitBundlesResponse {
             bundles: documents.collect(),
         };
-        Encoded(Bytes::from(answer.encode_to_vec()))
+        Encoded(Framed::new(&answer))
     };
     view.derived(encode).0.clone()
 }
@@ -89,14 +89,14 @@ fn x509<'a>(bundles: impl Iterator<Item = (&'a TrustDomain, &'a Arc<Bundle>)>) -
         .collect()
 }
 
-/// Encodes a message with private keys, into memory that is zeroised when its last user drops it.
-pub(super) fn secret(message: &impl Message) -> Bytes {
-    let encoded = Zeroizing::new(message.encode_to_vec());
-    if encoded.len() > CLIENT_LIMIT {
+/// Encodes an answer with private keys or tokens.
+pub(super) fn secret(answer: &impl Message) -> Framed {
+    let encoded = Framed::secret(answer);
+    if encoded.message_len() > CLIENT_LIMIT {
         tracing::warn!(
-            bytes = encoded.len(),
+            bytes = encoded.message_len(),
             "answer to a workload exceeds what most clients accept; give it fewer identities or bundles"
         );
     }
-    Bytes::from_owner(encoded)
+    encoded
 }

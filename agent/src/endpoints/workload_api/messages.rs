@@ -2,11 +2,11 @@
 
 use std::fmt;
 
-use bytes::Bytes;
 use futures_util::stream::{self, Stream};
 use tonic::{Request, Status};
 
 use super::encoding;
+use crate::endpoints::codec::Framed;
 use crate::endpoints::session::{Access, Session, Sessions, View};
 
 /// What a stream sends.
@@ -23,7 +23,7 @@ pub(in crate::endpoints) struct Messages {
     pub(super) session: Session,
     content: Content,
     /// What was sent last.
-    sent: Option<Bytes>,
+    sent: Option<Framed>,
 }
 
 /// Without what was sent, which may hold private keys.
@@ -63,7 +63,7 @@ impl Messages {
     ///
     /// # Errors
     /// As [`Session::view`]; the stream ends with it. A stream never ends without an error.
-    pub(in crate::endpoints) async fn next(&mut self) -> Result<Bytes, Status> {
+    pub(in crate::endpoints) async fn next(&mut self) -> Result<Framed, Status> {
         loop {
             let view = self.session.view().await?;
             let content = self.content.of(&view);
@@ -83,17 +83,21 @@ impl Messages {
     /// The stream, beginning with a message that is at hand.
     pub(in crate::endpoints) fn into_stream(
         self,
-        first: Bytes,
-    ) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
-        let rest = stream::unfold(Some(self), |messages| async move {
+        first: Framed,
+    ) -> impl Stream<Item = Result<Framed, Status>> + Send + 'static {
+        // In a place of its own: else the stream would have room for it wherever it is moved to.
+        let messages = Box::new((self, Some(first)));
+        stream::unfold(Some(messages), |messages| async move {
             let mut messages = messages?;
-            match messages.next().await {
-                Ok(content) => Some((Ok(content), Some(messages))),
-                Err(status) => Some((Err(status), None)),
-            }
-        });
-        let first = stream::once(std::future::ready(Ok(first)));
-        stream::StreamExt::chain(first, rest)
+            let next = match messages.1.take() {
+                Some(first) => Ok(first),
+                None => messages.0.next().await,
+            };
+            Some(match next {
+                Ok(content) => (Ok(content), Some(messages)),
+                Err(status) => (Err(status), None),
+            })
+        })
     }
 }
 
@@ -108,7 +112,7 @@ impl Content {
         }
     }
 
-    fn of(self, view: &View) -> Bytes {
+    fn of(self, view: &View) -> Framed {
         match self {
             Self::X509Svids => encoding::x509_svids(view),
             Self::X509Bundles => encoding::x509_bundles(view),

@@ -6,7 +6,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use finial_identity::bundle::Bundle;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_proto::workload::{Witsvid, WitsvidRequest, WitsvidResponse};
@@ -18,6 +17,7 @@ use zeroize::Zeroize as _;
 
 use super::encoding::secret;
 use super::jwt::requested_identity;
+use crate::endpoints::codec::Framed;
 use crate::endpoints::session::{Access, ISSUE_WAIT, Session, Sessions, denied};
 use crate::svids::tokens::{Signed as _, Token};
 use crate::svids::{CachedEntry, SignedWit, WitCache};
@@ -37,7 +37,7 @@ type Held = Arc<Token<SignedWit>>;
 pub(super) async fn fetch(
     sessions: Sessions,
     request: Request<WitsvidRequest>,
-) -> Result<impl Stream<Item = Result<Bytes, Status>> + Send + 'static, Status> {
+) -> Result<impl Stream<Item = Result<Framed, Status>> + Send + 'static, Status> {
     let mut messages = Messages::open(&sessions, &request).await?;
     let first = messages.next().await?;
     Ok(messages.into_stream(first))
@@ -51,7 +51,7 @@ pub(super) struct Messages {
     only: Option<SpiffeId>,
     /// The last token of each entry.
     held: HashMap<String, Held>,
-    sent: Option<Bytes>,
+    sent: Option<Framed>,
 }
 
 /// Without what was sent, which holds private keys.
@@ -86,7 +86,7 @@ impl Messages {
     ///
     /// # Errors
     /// As [`Session::view`], and `Unavailable` when there is no token to begin with.
-    pub(super) async fn next(&mut self) -> Result<Bytes, Status> {
+    pub(super) async fn next(&mut self) -> Result<Framed, Status> {
         loop {
             let view = self.session.view().await?;
             let wanted = self.granted(view.entries())?;
@@ -124,7 +124,7 @@ impl Messages {
     }
 
     /// The stream, beginning with a message that is at hand. It never ends without an error.
-    fn into_stream(self, first: Bytes) -> impl Stream<Item = Result<Bytes, Status>> + Send + 'static {
+    fn into_stream(self, first: Framed) -> impl Stream<Item = Result<Framed, Status>> + Send + 'static {
         let rest = stream::unfold(Some(self), |messages| async move {
             let mut messages = messages?;
             match messages.next().await {
@@ -207,7 +207,7 @@ impl Messages {
     }
 
     /// `WITSVIDResponse` of the identities that have a token, if there is one.
-    fn encode(&self, granted: &[Arc<CachedEntry>]) -> Option<Bytes> {
+    fn encode(&self, granted: &[Arc<CachedEntry>]) -> Option<Framed> {
         let now = self.sessions.clock().now();
         let svids = granted.iter().filter_map(|entry| {
             let wit = &self.usable(entry, now)?.value;

@@ -234,6 +234,7 @@ async fn the_encoding_of_the_workload_api_is_that_of_this_api() {
     .await
     .unwrap();
     let encoded = Messages::of(session, Content::X509Svids).next().await.unwrap();
+    let encoded = encoded.message();
     let theirs = workload::X509svidResponse::decode(encoded.clone()).unwrap();
     let ours = pb::SubscribeToX509svidResponse::decode(encoded.clone()).unwrap();
     assert_eq!(ours.encode_to_vec(), encoded);

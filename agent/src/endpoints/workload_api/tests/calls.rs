@@ -223,7 +223,7 @@ async fn first_answer(world: &World, workload: &Workload) -> (Result<X509svidRes
     let asked = tokio::time::Instant::now();
     let mut call = workload.call(world, Content::X509Svids).await.unwrap();
     let first = call.next().await;
-    let first = first.map(|first| prost::Message::decode(first).unwrap());
+    let first = first.map(|first| prost::Message::decode(first.message()).unwrap());
     (first, asked.elapsed())
 }
 

@@ -10,6 +10,7 @@ use finial_proto::workload::{WitBundlesRequest, Witsvid, WitsvidRequest, Witsvid
 use serde_json::Value;
 
 use super::*;
+use crate::endpoints::codec::Framed;
 use crate::endpoints::testing::WIT_KEY_ID;
 
 fn request(spiffe_id: &str) -> WitsvidRequest {
@@ -155,7 +156,7 @@ async fn tokens_are_renewed_with_new_keys_at_half_of_their_life() {
     let mut messages = super::super::wit::Messages::open(&sessions, &request)
         .await
         .unwrap();
-    let decode = |bytes: bytes::Bytes| <WitsvidResponse as prost::Message>::decode(bytes).unwrap();
+    let decode = |framed: Framed| <WitsvidResponse as prost::Message>::decode(framed.message()).unwrap();
     let first = decode(messages.next().await.unwrap());
     check(&world, &first.svids[0]);
     let started = tokio::time::Instant::now();
