@@ -5,7 +5,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, chart, engine};
+use crate::engine::{Engine, at, chart, engine, merge};
 use crate::sets::{required, sets};
 
 #[test]
@@ -204,4 +204,20 @@ fn check(value: &Value, schema: &Value, path: &str) -> Result<(), String> {
         (Value::Null, _) => Ok(()),
         _ => wrong(),
     }
+}
+
+#[test]
+fn a_rule_of_every_namespace_can_be_written() {
+    let Some(engine) = engine() else { return };
+    let mut values = required();
+    merge(
+        &mut values,
+        &at(
+            "spire-server.controllerManager.identities.clusterSPIFFEIDs.everywhere",
+            json!({"spiffeIDTemplate": "spiffe://{{ .TrustDomain }}/all", "namespaceSelector": {}}),
+        ),
+    );
+    let rendered = engine.render(&values).expect("renders");
+    let rule = rendered.named("ClusterSPIFFEID", "finial-finial-everywhere");
+    assert_eq!(rule["spec"]["namespaceSelector"], json!({}));
 }

@@ -8,10 +8,10 @@ use k8s_openapi::api::rbac::v1::{ClusterRole, ClusterRoleBinding, Role, RoleBind
 use k8s_openapi::api::storage::v1::CSIDriver;
 use k8s_openapi::serde::Serialize;
 use k8s_openapi::serde::de::DeserializeOwned;
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::engine::engine;
-use crate::sets::{VERSIONS, sets};
+use crate::engine::{engine, merge};
+use crate::sets::{VERSIONS, required, sets};
 
 /// Kinds of other people's, of which the crate has no types.
 const FOREIGN: &[(&str, &str)] = &[
@@ -231,5 +231,90 @@ fn lost(given: &Value, kept: &Value, path: &str) -> Option<String> {
         (given, kept) if given == kept => None,
         (Value::Number(given), Value::Number(kept)) if given.as_f64() == kept.as_f64() => None,
         _ => Some(format!("{path}: {given} became {kept}")),
+    }
+}
+
+#[test]
+fn names_that_look_like_numbers_stay_text() {
+    let Some(engine) = engine() else { return };
+    let mut values = required();
+    merge(
+        &mut values,
+        &json!({
+            "global": {"spire": {"namespaces": {"server": {"name": "123"}, "system": {"name": "1e3"}}}},
+            "spire-server": {
+                "controllerManager": {"className": "0777"},
+                "serviceAccount": {"name": "12"},
+                "priorityClassName": "5",
+            },
+            "spire-agent": {"serviceAccount": {"name": "13"}},
+        }),
+    );
+    let rendered = engine.render(&values).expect("renders");
+    let mut numbers = Vec::new();
+    for object in rendered.objects() {
+        let name = format!("{} {}", object["kind"], object["metadata"]["name"]);
+        look_for_numbers(object, &name, &mut numbers);
+    }
+    assert_eq!(numbers, Vec::<String>::new());
+}
+
+/// Numbers where a name of somebody's choice belongs.
+fn look_for_numbers(value: &Value, path: &str, found: &mut Vec<String>) {
+    const NAMES: [&str; 8] = [
+        "name",
+        "namespace",
+        "className",
+        "serviceAccountName",
+        "priorityClassName",
+        "kubernetes.io/metadata.name",
+        "app.kubernetes.io/instance",
+        "matchNames",
+    ];
+    let Some(object) = value.as_object() else {
+        for item in value.as_array().into_iter().flatten() {
+            look_for_numbers(item, path, found);
+        }
+        return;
+    };
+    for (key, item) in object {
+        let path = format!("{path} {key}");
+        let texts = item.as_array().map_or(std::slice::from_ref(item), Vec::as_slice);
+        if NAMES.contains(&key.as_str()) && texts.iter().any(Value::is_number) {
+            found.push(path.clone());
+        }
+        look_for_numbers(item, &path, found);
+    }
+}
+
+#[test]
+fn an_agents_user_is_the_one_that_was_given_however_large() {
+    let Some(engine) = engine() else { return };
+    // OpenShift gives a namespace its users from a million on.
+    for user in [1001_u32, 999_999, 1_000_000, 1_234_567, 1_000_660_000] {
+        let mut values = required();
+        merge(
+            &mut values,
+            &json!({
+                "spiffe-csi-driver": {"enabled": false},
+                "spire-agent": {"runAsUser": user, "hostPID": true},
+            }),
+        );
+        let rendered = engine.render(&values).expect("renders");
+        let agents = rendered.named("DaemonSet", "finial-agent");
+        let context = &agents["spec"]["template"]["spec"]["containers"][0]["securityContext"];
+        assert_eq!(
+            (
+                &context["runAsUser"],
+                &context["runAsGroup"],
+                &context["runAsNonRoot"]
+            ),
+            (&json!(user), &json!(user), &json!(true)),
+        );
+        merge(&mut values, &json!({"spiffe-csi-driver": {"enabled": true}}));
+        let refusal = engine
+            .render(&values)
+            .expect_err("the driver's folders are root's");
+        assert!(refusal.contains(&format!("runAsUser {user} needs")), "{refusal}");
     }
 }

@@ -101,8 +101,7 @@ fn watched(request: &http::Request<Body>) -> Option<&'static Method> {
     static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(methods);
     let method = METHODS.get(request.uri().path().strip_prefix('/')?)?;
     let caller = request.extensions().get::<Caller>();
-    let process = caller.and_then(|caller| caller.peer.process().ok());
-    let is_own = process.is_some_and(|process| process.pid() == std::process::id());
+    let is_own = caller.is_some_and(|caller| caller.peer.is_own_process());
     (!is_own).then_some(method)
 }
 

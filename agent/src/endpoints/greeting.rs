@@ -3,13 +3,15 @@
 //! An HTTP/2 server sends its settings (RFC 9113 §3.4) before it has read anything, and acknowledges the client's as soon
 //! as it has read them: two writes before the answer, each of which wakes the client. Mostly the client's first bytes, a
 //! request among them, are there already when the connection is accepted, and what it asks for is at hand. So both are
-//! held while those who answer have one turn, and go out with the answer if there is one by then, else without it. A
-//! client that has not spoken yet gets the settings at once.
+//! held while those who answer have a turn, and go out with the answer if there is one by then, else without it. A
+//! client that has not spoken yet gets the settings at once. The preface, which a server reads for itself, is read
+//! together with what follows.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// More than settings and acknowledgement take; whoever writes more is not held up.
@@ -17,6 +19,11 @@ const MAX_HELD: usize = 256;
 /// The preface of a client (RFC 9113 §3.4) and the head of its first frame. A server that has read less may not get to
 /// flush what it wrote.
 const PREFACE: usize = 24 + 9;
+/// How often in vain something more is read before nothing is held any longer. A server tries once before it hands a
+/// request over, and once after that, in the same turn.
+const LOOKS: usize = 3;
+/// Room for what most clients send at first.
+const EARLY_BYTES: usize = 512;
 
 /// A connection whose server's settings go out with what it answers first.
 #[derive(Debug)]
@@ -24,6 +31,8 @@ pub(super) struct Greeting<IO> {
     io: IO,
     stage: Stage,
     held: Vec<u8>,
+    /// What was read with the preface and not asked for yet.
+    early: Bytes,
 }
 
 /// How far the client and those who answer it are.
@@ -31,10 +40,8 @@ pub(super) struct Greeting<IO> {
 enum Stage {
     /// Nothing was read, nor asked for in vain.
     Unheard,
-    /// So much of what the client sent was read, and there may be more.
-    Reading(usize),
-    /// All of it was read, and whoever answers it has a turn before the next read.
-    Turn(usize),
+    /// So many bytes of the client were read, and so often there was nothing more.
+    Heard { bytes: usize, looks: usize },
     /// Nothing is held any longer than the socket needs.
     Due,
 }
@@ -46,6 +53,7 @@ impl<IO> Greeting<IO> {
             io,
             stage: Stage::Unheard,
             held: Vec::new(),
+            early: Bytes::new(),
         }
     }
 }
@@ -72,6 +80,31 @@ impl<IO: AsyncWrite + Unpin> Greeting<IO> {
     }
 }
 
+impl<IO: AsyncRead + Unpin> Greeting<IO> {
+    /// Reads, at first more than is asked for.
+    fn poll_early(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if self.stage == Stage::Unheard && self.early.is_empty() && buf.remaining() < EARLY_BYTES {
+            let mut bytes = [0; EARLY_BYTES];
+            let mut read = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut self.io).poll_read(cx, &mut read))?;
+            self.early = Bytes::copy_from_slice(read.filled());
+        }
+        if self.early.is_empty() {
+            return match self.stage {
+                // The end of the stream.
+                Stage::Unheard if buf.remaining() < EARLY_BYTES => Poll::Ready(Ok(())),
+                _ => Pin::new(&mut self.io).poll_read(cx, buf),
+            };
+        }
+        let count = buf.remaining().min(self.early.len());
+        buf.put_slice(&self.early.split_to(count));
+        if self.early.is_empty() {
+            self.early = Bytes::new(); // Its memory is given back.
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Greeting<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -79,34 +112,42 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Greeting<IO> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        let before = buf.filled().len();
-        let read = Pin::new(&mut this.io).poll_read(cx, buf);
-        if this.stage == Stage::Due && this.held.is_empty() {
-            return read;
+        if this.stage == Stage::Due && this.held.is_empty() && this.early.is_empty() {
+            return Pin::new(&mut this.io).poll_read(cx, buf);
         }
-        if read.is_ready() {
+        let before = buf.filled().len();
+        if this.poll_early(cx, buf)?.is_ready() {
             let count = buf.filled().len() - before;
             this.stage = match this.stage {
-                Stage::Unheard => Stage::Reading(count),
-                Stage::Reading(sum) | Stage::Turn(sum) => Stage::Reading(sum.saturating_add(count)),
+                Stage::Unheard => Stage::Heard {
+                    bytes: count,
+                    looks: 0,
+                },
+                Stage::Heard { bytes, looks } => Stage::Heard {
+                    bytes: bytes.saturating_add(count),
+                    looks,
+                },
                 Stage::Due => Stage::Due,
             };
-            return read;
+            return Poll::Ready(Ok(()));
         }
         this.stage = match this.stage {
-            Stage::Reading(sum) if sum >= PREFACE => {
-                cx.waker().wake_by_ref();
-                Stage::Turn(sum)
+            Stage::Heard { bytes, looks } if bytes >= PREFACE => {
+                let looks = looks + 1;
+                if looks < LOOKS {
+                    cx.waker().wake_by_ref();
+                    Stage::Heard { bytes, looks }
+                } else {
+                    Stage::Due // The server flushes after each look.
+                }
             }
-            // It flushes once it has read all.
-            Stage::Turn(_) => Stage::Due,
-            Stage::Unheard | Stage::Reading(_) | Stage::Due => {
+            Stage::Unheard | Stage::Heard { .. } | Stage::Due => {
                 // The client may be waiting for it. Of an error the next write or flush tells too.
                 let _sent = this.poll_held(cx).is_ready() && Pin::new(&mut this.io).poll_flush(cx).is_ready();
                 Stage::Due
             }
         };
-        read
+        Poll::Pending
     }
 }
 
@@ -207,14 +248,15 @@ mod tests {
         let (mut greeting, mut far) = greeting(512).await;
         far.write_all(&SPOKEN).await.unwrap();
         assert_eq!(arrived(&mut far), "");
-        read_all(&mut greeting, 1).await;
-        greeting.write_all(b"ack ").await.unwrap();
-        greeting.flush().await.unwrap();
-        greeting.flush().await.unwrap();
-        assert_eq!(arrived(&mut far), "");
+        for look in ["before", "after the request was handed over"] {
+            read_all(&mut greeting, 1).await;
+            greeting.write_all(b"ack ").await.unwrap();
+            greeting.flush().await.unwrap();
+            assert_eq!(arrived(&mut far), "", "{look}");
+        }
         read_all(&mut greeting, 1).await;
         assert_eq!(greeting.write(b"answer").await.unwrap(), 6);
-        assert_eq!(arrived(&mut far), "settings ack answer");
+        assert_eq!(arrived(&mut far), "settings ack ack answer");
         greeting.write_all(b"more").await.unwrap();
         assert_eq!(arrived(&mut far), "more");
     }
@@ -223,8 +265,8 @@ mod tests {
     async fn settings_and_acknowledgement_go_out_alone_when_no_answer_comes_in_the_next_turn() {
         let (mut greeting, mut far) = greeting(512).await;
         far.write_all(&SPOKEN).await.unwrap();
-        // The second turn comes by itself.
-        read_all(&mut greeting, 2).await;
+        // The next turns come by themselves.
+        read_all(&mut greeting, LOOKS).await;
         greeting.write_all(b"ack ").await.unwrap();
         greeting.flush().await.unwrap();
         assert_eq!(arrived(&mut far), "settings ack ");
@@ -237,6 +279,87 @@ mod tests {
         read_all(&mut greeting, 1).await;
         greeting.write_all(&[b'x'; MAX_HELD]).await.unwrap();
         assert_eq!(arrived(&mut far), format!("settings {}", "x".repeat(MAX_HELD)));
+    }
+
+    #[tokio::test]
+    async fn what_comes_with_the_preface_is_read_in_order_and_then_what_follows() {
+        let (mut greeting, mut far) = greeting(1024).await;
+        let sent: Vec<u8> = (0..=255).cycle().take(700).collect();
+        far.write_all(&sent).await.unwrap();
+        let mut read = vec![0; sent.len()];
+        for part in read.chunks_mut(24) {
+            greeting.read_exact(part).await.unwrap();
+        }
+        assert_eq!(read, sent);
+        drop(far);
+        assert_eq!(greeting.read(&mut [0; 24]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_leaves_without_a_word_is_seen_to_leave() {
+        let (mut greeting, far) = greeting(64).await;
+        drop(far);
+        assert_eq!(greeting.read(&mut [0; 24]).await.unwrap(), 0);
+    }
+
+    /// A server of its own kind decides when it reads, writes and flushes.
+    #[tokio::test]
+    async fn a_real_server_tells_settings_and_acknowledgement_to_a_client_without_a_request() {
+        let (near, mut far) = duplex(4096);
+        let incoming = futures_util::stream::iter([Ok::<_, io::Error>(Served(Greeting::new(near)))]);
+        let routes = tonic::service::RoutesBuilder::default().routes();
+        let server = tonic::transport::Server::builder().add_routes(routes);
+        let serving = server.serve_with_incoming(incoming);
+        let client = async {
+            far.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
+            far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
+            let mut acknowledged = false;
+            while !acknowledged {
+                let mut head = [0; 9];
+                far.read_exact(&mut head).await.unwrap();
+                let length = usize::from(head[1]) << 8 | usize::from(head[2]);
+                far.read_exact(&mut vec![0; length]).await.unwrap();
+                acknowledged = head[3] == 4 && head[4] == 1;
+            }
+            drop(far);
+        };
+        let both = async { tokio::join!(serving, client) };
+        let (served, ()) = tokio::time::timeout(std::time::Duration::from_secs(20), both)
+            .await
+            .expect("settings were held back for good");
+        served.unwrap();
+    }
+
+    struct Served(Greeting<DuplexStream>);
+
+    impl tonic::transport::server::Connected for Served {
+        type ConnectInfo = ();
+
+        fn connect_info(&self) {}
+    }
+
+    impl AsyncRead for Served {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Served {
+        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            Pin::new(&mut self.0).poll_write(cx, buf)
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@
 
 use std::io;
 use std::os::fd::AsFd as _;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use finial_identity::process::sys;
 use tokio::net::UnixStream;
@@ -117,6 +117,12 @@ impl Peer {
             process: Err(Arc::new(ProcessError::Gone(1))),
             pod: None,
         }
+    }
+
+    /// Whether this program itself connected.
+    pub fn is_own_process(&self) -> bool {
+        static OWN: LazyLock<u32> = LazyLock::new(std::process::id);
+        self.process.as_ref().is_ok_and(|process| process.pid() == *OWN)
     }
 
     /// The process that connected.

@@ -8,7 +8,7 @@ use std::sync::{Arc, OnceLock};
 use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use time::{Duration, OffsetDateTime};
 
-/// Room that most files of a process fit into, so that they take one read and one that finds the end, not eight.
+/// Room that most files of a process fit into, so that they take one read, not eight.
 const ONE_READ: usize = 4096;
 
 /// Most bytes of `status` and `stat` that are read; the kernel writes far fewer, except for thousands of groups.
@@ -182,9 +182,20 @@ impl Default for ProcFs {
     }
 }
 
+/// A file with one record, as `status` and `stat`: a read that does not fill its room has read all of it.
 fn read_text(path: &Path) -> io::Result<String> {
-    let mut text = Vec::with_capacity(ONE_READ);
-    File::open(path)?.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
+    let mut file = File::open(path)?;
+    let mut text = vec![0; ONE_READ];
+    let count = loop {
+        match file.read(&mut text) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read?,
+        }
+    };
+    text.truncate(count);
+    if count == ONE_READ {
+        file.take(MAX_FILE_BYTES).read_to_end(&mut text)?;
+    }
     // A program may put any bytes into its name, which is of no interest here.
     Ok(
         String::from_utf8(text)
@@ -263,6 +274,17 @@ mod tests {
         let stat = format!("7 (x) R 1 1 1 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 99 0) {fields}");
         let (_dir, procfs) = layout(7, &[("stat", &stat)]);
         assert_eq!(procfs.start_ticks(7).unwrap(), 4711);
+    }
+
+    #[test]
+    fn a_process_of_thousands_of_groups_has_all_of_them() {
+        for count in [0, 700, 900, 1000, 5000] {
+            let groups: Vec<u32> = (10_000..10_000 + count).collect();
+            let list: String = groups.iter().map(|group| format!("{group} ")).collect();
+            let status = format!("Name:\tfoo\nUid:\t1\t1\t1\t1\nGid:\t1\t1\t1\t1\nGroups:\t{list}\n");
+            let (_dir, procfs) = layout(7, &[("status", &status)]);
+            assert_eq!(procfs.ids(7).unwrap().groups, groups, "{} bytes", status.len());
+        }
     }
 
     #[test]

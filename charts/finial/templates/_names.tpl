@@ -60,7 +60,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 
 {{- define "finial.selector" -}}
 app.kubernetes.io/name: finial
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end -}}
 
 {{- define "finial.image" -}}
@@ -87,7 +87,8 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 type is {{ $type }} and cannot become {{ $wanted.type }}
 {{- else if $templates -}}
 {{- $spec := (first $templates).spec -}}
-{{- $class := $wanted.storageClass | default .root.Values.global.spire.persistence.storageClass | default "" -}}
+{{- $class := $wanted.storageClass -}}
+{{- if kindIs "invalid" $class -}}{{- $class = .root.Values.global.spire.persistence.storageClass | default "" -}}{{- end -}}
 {{- if ne (include "finial.quantity" $spec.resources.requests.storage) (include "finial.quantity" $wanted.size) -}}
 size is {{ $spec.resources.requests.storage }} and cannot become {{ $wanted.size }}
 {{- else if ne (first $spec.accessModes) $wanted.accessMode -}}

@@ -20,8 +20,9 @@ capabilities: {drop: [ALL]}
 
 {{/* The agent: no capability but for workloads' program files. */}}
 {{- define "finial.agent.container" -}}
-{{- $user := .agent.runAsUser | toString -}}
-{{- $user = ternary 0 ($user | int) (eq $user "auto") -}}
+{{- /* Values of a pool are floating point numbers, whose text is no number from a million on. */}}
+{{- $user := 0 -}}
+{{- if ne (.agent.runAsUser | toString) "auto" -}}{{- $user = .agent.runAsUser | int64 -}}{{- end }}
 runAsUser: {{ $user }}
 runAsGroup: {{ $user }}
 {{- include "finial.selinux" .root }}

@@ -70,8 +70,7 @@ fn admit(request: &http::Request<Body>) -> Result<AdmittedCall, Status> {
     let extensions = request.extensions();
     let admitted = match (extensions.get(), extensions.get()) {
         (Some(Caller { peer, admitted }), _) => {
-            let pid = peer.process().map(|process| process.pid());
-            if pid.is_ok_and(|pid| pid == std::process::id()) {
+            if peer.is_own_process() {
                 return Ok(admitted.own_call());
             }
             admitted
