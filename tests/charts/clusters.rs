@@ -2,7 +2,9 @@
 
 use serde_json::{Value, json};
 
-use crate::engine::{Engine, Rendered, engine, merge, repository};
+use crate::alternatives::{alternative, context, together};
+use crate::engine::{Engine, Rendered, at, engine, merge, repository};
+use crate::reference::documented;
 use crate::sets::{required, sets};
 
 fn set(engine: &Engine, name: &str) -> Rendered {
@@ -171,6 +173,57 @@ fn a_cluster_of_agents_alone_has_the_rights_of_its_server_and_no_server() {
     );
 }
 
+/// Nobody is to believe that a server of another cluster took it. What has a default may be shared by several clusters.
+#[test]
+fn a_cluster_of_agents_alone_refuses_what_only_a_server_would_take() {
+    let Some(engine) = engine() else { return };
+    let defaults = engine.defaults();
+    let sets = sets(engine);
+    let (_, member) = sets.iter().find(|(name, _)| name == "member").expect("the set");
+    let mut refused = Vec::new();
+    for (path, _) in documented() {
+        let default = defaults
+            .pointer(&format!("/{}", path.replace('.', "/")))
+            .unwrap_or(&Value::Null);
+        let is_empty = matches!(default, Value::Null | Value::Bool(false))
+            || *default == json!("")
+            || *default == json!([])
+            || *default == json!({});
+        let is_servers = path.starts_with("spire-server.") || path.starts_with("networkPolicy.");
+        if !is_empty || !is_servers || path == "spire-server.externalServer" {
+            continue;
+        }
+        let mut before = member.clone();
+        merge(&mut before, &context(&path));
+        let mut after = before.clone();
+        merge(&mut after, &at(&path, alternative(&path, default)));
+        merge(&mut after, &together(&path));
+        match (engine.render(&before), engine.render(&after)) {
+            (Ok(before), Ok(after)) => assert_ne!(before.files, after.files, "{path} does nothing"),
+            (_, Ok(_)) => panic!("{path} is taken although what it belongs to is refused"),
+            (_, Err(refusal)) => {
+                assert_eq!(refusal.trim().lines().count(), 1, "{path}: {refusal}");
+                assert!(
+                    refusal.contains(
+                        "does nothing with spire-server.externalServer: write it into the values of"
+                    ),
+                    "{path}: {refusal}"
+                );
+                refused.push(path);
+            }
+        }
+    }
+    for path in [
+        "kubeConfigs",
+        "federation.enabled",
+        "externalControllerManagers.enabled",
+        "adminIDs",
+    ] {
+        let path = format!("spire-server.{path}");
+        assert!(refused.contains(&path), "{path} is not refused: {refused:?}");
+    }
+}
+
 #[test]
 fn sockets_of_delegates_and_brokers_are_on_the_node_only_where_values_say_so() {
     let Some(engine) = engine() else { return };
@@ -220,6 +273,14 @@ fn sockets_of_delegates_and_brokers_are_on_the_node_only_where_values_say_so() {
     assert_eq!(folders(&on_node), [admin, broker]);
     let agent = config(engine, &on_node, "finial-agent", "agent.yaml");
     assert_eq!(agent["agent"]["admin_socket_path"], format!("{admin}/admin.sock"));
+    // Where commands in the agent's container find it, as the page says.
+    let page = std::fs::read_to_string(repository().join("docs/kubernetes.md")).expect("the page is text");
+    let with_default = rendered(json!({"sockets": {"admin": {"enabled": true, "mountOnHost": true}}}));
+    for rendered in [&usual, &with_default] {
+        let agent = config(engine, rendered, "finial-agent", "agent.yaml");
+        let path = agent["agent"]["admin_socket_path"].as_str().expect("a path");
+        assert!(page.contains(path), "{path} is not in docs/kubernetes.md");
+    }
     assert_eq!(
         agent["agent"]["experimental"]["broker"],
         json!({"socket_path": format!("{broker}/broker.sock"), "brokers": [{

@@ -55,10 +55,20 @@ fn a_change_of_the_volume_is_found_and_named() {
         ),
         (&without, json!({"type": "emptyDir"}), ""),
         (&without, json!({"type": "emptyDir", "size": "2Gi"}), ""),
+        // Kubernetes writes 1Gi for each of these.
+        (&usual, json!({"size": "1024Mi"}), ""),
+        (&usual, json!({"size": "1.0Gi"}), ""),
+        (&usual, json!({"size": "1073741824"}), ""),
         (
             &usual,
             json!({"size": "2Gi"}),
             "size is 1Gi and cannot become 2Gi",
+        ),
+        (&usual, json!({"size": "1G"}), "size is 1Gi and cannot become 1G"),
+        (
+            &usual,
+            json!({"size": "much"}),
+            "size is 1Gi and cannot become much",
         ),
         (
             &usual,

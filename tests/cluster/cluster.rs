@@ -108,13 +108,20 @@ impl Cluster {
 
     /// `tests/cluster/helm.py` with Helm's own engine. `None` with a printed reason where that is not installed.
     pub fn helm(&self, args: &[&str]) -> Option<Output> {
+        self.helm_elsewhere(&self.dir().join("kubeconfig"), args)
+    }
+
+    /// [`Cluster::helm`] for another cluster, which is reached from where the control plane runs.
+    pub fn helm_elsewhere(&self, kubeconfig: &Path, args: &[&str]) -> Option<Output> {
         let peer = Peer::find(
             "FINIAL_TEST_HELM_PYTHON",
             "python3",
             &["-c", "import helm_python"],
         )?;
         Some(Output::of(
-            self.enter(peer.program())
+            self.enter("env")
+                .arg(format!("KUBECONFIG={}", kubeconfig.display()))
+                .arg(peer.program())
                 .arg(folder().join("helm.py"))
                 .args(args),
         ))
@@ -201,7 +208,8 @@ impl Cluster {
         self.programs.join("root/bin/busybox")
     }
 
-    fn kubectl_with_input(&self, args: &[&str], input: &str) -> String {
+    /// [`Cluster::kubectl_ok`] with something to read.
+    pub fn kubectl_with_input(&self, args: &[&str], input: &str) -> String {
         let output = Output::with_input(self.enter("kubectl").args(args), input);
         output.ok(format!("kubectl {args:?} with {input}\n")).stdout
     }
@@ -226,7 +234,8 @@ impl Drop for Cluster {
     }
 }
 
-fn folder() -> PathBuf {
+/// The folder of this suite.
+pub fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("cluster")
 }
 

@@ -298,7 +298,8 @@ impl<'a> Installation<'a> {
     }
 }
 
-const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/finial");
+/// The chart's folder.
+pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/finial");
 const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/values.yaml");
 
 /// The lines of `finial agent api fetch` and `watch` that name an identity.

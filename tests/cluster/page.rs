@@ -38,7 +38,7 @@ fn every_command_and_every_object_of_the_page_does_what_it_says() {
         let command = match step {
             // A piece of Envoy's configuration; the whole of it is docs/samples/envoy.yaml, which has a test.
             Step::Object(yaml) if yaml.starts_with("clusters:") => continue,
-            // Values for another cluster; tests/charts renders them.
+            // Values of several clusters, with which several.rs installs the chart.
             Step::Object(yaml)
                 if ["global:", "spire-server:"]
                     .iter()
@@ -141,7 +141,7 @@ fn steps(page: &str) -> Vec<Step> {
             }
             continue;
         }
-        // What is typed where no cluster is: there is no Docker here.
+        // What is typed where no cluster is, for there is no Docker here; and what several.rs types.
         if line == "```console" {
             is_elsewhere = true;
             continue;

@@ -50,6 +50,9 @@ fn an_upgrade_with_other_values_and_a_rollback_keep_the_authority_and_every_iden
         "spire-server.defaultX509SvidTTL=20m",
         "--set",
         "spire-agent.logLevel=info",
+        // The volume has 1Gi, which is the same.
+        "--set",
+        "spire-server.persistence.size=1024Mi",
     ];
     let start = Instant::now();
     let upgraded =

@@ -89,13 +89,26 @@ type is {{ $type }} and cannot become {{ $wanted.type }}
 {{- $spec := (first $templates).spec -}}
 {{- $class := $wanted.storageClass -}}
 {{- if kindIs "invalid" $class -}}{{- $class = .root.Values.global.spire.persistence.storageClass | default "" -}}{{- end -}}
-{{- if ne $spec.resources.requests.storage $wanted.size -}}
+{{- if ne (include "finial.quantity" $spec.resources.requests.storage) (include "finial.quantity" $wanted.size) -}}
 size is {{ $spec.resources.requests.storage }} and cannot become {{ $wanted.size }}
 {{- else if ne (first $spec.accessModes) $wanted.accessMode -}}
 accessMode is {{ first $spec.accessModes }} and cannot become {{ $wanted.accessMode }}
 {{- else if ne ($spec.storageClassName | default "") $class -}}
 storageClass is {{ $spec.storageClassName | default "the cluster's own" }} and cannot become {{ $class | default "the cluster's own" }}
 {{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a quantity stands for: the same of 1Gi and 1024Mi, of which Kubernetes makes the first. What is none stays as it is. */}}
+{{- define "finial.quantity" -}}
+{{- $units := dict "" 1 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
+  "Ki" 1024 "Mi" 1048576 "Gi" 1073741824 "Ti" 1099511627776 "Pi" 1125899906842624 "Ei" 1152921504606846976 -}}
+{{- $number := regexFind "^[0-9]+([.][0-9]*)?" . -}}
+{{- $unit := trimPrefix $number . -}}
+{{- if and $number (hasKey $units $unit) -}}
+{{- mulf $number (get $units $unit) -}}
+{{- else -}}
+{{- . -}}
 {{- end -}}
 {{- end -}}
 

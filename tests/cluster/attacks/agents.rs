@@ -1,126 +1,25 @@
 //! Attacks on the server: with a copied token of an agent, and with an agent's identity for entries of another node.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::x509::{Csr, CsrSubject};
-use finial_proto::spire::api::server::agent::v1 as agent;
 use finial_proto::spire::api::server::entry::v1 as entry;
 use finial_proto::spire::api::server::svid::v1 as svid;
-use finial_proto::spire::api::types::AttestationData;
-use finial_tests::{Output, Program};
+use finial_tests::Output;
 use prost::Message;
 use serde_json::{Value, json};
 use tonic::{Code, Status};
 
 use super::{Scene, text};
-use crate::cluster::{Cluster, READY};
+use crate::cluster::Cluster;
+use crate::door::{self, AUDIENCE, Door};
 use crate::installation::{CLUSTER_NAME, Installation, SERVER_NAMESPACE, SYSTEM_NAMESPACE};
 use crate::wire::{Identity, call, tls_unix};
 use crate::workload::SOCKET;
 
-/// The audience that the chart's server wants.
-const AUDIENCE: &str = "spire-server";
-/// Lets a socket of the machine lead to an address of the cluster.
-const DOOR: &str = "
-import socket, sys, threading
-def pump(source, target):
-    try:
-        while data := source.recv(65536):
-            target.sendall(data)
-    except OSError:
-        pass
-    for side in (source, target):
-        try:
-            side.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
-listener = socket.socket(socket.AF_UNIX)
-listener.bind(sys.argv[1])
-listener.listen()
-print('open', flush=True)
-while True:
-    caller = listener.accept()[0]
-    server = socket.create_connection((sys.argv[2], 8081))
-    for pair in ((caller, server), (server, caller)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
-";
-
-/// A way for this process to the server, which sees a process of node-b.
-struct Door {
-    _program: Program,
-    socket: PathBuf,
-}
-
-impl Door {
-    fn open(cluster: &Cluster, name: &str) -> Self {
-        let pod = cluster.get(&["-n", SERVER_NAMESPACE, "pod", "finial-server-0"]);
-        let socket = cluster.dir().join(name);
-        let mut command = cluster.enter_node("node-b", "python3");
-        command
-            .args(["-c", DOOR])
-            .arg(&socket)
-            .arg(text(&pod["status"]["podIP"]));
-        let mut program = Program::start("door", &mut command);
-        program.wait_for_line("open", READY);
-        Door {
-            _program: program,
-            socket,
-        }
-    }
-
-    /// Attests as an agent of any make would, with a service account token.
-    async fn attest(&self, token: &str) -> Result<Identity, Status> {
-        let key = PrivateKey::generate(KeyType::EcP256).expect("a key");
-        let csr = Csr::build(&key, CsrSubject::spire(), None, &[]).expect("a CSR");
-        let payload = json!({"cluster": CLUSTER_NAME, "token": token}).to_string();
-        let request = agent::AttestAgentRequest {
-            step: Some(agent::attest_agent_request::Step::Params(
-                agent::attest_agent_request::Params {
-                    data: Some(AttestationData {
-                        r#type: "k8s_psat".into(),
-                        payload: payload.into_bytes(),
-                    }),
-                    params: Some(agent::AgentX509svidParams { csr }),
-                },
-            )),
-        };
-        let channel = tls_unix(self.socket.clone(), None)
-            .await
-            .expect("the server answers");
-        let method = "/spire.api.server.agent.v1.Agent/AttestAgent";
-        let answer = call(&channel, method, request.encode_to_vec()).await?;
-        let answer = agent::AttestAgentResponse::decode(&answer[..]).expect("an attestation response");
-        let Some(agent::attest_agent_response::Step::Result(result)) = answer.step else {
-            panic!("no result")
-        };
-        let chain = result.svid.expect("an SVID").cert_chain;
-        Ok(Identity {
-            chain: chain.into_iter().map(Into::into).collect(),
-            key: rustls::pki_types::PrivatePkcs8KeyDer::from(key.pkcs8_der().to_vec()).into(),
-        })
-    }
-}
-
-/// A token as the kubelet asks for it, for a service account, and for a pod if it is to be bound to one.
 fn token(cluster: &Cluster, account: (&str, &str), audience: &str, pod: Option<&Value>) -> String {
-    let (namespace, name) = account;
-    let bound = pod.map(|pod| {
-        let (name, uid) = (&pod["metadata"]["name"], &pod["metadata"]["uid"]);
-        json!({"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid})
-    });
-    let request = json!({
-        "apiVersion": "authentication.k8s.io/v1",
-        "kind": "TokenRequest",
-        "spec": {"audiences": [audience], "boundObjectRef": bound},
-    });
-    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token");
-    let file = tempfile::NamedTempFile::new_in(cluster.dir()).expect("a file");
-    std::fs::write(file.path(), request.to_string()).expect("the request is written");
-    let file = file.path().display().to_string();
-    let answer = cluster.kubectl_ok(&["create", "--raw", &path, "-f", &file]);
-    let answer: Value = serde_json::from_str(&answer).expect("the API server answers with JSON");
-    text(&answer["status"]["token"]).to_owned()
+    door::token(|args| cluster.kubectl_ok(args), account, Some(audience), pod)
 }
 
 /// The agent's pod of a node, with its service account.
@@ -190,7 +89,7 @@ async fn a_token_is_refused_from_another_node_audience_or_account_and_after_its_
     ];
     let door = Door::open(cluster, "door-tokens");
     for (what, token, reason) in &attempts {
-        let refused = door.attest(token).await.expect_err(what);
+        let refused = door.attest(CLUSTER_NAME, token).await.expect_err(what);
         assert_eq!(refused.code(), Code::PermissionDenied, "{what}: {refused:?}");
         assert!(refused.message().contains(reason), "{what}: {refused:?}");
         let (signed, signature) = token.rsplit_once('.').expect("a token has three parts");
@@ -258,7 +157,10 @@ async fn the_agent_of_one_node_neither_sees_nor_signs_for_a_pod_of_another() {
     // Else the real agent, which learns that another one took its place, attests again and takes it back.
     let _stopped = Stopped::agent(cluster, "node-b", &agent);
     let token = token(cluster, account, AUDIENCE, Some(&agent));
-    let identity = door.attest(&token).await.expect("the token of this node's agent");
+    let identity = door
+        .attest(CLUSTER_NAME, &token)
+        .await
+        .expect("the token of this node's agent");
     steal(&door, identity, &victims, &own)
         .await
         .expect("an agent is answered");
@@ -300,7 +202,7 @@ impl Drop for Stopped<'_> {
 
 /// Asks for everything, the victim's among it, with an agent's identity. Fails when that is no longer one.
 async fn steal(door: &Door, identity: Identity, victims: &str, own: &str) -> Result<(), Status> {
-    let channel = tls_unix(door.socket.clone(), Some(identity))
+    let channel = tls_unix(door.socket().to_owned(), Some(identity))
         .await
         .expect("the server answers");
     let ask = async |method: &str, request: Vec<u8>| call(&channel, method, request).await;
