@@ -31,6 +31,7 @@ use finial_identity::entry::Entry;
 use finial_identity::process::clock::Clock;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 use self::core::Core;
 use self::index::{Index, Slot};
@@ -59,6 +60,7 @@ pub struct Registry {
     applied: watch::Sender<Revision>,
     bundles: watch::Sender<Arc<Bundles>>,
     sources: sources::Sources,
+    loaded_at: Instant,
     askable: RwLock<BTreeMap<Arc<str>, mpsc::Sender<PodQuestion>>>,
     hops: Mutex<hops::Hops>,
 }
@@ -97,6 +99,7 @@ impl Registry {
             bundles: watch::Sender::new(core.bundles.clone()),
             core: RwLock::new(core),
             sources: sources::Sources::default(),
+            loaded_at: Instant::now(),
             askable: RwLock::default(),
             hops: Mutex::default(),
             store,

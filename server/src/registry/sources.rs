@@ -4,7 +4,8 @@
 //! be told that its workloads lost their identities; it is asked to come again instead.
 
 use std::collections::{BTreeMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
 
 use finial_identity::entry::Entry;
 use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
@@ -15,6 +16,10 @@ use super::core::Core;
 use super::derived::place;
 use super::{Registry, RegistryError, listed};
 use crate::store::{Revision, StoredEntry};
+
+/// How long after the server's start an agent of no source waits for static entries. It is half of what agents have left
+/// of their SVIDs at the least, if those are of the default lifetime.
+const STATICS_WAIT: Duration = Duration::from_secs(15 * 60);
 
 /// A derived entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -145,17 +150,20 @@ impl Registry {
 
     /// How each source of derived entries stands, by name.
     pub fn sources(&self) -> BTreeMap<Arc<str>, SourceState> {
-        let sources = self.sources.states.read().unwrap_or_else(PoisonError::into_inner);
-        sources.clone()
+        self.sources.read().clone()
     }
 
-    /// Whether it can be told what an agent may have.
+    /// Whether it can be told what an agent may have. The agents of a source wait for all of it, those of no source for
+    /// static entries, and not for longer than [`STATICS_WAIT`]: a cluster that is away must not take the others along.
     ///
     /// # Errors
     /// [`RegistryError::Unsettled`] while a source has not said what concerns the agent.
     pub fn check_settled(&self, agent: &SpiffeId) -> Result<(), RegistryError> {
+        let is_late = self.loaded_at.elapsed() >= STATICS_WAIT;
+        let is_of = |state: &SourceState| agent.as_str().starts_with(&state.parent_prefix);
+        let is_of_any = self.sources.read().values().any(is_of);
         self.check_sources(|state| {
-            state.is_settled || (state.has_statics && !agent.as_str().starts_with(&state.parent_prefix))
+            state.is_settled || (!is_of(state) && (state.has_statics || is_of_any || is_late))
         })
     }
 
@@ -185,7 +193,7 @@ impl Registry {
     }
 
     fn check_sources(&self, is_told: impl Fn(&SourceState) -> bool) -> Result<(), RegistryError> {
-        let sources = self.sources.states.read().unwrap_or_else(PoisonError::into_inner);
+        let sources = self.sources.read();
         match sources.iter().find(|(_, state)| !is_told(state)) {
             Some((name, _)) => Err(RegistryError::Unsettled(name.clone())),
             None => Ok(()),
@@ -194,6 +202,10 @@ impl Registry {
 }
 
 impl Sources {
+    fn read(&self) -> RwLockReadGuard<'_, BTreeMap<Arc<str>, SourceState>> {
+        self.states.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Notes that an entry of these gave way to the one with this id. Whoever changes that one next hears of it, because
     /// the core is held from the look at it until this is noted.
     fn prefer(&self, _held: &Core, id: &str) {
@@ -238,7 +250,7 @@ pub(super) fn source_of(id: &str) -> &str {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::disallowed_methods)] // One of them measures.
-    use std::time::{Duration, Instant};
+    use std::time::Instant;
 
     use finial_identity::process::Clock;
 

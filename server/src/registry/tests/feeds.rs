@@ -317,6 +317,34 @@ async fn an_agent_of_a_cluster_whose_rules_are_not_known_yet_is_not_told_a_small
 }
 
 #[tokio::test]
+async fn a_cluster_that_never_answers_holds_no_agent_of_another_and_others_for_a_while_only() {
+    let setup = setup().await;
+    let (one, other, none) = (
+        id(AGENT),
+        id("/spire/agent/k8s_psat/east/1"),
+        id("/spire/agent/x509pop/1"),
+    );
+    let state = |agent: &SpiffeId, is_settled| SourceState {
+        parent_prefix: agent.to_string(),
+        has_statics: is_settled,
+        is_settled,
+        ..SourceState::default()
+    };
+    setup.registry.set_source("here", state(&one, true));
+    setup.registry.set_source("east", state(&other, false));
+    assert!(setup.registry.check_settled(&one).is_ok());
+    assert!(setup.registry.check_settled(&other).is_err());
+    assert!(setup.registry.check_settled(&none).is_err());
+    tokio::time::pause();
+    tokio::time::advance(std::time::Duration::from_secs(15 * 60)).await;
+    assert!(setup.registry.check_settled(&none).is_ok());
+    assert!(
+        setup.registry.check_settled(&other).is_err(),
+        "its own objects are not known"
+    );
+}
+
+#[tokio::test]
 async fn while_rules_are_not_known_an_agent_that_holds_what_is_known_watches_and_one_that_holds_more_waits() {
     let setup = setup().await;
     setup.create(vec![child(1)]).await;

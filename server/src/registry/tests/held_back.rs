@@ -63,6 +63,7 @@ async fn stale(directory: &TempDir, meanwhile: &'static str) -> Arc<Registry> {
     let store = open(directory).await;
     Arc::new(Registry {
         sources: sources::Sources::default(),
+        loaded_at: tokio::time::Instant::now(),
         askable: RwLock::default(),
         hops: Mutex::default(),
         store,
