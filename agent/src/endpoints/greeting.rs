@@ -40,8 +40,12 @@ pub(super) struct Greeting<IO> {
 enum Stage {
     /// Nothing was read, nor asked for in vain.
     Unheard,
-    /// So many bytes of the client were read, and so often there was nothing more.
-    Heard { bytes: usize, looks: usize },
+    /// So many bytes of the client were read, so often there was nothing more, and a flush came since.
+    Heard {
+        bytes: usize,
+        looks: usize,
+        is_flushed: bool,
+    },
     /// Nothing is held any longer than the socket needs.
     Due,
 }
@@ -122,21 +126,27 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Greeting<IO> {
                 Stage::Unheard => Stage::Heard {
                     bytes: count,
                     looks: 0,
+                    is_flushed: false,
                 },
-                Stage::Heard { bytes, looks } => Stage::Heard {
+                Stage::Heard { bytes, looks, .. } => Stage::Heard {
                     bytes: bytes.saturating_add(count),
                     looks,
+                    is_flushed: false,
                 },
                 Stage::Due => Stage::Due,
             };
             return Poll::Ready(Ok(()));
         }
         this.stage = match this.stage {
-            Stage::Heard { bytes, looks } if bytes >= PREFACE => {
+            Stage::Heard { bytes, looks, .. } if bytes >= PREFACE => {
                 let looks = looks + 1;
                 if looks < LOOKS {
                     cx.waker().wake_by_ref();
-                    Stage::Heard { bytes, looks }
+                    Stage::Heard {
+                        bytes,
+                        looks,
+                        is_flushed: false,
+                    }
                 } else {
                     Stage::Due // The server flushes after each look.
                 }
@@ -189,8 +199,14 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.stage != Stage::Due && self.held.len() <= MAX_HELD {
-            return Poll::Ready(Ok(()));
+        match &mut self.stage {
+            Stage::Unheard => return Poll::Ready(Ok(())),
+            // One for each look. If another comes without a look, whoever is above does not read for a while.
+            Stage::Heard { is_flushed, .. } if !*is_flushed => {
+                *is_flushed = true;
+                return Poll::Ready(Ok(()));
+            }
+            Stage::Heard { .. } | Stage::Due => self.stage = Stage::Due,
         }
         ready!(self.poll_held(cx))?;
         Pin::new(&mut self.io).poll_flush(cx)
@@ -360,6 +376,19 @@ mod tests {
         fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
             Pin::new(&mut self.0).poll_shutdown(cx)
         }
+    }
+
+    #[tokio::test]
+    async fn an_answer_goes_out_although_nothing_more_is_read_for_now() {
+        let (mut greeting, mut far) = greeting(512).await;
+        far.write_all(&SPOKEN).await.unwrap();
+        read_all(&mut greeting, 1).await;
+        greeting.flush().await.unwrap();
+        assert_eq!(arrived(&mut far), "");
+        // Whoever is above does not read while a caller has used up its calls.
+        greeting.write_all(b"refused").await.unwrap();
+        greeting.flush().await.unwrap();
+        assert_eq!(arrived(&mut far), "settings refused");
     }
 
     #[tokio::test]
