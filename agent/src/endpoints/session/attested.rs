@@ -27,6 +27,8 @@ use crate::workload::Workload;
 const PUSH_LAG: Duration = Duration::from_millis(500);
 /// How often a caller looks whether an expired SVID has left the cache.
 const EXPIRY_LOOK: Duration = Duration::from_secs(1);
+/// How long the agent itself waits for an SVID: its health check has the patience of a kubelet.
+const OWN_WAIT: Duration = Duration::from_secs(1);
 
 /// An attested call that lasts as long as its stream.
 #[derive(Debug)]
@@ -307,6 +309,7 @@ impl Session {
             && view.holds_expired(self.shared.parts.clock.now())
         {
             // The machine slept, or its clock was set: the cache is about to notice.
+            self.subscription.hurry();
             return if self.is_own_process() {
                 Verdict::End(Status::unavailable("an SVID has expired"))
             } else {
@@ -358,14 +361,16 @@ impl Session {
             (self.incomplete_since, self.signing_trouble) = (None, None);
             return Verdict::Ready(view);
         }
+        self.subscription.hurry();
         if self.is_own_process() {
-            return if issued > 0 {
-                Verdict::Ready(view)
-            } else {
-                Verdict::End(not_issued())
+            // What is not held until somebody wants it is signed meanwhile.
+            let until = self.opened + OWN_WAIT;
+            return match issued {
+                0 if now < until => Verdict::Wait(Some(until)),
+                0 => Verdict::End(not_issued()),
+                _ => Verdict::Ready(view),
             };
         }
-        self.subscription.hurry();
         if !self.is_worth_waiting(&view) && issued > 0 {
             return Verdict::Ready(view);
         }
@@ -413,9 +418,9 @@ impl Session {
         Some((Instant::now() + left).min(self.opened + lag.min(patience)))
     }
 
-    /// The agent itself asks for its health, and must not wait for an identity that it will never have.
+    /// The agent itself asks for its health, and must not wait long for an identity that it may never have.
     fn is_own_process(&self) -> bool {
-        self.workload.pid() == self.shared.parts.own_pid
+        self.workload.pid() == self.shared.parts.own_pid && !self.is_on_behalf
     }
 
     /// Completes when the content may be another, or at `until`.

@@ -201,6 +201,24 @@ async fn the_agent_itself_is_never_made_to_wait() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_agent_itself_waits_a_second_for_what_is_signed_when_it_is_wanted() {
+    let mut world = World::at(Clock::paused_at(Clock::system().now()));
+    let workload = Workload::start();
+    world.own_pid = workload.0.id();
+    world.publish_entries(vec![world.unissued("a")]);
+    let (refused, waited) = first_answer(&world, &workload).await;
+    assert_eq!((code(refused), waited.as_secs()), (Code::Unavailable, 1));
+    let mut call = workload.call(&world, Content::X509Svids).await.unwrap();
+    let next = async { call.next().await };
+    let signed = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        world.publish_entries(vec![world.entry("a")]);
+    };
+    let (answer, ()) = tokio::join!(next, signed);
+    assert!(answer.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_svid_that_never_comes_holds_the_others_back_for_a_while_only() {
     let world = World::at(Clock::paused_at(Clock::system().now()));
     world.publish_entries(vec![world.entry("a"), world.unissued("b")]);

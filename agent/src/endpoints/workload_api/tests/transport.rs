@@ -53,7 +53,12 @@ async fn rule_1_health_and_reflection_need_no_header() {
     );
     served.world.publish(|snapshot| snapshot.synced_at = None);
     // An agent that cannot serve is not, as soon as the last answer is no longer told.
-    in_time(async { while health.check(check("")).await.unwrap().into_inner().status != 2 {} }).await;
+    in_time(async {
+        while health.check(check("")).await.unwrap().into_inner().status != 2 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    })
+    .await;
 
     for version in ["v1", "v1alpha"] {
         // A ServerReflectionRequest: list_services = "*", field 7.
