@@ -84,7 +84,8 @@ impl Refusals {
         found.map(|(_code, refused)| refused.clone())
     }
 
-    /// Whether the same process was refused the same for the same facts before. What is logged once tells an operator all.
+    /// Whether the same process was refused the same before, for the same reason and facts. What is logged once tells an
+    /// operator all.
     pub(in crate::endpoints) fn is_repeated(&self, holder: Holder, refused: &Refused) -> bool {
         let kept = self.kept();
         let mut earlier = kept.by_holder.get(&holder).into_iter().flatten();
@@ -101,8 +102,7 @@ impl Kept {
     /// Takes out the code of an equal refusal.
     fn take(&mut self, holder: Holder, refused: &Refused) -> Option<String> {
         let own = self.by_holder.get_mut(&holder)?;
-        let is_equal = |held: &Refused| held.is_like(refused) && held.reason == refused.reason;
-        let place = own.iter().rposition(|(_code, held)| is_equal(held))?;
+        let place = own.iter().rposition(|(_code, held)| held.is_like(refused))?;
         let (code, _earlier) = own.remove(place)?;
         self.count -= 1;
         Some(code)
@@ -131,10 +131,10 @@ impl Kept {
 }
 
 impl Refused {
-    /// Whether the same process asked for the same, and the same was known about it.
+    /// Whether the same process asked for the same, the same was known about it, and the reason was the same.
     fn is_like(&self, other: &Self) -> bool {
         let key = |refused: &Self| (refused.pid, refused.started_at, refused.access);
-        key(self) == key(other) && self.selectors == other.selectors
+        key(self) == key(other) && self.reason == other.reason && self.selectors == other.selectors
     }
 }
 
