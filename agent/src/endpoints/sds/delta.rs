@@ -9,7 +9,7 @@ use prost::Message as _;
 use tonic::Status;
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::exchange::{Protocol, check_names, check_type, log_rejection, within_bounds};
+use super::exchange::{Protocol, check_names, check_type, log_rejection};
 use super::node::Requester;
 use super::secrets::{Asked, Found, SECRET_TYPE, version_of};
 use crate::config::SdsSettings;
@@ -78,7 +78,8 @@ impl Protocol for Delta {
         if is_first {
             // A stream that begins without names subscribes to everything.
             self.asked.everything = request.resource_names_subscribe.is_empty();
-            // A version that is longer is none of ours.
+            // A version that is longer is none of ours. There may be more names than may be asked for; the caller's share
+            // of bytes is less by their message as long as the stream is open.
             let versions = request.initial_resource_versions.into_iter();
             self.held = versions
                 .filter(|(_name, version)| version.len() <= MAX_VERSION_BYTES)
@@ -108,11 +109,6 @@ impl Protocol for Delta {
             .into_iter()
             .filter(|(name, _version)| self.is_subscribed(name))
             .collect();
-        if is_first {
-            // What a client has may be more than it can name; of what is not remembered it gets the present version.
-            let kept = within_bounds(self.held.keys());
-            self.held = std::mem::take(&mut self.held).into_iter().take(kept).collect();
-        }
         Ok(())
     }
 

@@ -208,16 +208,6 @@ pub(super) fn check_names<'a>(names: impl Iterator<Item = &'a String>) -> Result
     Ok(())
 }
 
-/// How many of these names a stream may hold, from the first on.
-pub(super) fn within_bounds<'a>(names: impl Iterator<Item = &'a String>) -> usize {
-    let mut bytes = 0;
-    let fitting = names.take(MAX_NAMES).take_while(|name| {
-        bytes += name.len();
-        bytes <= MAX_NAMES_BYTES
-    });
-    fitting.count()
-}
-
 /// A client keeps what it had; the same is not sent again.
 pub(super) fn log_rejection<'a>(
     requester: &Requester,
