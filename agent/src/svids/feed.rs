@@ -370,7 +370,9 @@ impl Feed {
             None if first => {}
             None => {
                 self.node.report(Report::Unreachable(error.clone()));
-                if error.may_be_of_one_server() && !is_given_up {
+                // When what all of them share fails, each new connection would be as good as the last.
+                let is_due = self.backoff.failures().is_power_of_two();
+                if is_due && error.may_be_of_one_server() && !is_given_up {
                     self.node.upstream().prefer_another_address();
                 }
             }

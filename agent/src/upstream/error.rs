@@ -129,12 +129,7 @@ impl UpstreamError {
             Self::Unavailable(_) | Self::Malformed(_) => true,
             Self::Other { code, .. } => matches!(
                 code,
-                Code::Internal
-                    | Code::Unknown
-                    | Code::DeadlineExceeded
-                    | Code::ResourceExhausted
-                    | Code::Aborted
-                    | Code::DataLoss
+                Code::Internal | Code::Unknown | Code::DeadlineExceeded | Code::DataLoss
             ),
             _ => false,
         }
