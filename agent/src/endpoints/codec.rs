@@ -1,5 +1,6 @@
 //! Messages that are encoded once and sent on many streams.
 
+use std::fmt;
 use std::future::Future;
 use std::marker::PhantomData;
 use std::pin::Pin;
@@ -25,8 +26,15 @@ const YIELD_BYTES: usize = 32 * 1024;
 const HEAD_BYTES: usize = 5;
 
 /// A message as gRPC sends it: not compressed, its length, itself. All streams that send it share the bytes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Framed(Bytes);
+
+/// Nothing of the message, which may hold private keys.
+impl fmt::Debug for Framed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Framed({} bytes)", self.message_len())
+    }
+}
 
 impl Framed {
     /// Encodes a message.
