@@ -203,16 +203,18 @@ impl Cluster {
                 self.troubles.insert(kind, text);
             }
             News::Absent(kind) => {
-                self.absent.insert(kind);
+                // Whoever answers for an API server that is away may know no kind at all.
+                if !self.synced.is_empty() {
+                    self.absent.insert(kind);
+                }
             }
         }
     }
 
-    /// Whether all objects of a kind are known. Of a kind that the API server does not have there are none, once it has
-    /// listed another: whoever answers for it while it is away may know no kind at all.
+    /// Whether all objects of a kind are known. Of a kind that the API server says that it does not have, after it has
+    /// listed another, there are none.
     fn is_listed(&self, kind: Kind) -> bool {
-        let is_absent = kind.may_be_absent() && self.absent.contains(&kind);
-        self.synced.contains(&kind) || (is_absent && !self.synced.is_empty())
+        self.synced.contains(&kind) || (kind.may_be_absent() && self.absent.contains(&kind))
     }
 
     fn pass(&mut self, outbox: Option<&Outbox>) {

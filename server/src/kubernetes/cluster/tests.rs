@@ -117,6 +117,14 @@ async fn a_cluster_without_a_kind_of_objects_settles_once_it_has_listed_others()
     );
     cluster.take(News::Synced(Kind::Namespaces));
     cluster.pass(None);
+    assert!(
+        registry.check_settled(&outside).is_err(),
+        "what was said before is not the API server's word"
+    );
+    for kind in Kind::ALL {
+        cluster.take(News::Absent(kind));
+    }
+    cluster.pass(None);
     assert!(registry.check_settled(&outside).is_ok());
     assert!(!registry.sources()["demo"].is_settled);
     for kind in [Kind::Nodes, Kind::Pods, Kind::Endpoints] {
