@@ -122,8 +122,10 @@ impl Registry {
         }
         let mut core = self.write();
         // One that holds nothing more than is known here loses nothing.
-        if !resume.is_some_and(|resume| core.is_set(agent, resume.digest)) {
-            settled?;
+        if let Err(unsettled) = settled
+            && !resume.is_some_and(|resume| core.is_set(agent, resume.digest))
+        {
+            return Err(unsettled.into());
         }
         // Since the question above the agent may have been banned or deleted. What happens to it from
         // here on the watch hears.

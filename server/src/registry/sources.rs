@@ -20,6 +20,8 @@ use crate::store::{Revision, StoredEntry};
 /// How long after the server's start an agent of no source waits for static entries. It is half of what agents have left
 /// of their SVIDs at the least, if those are of the default lifetime.
 const STATICS_WAIT: Duration = Duration::from_secs(15 * 60);
+/// How long an agent of one source waits for the static entries of another. Its own cluster's pods wait with it.
+const OTHERS_WAIT: Duration = Duration::from_secs(30);
 
 /// A derived entry.
 #[derive(Clone, Debug, PartialEq)]
@@ -153,18 +155,18 @@ impl Registry {
         self.sources.read().clone()
     }
 
-    /// Whether it can be told what an agent may have. The agents of a source wait for all of it, those of no source for
-    /// static entries, and not for longer than [`STATICS_WAIT`]: a cluster that is away must not take the others along.
+    /// Whether it can be told what an agent may have. The agents of a source wait for all of it, others for static entries,
+    /// and not for longer than [`STATICS_WAIT`], those of another source [`OTHERS_WAIT`]: a cluster that is away must not
+    /// take the others along.
     ///
     /// # Errors
     /// [`RegistryError::Unsettled`] while a source has not said what concerns the agent.
     pub fn check_settled(&self, agent: &SpiffeId) -> Result<(), RegistryError> {
-        let is_late = self.loaded_at.elapsed() >= STATICS_WAIT;
         let is_of = |state: &SourceState| agent.as_str().starts_with(&state.parent_prefix);
         let is_of_any = self.sources.read().values().any(is_of);
-        self.check_sources(|state| {
-            state.is_settled || (!is_of(state) && (state.has_statics || is_of_any || is_late))
-        })
+        let wait = if is_of_any { OTHERS_WAIT } else { STATICS_WAIT };
+        let is_late = self.loaded_at.elapsed() >= wait;
+        self.check_sources(|state| state.is_settled || (!is_of(state) && (state.has_statics || is_late)))
     }
 
     /// Whether all sources have said what they declare.
