@@ -25,9 +25,10 @@ const TRY_AGAIN: Duration = Duration::from_secs(5);
 /// Longest name of an owner of fields, in bytes, that API servers take.
 const MAX_FIELD_MANAGER: usize = 128;
 
-/// Writes the bundle with each change of it until `stop`.
+/// Writes the bundle with each change of it until `stop`, as this `owner` of fields.
 pub(super) async fn run(
     publisher: ConfigMapPublisher,
+    owner: String,
     client: Client,
     registry: Arc<Registry>,
     stop: Stop,
@@ -40,7 +41,7 @@ pub(super) async fn run(
         let bundle = bundles.borrow_and_update().get(registry.trust_domain()).cloned();
         let mut pause = REFRESH;
         if let Some(bundle) = bundle {
-            match write(&api, &publisher, &bundle).await {
+            match write(&api, &owner, &publisher, &bundle).await {
                 Ok(()) => {
                     if is_failing || written.as_ref() != Some(&bundle) {
                         tracing::info!(
@@ -80,7 +81,12 @@ pub(super) async fn run(
     }
 }
 
-async fn write(api: &Api<ConfigMap>, publisher: &ConfigMapPublisher, bundle: &Bundle) -> kube::Result<()> {
+async fn write(
+    api: &Api<ConfigMap>,
+    owner: &str,
+    publisher: &ConfigMapPublisher,
+    bundle: &Bundle,
+) -> kube::Result<()> {
     let data = BTreeMap::from([(publisher.key.clone(), document(publisher, bundle))]);
     let map = ConfigMap {
         metadata: ObjectMeta {
@@ -91,22 +97,33 @@ async fn write(api: &Api<ConfigMap>, publisher: &ConfigMapPublisher, bundle: &Bu
         data: Some(data),
         ..ConfigMap::default()
     };
-    let params = PatchParams::apply(&field_manager(&publisher.key)).force();
+    let params = PatchParams::apply(owner).force();
     api.patch(&publisher.name, &params, &Patch::Apply(&map)).await?;
     Ok(())
 }
 
-/// Who we are as the owner of a key. An apply takes away what the same manager applied before and does not name now, so
-/// each key of a map has its own.
-fn field_manager(key: &str) -> String {
+/// Who we are as the owner of what a publisher writes. An apply takes away what the same owner applied before and does not
+/// name now: that is right when the key of a map is renamed, and wrong when others of `all` write to the same map, so then
+/// each key has an owner.
+pub(super) fn owner(publisher: &ConfigMapPublisher, all: &[ConfigMapPublisher]) -> String {
+    let map = |one: &ConfigMapPublisher| {
+        (
+            one.kube_config_file.clone(),
+            one.namespace.clone(),
+            one.name.clone(),
+        )
+    };
+    let own = map(publisher);
+    if all.iter().filter(|other| map(other) == own).count() < 2 {
+        return FIELD_MANAGER.to_owned();
+    }
+    let key = &publisher.key;
     let name = format!("{FIELD_MANAGER}/{key}");
     if name.len() <= MAX_FIELD_MANAGER {
         return name;
     }
-    format!(
-        "{FIELD_MANAGER}/{}",
-        Uuid::new_v5(&Uuid::NAMESPACE_URL, key.as_bytes())
-    )
+    let unique = Uuid::new_v5(&Uuid::NAMESPACE_URL, key.as_bytes());
+    format!("{FIELD_MANAGER}/{unique}")
 }
 
 fn document(publisher: &ConfigMapPublisher, bundle: &Bundle) -> String {
@@ -146,7 +163,7 @@ mod tests {
 
     /// What an API server is asked for, by the owner of the fields: the keys of the map.
     #[tokio::test]
-    async fn each_key_of_a_map_has_an_owner_of_its_own() {
+    async fn each_key_of_a_map_that_several_write_has_an_owner_of_its_own() {
         let applied = Arc::new(Mutex::new(BTreeMap::new()));
         let seen = Arc::clone(&applied);
         let api_server = tower::service_fn(move |request: http::Request<kube::client::Body>| {
@@ -170,14 +187,28 @@ mod tests {
         let api = Api::<ConfigMap>::namespaced(Client::new(api_server, "default"), "spire");
         let bundle = Bundle::new(TrustDomain::parse("example.test").unwrap());
         let (long, longer) = ("k".repeat(253), "k".repeat(252));
-        for key in ["bundle.crt", "bundle.json", &long, &longer, "bundle.crt"] {
-            let publisher = publisher(key, BundleFormat::Pem);
-            write(&api, &publisher, &bundle).await.unwrap();
+        let all = ["bundle.crt", "bundle.json", &long, &longer].map(|key| publisher(key, BundleFormat::Pem));
+        for publisher in all.iter().chain(&all[..1]) {
+            let owner = owner(publisher, &all);
+            assert!(owner.len() <= MAX_FIELD_MANAGER);
+            write(&api, &owner, publisher, &bundle).await.unwrap();
         }
         let applied = applied.lock().unwrap();
         let keys: std::collections::BTreeSet<&String> = applied.values().flatten().collect();
         assert_eq!(keys.len(), 4, "{applied:?}");
-        assert!(field_manager(&long).len() <= MAX_FIELD_MANAGER);
+    }
+
+    #[test]
+    fn the_only_key_of_a_map_may_be_renamed() {
+        let elsewhere = ConfigMapPublisher {
+            namespace: "other".to_owned(),
+            ..publisher("bundle.spiffe", BundleFormat::Spiffe)
+        };
+        for key in ["bundle.crt", "bundle.spiffe"] {
+            let publisher = publisher(key, BundleFormat::Pem);
+            let all = [publisher.clone(), elsewhere.clone()];
+            assert_eq!(owner(&publisher, &all), FIELD_MANAGER);
+        }
     }
 
     #[test]
