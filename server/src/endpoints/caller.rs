@@ -54,6 +54,14 @@ impl Callers {
         let Some((id, certificate)) = svid else {
             return Err(denied(row));
         };
+        let is_agents = allowed.admits(CallerClass::Agent) && id.is_agent();
+        let is_for_holders = allowed.admits(CallerClass::Admin) || allowed.admits(CallerClass::Downstream);
+        // Before the look-ups: what is settled from here on they find.
+        let settled = if is_for_holders && !is_agents {
+            self.lookup.check_settled(id)
+        } else {
+            Ok(())
+        };
         if allowed.admits(CallerClass::Admin) {
             if self.admin_ids.contains(id) {
                 return Ok(caller(CallerClass::Admin, Via::Config));
@@ -72,11 +80,7 @@ impl Callers {
                 Err(reason) => refusal = Refusal::denied_agent(denial_text(row), reason),
             }
         }
-        let is_agents = allowed.admits(CallerClass::Agent) && id.is_agent();
-        let is_for_holders = allowed.admits(CallerClass::Admin) || allowed.admits(CallerClass::Downstream);
-        if is_for_holders && !is_agents {
-            self.lookup.check_settled(id)?;
-        }
+        settled?;
         Err(refusal)
     }
 }

@@ -12,7 +12,7 @@ use k8s_openapi::api::core::v1::Node;
 use kube::{Api, Client};
 use tokio::sync::Notify;
 
-use crate::registry::Registry;
+use crate::registry::{Registry, RegistryError};
 
 /// What the selector begins with that names the node of an agent.
 const NODE_NAME: &str = "k8s_psat:agent_node_name:";
@@ -104,6 +104,17 @@ pub(super) async fn evict(
     Ok(())
 }
 
+/// Why it is not known whether a node is there.
+#[derive(Debug, thiserror::Error)]
+enum Unknown {
+    /// Which node it is.
+    #[error("{0}")]
+    Agent(#[from] RegistryError),
+    /// The API server does not say.
+    #[error("{0}")]
+    Node(#[from] kube::Error),
+}
+
 /// The watch of nodes may be behind without telling, so none is evicted whose node the API server has.
 pub(super) async fn evict_due(orphans: &Orphans, registry: &Registry, cluster: &str, ask: &AskNode) {
     while let Some(agent_id) = orphans.take() {
@@ -131,9 +142,8 @@ pub(super) async fn evict_due(orphans: &Orphans, registry: &Registry, cluster: &
 }
 
 /// Whether the API server has the object of the agent's node. One whose node has no known name has none.
-async fn is_there(registry: &Registry, agent_id: &SpiffeId, ask: &AskNode) -> kube::Result<bool> {
-    // Whoever evicts says what is wrong with the store.
-    let Ok(Some(agent)) = registry.agent(agent_id).await else {
+async fn is_there(registry: &Registry, agent_id: &SpiffeId, ask: &AskNode) -> Result<bool, Unknown> {
+    let Some(agent) = registry.agent(agent_id).await? else {
         return Ok(false);
     };
     let mut selectors = agent.selectors.iter();
