@@ -152,7 +152,7 @@ impl Outbox {
                 .sent(&problem, sent.is_ok().then_some(told), now);
         }
         if !self.lock().events.is_empty() {
-            self.news.notify_one();
+            self.problems.notify_one();
         }
     }
 }

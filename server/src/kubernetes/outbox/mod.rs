@@ -1,6 +1,7 @@
 //! What goes back to the cluster: statuses of objects ([`statuses`]) and Events on pods that something is wrong with
 //! ([`events`]). What is newer replaces what waits. A write that fails is tried again after a pause, which each object has for
-//! itself, and beside the others: an object that is refused, or that the API server is silent about, holds up none of them.
+//! itself, and beside the others: an object that is refused, or that the API server is silent about, holds them up once, by
+//! its first try.
 
 mod events;
 mod statuses;
@@ -32,6 +33,7 @@ const COLLECT: Duration = Duration::from_secs(1);
 pub(super) struct Outbox {
     waiting: Mutex<Waiting>,
     news: Notify,
+    problems: Notify,
     failures: Notify,
 }
 
@@ -82,14 +84,14 @@ impl Outbox {
     /// Something is newly wrong with a pod.
     pub(super) fn put_problem(&self, problem: PodProblem, now: OffsetDateTime) {
         if self.lock().events.put(problem, now) {
-            self.news.notify_one();
+            self.problems.notify_one();
         }
     }
 
     /// All that is wrong with pods now: those of which nobody was told yet, as there were too many, have their turn.
     pub(super) fn offer_problems(&self, problems: Vec<PodProblem>, now: OffsetDateTime) {
         if self.lock().events.offer(problems, now) {
-            self.news.notify_one();
+            self.problems.notify_one();
         }
     }
 
@@ -104,6 +106,7 @@ impl Outbox {
             () = stop.stopped() => {}
             () = self.write_news(&client, &clock) => {}
             () = self.write_failed(&client, &clock) => {}
+            () = self.tell_problems(&client, &clock) => {}
         }
         Ok(())
     }
@@ -124,7 +127,14 @@ impl Outbox {
                 let others = others.len();
                 tracing::warn!(object, error, others, "failed to write the status of an object");
             }
-            self.send_events(client, now).await;
+        }
+    }
+
+    async fn tell_problems(&self, client: &Client, clock: &Clock) {
+        loop {
+            self.problems.notified().await;
+            sleep(COLLECT).await;
+            self.send_events(client, clock.now()).await;
         }
     }
 
