@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status};
 
 use super::Services;
 use super::call::{Call, field};
-use super::given_bundle::{foreign_bundle, joined, untainted};
+use super::given_bundle::{check_unused, foreign_bundle, joined, untainted};
 use super::page::Page;
 use super::status::{OrRefuse, Refusal, ok};
 use crate::store::{BundleDeleteMode, BundleDeleted, StoredBundle, update_bundle};
@@ -426,7 +426,7 @@ impl BundleService {
     async fn delete(&self, name: &str, mode: BundleDeleteMode) -> Result<(), Refusal> {
         let trust_domain = self.foreign(name, "deleting a federated bundle")?;
         if mode != BundleDeleteMode::Delete {
-            self.check_unused(&trust_domain, mode).await?;
+            check_unused(&self.0, &trust_domain, mode).await?;
         }
         match self
             .0
@@ -441,34 +441,6 @@ impl BundleService {
                 "failed to delete federated bundle: cannot delete bundle; federated with {entries} registration entries"
             ))),
         }
-    }
-
-    /// Refuses while entries that objects declare federate with the trust domain: the store knows nothing of those, and only
-    /// a change of the objects dissociates them.
-    async fn check_unused(&self, trust_domain: &TrustDomain, mode: BundleDeleteMode) -> Result<(), Refusal> {
-        let failed = "failed to delete federated bundle";
-        if self
-            .0
-            .store
-            .bundle(trust_domain)
-            .await
-            .or_refuse(failed)?
-            .is_none()
-        {
-            return Err(Refusal::not_found("bundle not found"));
-        }
-        let Some((count, origin)) = self.0.registry.derived_with(trust_domain).or_refuse(failed)? else {
-            return Ok(());
-        };
-        let why = match mode {
-            BundleDeleteMode::Dissociate => {
-                "cannot dissociate registration entries that objects declare: change the objects"
-            }
-            _ => "cannot delete bundle; federated with registration entries that objects declare",
-        };
-        Err(Refusal::precondition(format!(
-            "{failed}: {why}: {count}, the first by {origin}"
-        )))
     }
 
     fn convert(&self, bundle: types::Bundle, doing: &str) -> Result<Bundle, Refusal> {

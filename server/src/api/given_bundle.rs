@@ -1,11 +1,13 @@
 //! Bundles in requests.
 
 use finial_identity::bundle::{Bundle, MAX_FOREIGN_DOCUMENT_BYTES, WitAuthority};
+use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::wire;
 use finial_proto::spire::api::types;
 
 use super::Services;
 use super::status::{OrRefuse, Refusal};
+use crate::store::BundleDeleteMode;
 
 /// A bundle of another trust domain as an operator gave it.
 pub(super) fn foreign_bundle(services: &Services, bundle: types::Bundle) -> Result<Bundle, Refusal> {
@@ -75,4 +77,30 @@ pub(super) fn untainted(bundle: Bundle) -> Bundle {
         authority.tainted = false;
     }
     bundle
+}
+
+/// Refuses to delete a bundle while entries that objects declare federate with the trust domain: the store knows nothing of
+/// those, and only a change of the objects dissociates them.
+pub(super) async fn check_unused(
+    services: &Services,
+    trust_domain: &TrustDomain,
+    mode: BundleDeleteMode,
+) -> Result<(), Refusal> {
+    let failed = "failed to delete federated bundle";
+    let stored = services.store.bundle(trust_domain).await.or_refuse(failed)?;
+    if stored.is_none() {
+        return Err(Refusal::not_found("bundle not found"));
+    }
+    let Some((count, origin)) = services.registry.derived_with(trust_domain).or_refuse(failed)? else {
+        return Ok(());
+    };
+    let why = match mode {
+        BundleDeleteMode::Dissociate => {
+            "cannot dissociate registration entries that objects declare: change the objects"
+        }
+        _ => "cannot delete bundle; federated with registration entries that objects declare",
+    };
+    Err(Refusal::precondition(format!(
+        "{failed}: {why}: {count}, the first by {origin}"
+    )))
 }

@@ -93,7 +93,7 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
 pub fn validate(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
     let invalid = "SPIRE server configuration file is invalid";
     let config = Config::load(&flags(matches), console.variable).context(invalid)?;
-    kubernetes::check_templates(config.kubernetes()).context(invalid)?;
+    kubernetes::check(config.kubernetes()).context(invalid)?;
     for warning in config.warnings() {
         console.warn(format!("Warning: {warning}"))?;
     }

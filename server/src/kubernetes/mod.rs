@@ -77,24 +77,29 @@ pub enum KubernetesError {
     },
 }
 
-/// The templates of a configuration that are none, each with its place.
+/// What is wrong with a configuration, each with its place.
 #[derive(Debug, Error)]
 #[error("{}", .0.join("\n"))]
-pub struct WrongTemplates(Vec<String>);
+pub struct WrongClusters(Vec<String>);
 
-/// Parses every template of the configuration, of which the file's reader knows no more than that they are texts.
+/// Parses every template and every manifest of the configuration, of which the file's reader knows no more than that they
+/// are texts and paths.
 ///
 /// # Errors
-/// [`WrongTemplates`].
-pub fn check_templates(clusters: &[KubernetesCluster]) -> Result<(), WrongTemplates> {
-    let wrong: Vec<String> = clusters
-        .iter()
-        .filter_map(|cluster| parent_id(cluster).err())
+/// [`WrongClusters`].
+pub fn check(clusters: &[KubernetesCluster]) -> Result<(), WrongClusters> {
+    let templates = clusters.iter().filter_map(|cluster| parent_id(cluster).err());
+    let files = clusters.iter().filter_map(|cluster| match &cluster.source {
+        ClusterSource::Manifests(path) => manifests(&cluster.name, path).err(),
+        ClusterSource::Api { .. } => None,
+    });
+    let wrong: Vec<String> = templates
+        .chain(files)
         .map(|error| format!("server.{error}"))
         .collect();
     match wrong.is_empty() {
         true => Ok(()),
-        false => Err(WrongTemplates(wrong)),
+        false => Err(WrongClusters(wrong)),
     }
 }
 
@@ -184,7 +189,8 @@ pub async fn publish_bundles(
     for publisher in publishers {
         let client = client(&publisher.cluster, publisher.kube_config_file.as_ref()).await?;
         let stop = tasks.stop_signal();
-        let publishing = publish::run(publisher.clone(), client, Arc::clone(registry), stop);
+        let owner = publish::owner(publisher, publishers);
+        let publishing = publish::run(publisher.clone(), owner, client, Arc::clone(registry), stop);
         tasks.spawn("kubernetes bundle", publishing);
     }
     Ok(())
