@@ -261,14 +261,13 @@ fn names_that_look_like_numbers_stay_text() {
 
 /// Numbers where a name of somebody's choice belongs.
 fn look_for_numbers(value: &Value, path: &str, found: &mut Vec<String>) {
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 7] = [
         "name",
         "namespace",
         "className",
         "serviceAccountName",
         "priorityClassName",
         "kubernetes.io/metadata.name",
-        "app.kubernetes.io/instance",
         "matchNames",
     ];
     let Some(object) = value.as_object() else {
@@ -280,7 +279,7 @@ fn look_for_numbers(value: &Value, path: &str, found: &mut Vec<String>) {
     for (key, item) in object {
         let path = format!("{path} {key}");
         let texts = item.as_array().map_or(std::slice::from_ref(item), Vec::as_slice);
-        if NAMES.contains(&key.as_str()) && texts.iter().any(Value::is_number) {
+        if NAMES.contains(&key.as_str()) && texts.iter().any(|text| text.is_number() || text.is_boolean()) {
             found.push(path.clone());
         }
         look_for_numbers(item, &path, found);
