@@ -15,11 +15,12 @@ use crate::door;
 #[derive(Debug)]
 pub struct Member<'c> {
     cluster: &'c Cluster,
-    dir: TempDir,
     kubeconfig: String,
     ports: Vec<String>,
     api_server: Option<Program>,
     others: Vec<Program>,
+    // Goes after those who have it.
+    dir: TempDir,
 }
 
 impl<'c> Member<'c> {

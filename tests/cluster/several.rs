@@ -132,6 +132,7 @@ async fn a_server_gives_identities_in_a_second_cluster_and_goes_on_in_its_own_wi
         assert!(!log.contains(&identity(name)), "{log}");
     }
     drop(agent);
+    cluster.kubectl_ok(&["-n", SERVER_NAMESPACE, "delete", "secret", "clusters"]);
     end(cluster, &space);
 }
 

@@ -208,12 +208,12 @@ fn old_endpoints(name: &NamespacedName, told: Told) -> serde_json::Result<News> 
     Ok(News::Fact(Fact::Endpoints(name.clone(), endpoints)))
 }
 
-/// Whether a service may be called so: a label of RFC 1035, as the API server demands of services alone. Objects of a
+/// Whether a service may be called so: a label of RFC 1123, as the API server demands of services alone. Objects of a
 /// service are checked less, anybody may write them, and from the name come names in certificates.
 fn is_service_name(name: &str) -> bool {
     let is_inside = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
     name.len() <= 63
-        && name.starts_with(|first: char| first.is_ascii_lowercase())
+        && name.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit())
         && name.bytes().all(is_inside)
         && !name.ends_with('-')
 }
@@ -364,7 +364,7 @@ mod tests {
             ("*", false),
             ("Web", false),
             ("we_b", false),
-            ("1web", false),
+            ("1web", true),
             ("-web", false),
             ("web-", false),
             ("wéb", false),
