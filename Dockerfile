@@ -16,6 +16,8 @@ COPY . .
 # Linked statically and still loaded at an address that changes; relative relocations are packed, which saves a tenth.
 ENV RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 RUN target=$(rustc -vV | sed -n 's/^host: //p') \
+ # The linker of x86_64 makes one of functions with the same code; that of arm64 does not know how.
+ && case "$target" in x86_64-*) RUSTFLAGS="$RUSTFLAGS -C link-arg=-Wl,--icf=all";; esac \
  && cargo build --release --locked --bin finial --target "$target" \
  && install -D "target/$target/release/finial" /image/usr/bin/finial \
  # Public authorities: who serves a foreign bundle by https_web, or the agents' trust_bundle_url.
