@@ -10,6 +10,7 @@ mod helm_test;
 mod image;
 mod network;
 mod objects;
+mod pod_security;
 mod reference;
 mod security;
 mod sets;
