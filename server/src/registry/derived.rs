@@ -107,7 +107,7 @@ impl Core {
         self.finish(batch);
     }
 
-    /// Takes in entries that give way for now, and forgets those of the given ids.
+    /// Takes in entries that give way at present, and forgets those of the given ids.
     pub(super) fn mask(&mut self, masked: &[Derived], gone: &[String]) {
         let mut batch = Batch::default();
         let mut places = Vec::new();

@@ -85,7 +85,7 @@ impl Registry {
         }
     }
 
-    /// Takes in derived entries that give way for now, and forgets those of the given ids. Each takes the place of what it
+    /// Takes in derived entries that give way at present, and forgets those of the given ids. Each takes the place of what it
     /// gives way to as soon as that goes, in the same change.
     pub fn mask(&self, masked: &[Derived], gone: &[String]) {
         self.note_derived(masked);
