@@ -108,7 +108,7 @@ impl From<u32> for Who {
 }
 
 #[cfg(test)]
-#[allow(clippy::disallowed_methods)] // A /proc laid out by hand.
+#[allow(clippy::disallowed_methods, reason = "a /proc is laid out by hand")]
 mod tests {
     use super::*;
     use crate::socket_tree::PodRecord;
