@@ -1,7 +1,7 @@
 //! What goes back to the cluster: statuses of objects ([`statuses`]) and Events on pods that something is wrong with
-//! ([`events`]). What is newer replaces what waits. A write that fails is tried again after a pause, which each object has for
-//! itself, and beside the others: an object that is refused, or that the API server is silent about, holds them up once, by
-//! its first try.
+//! ([`events`]). What is newer replaces what waits. A few objects are written at once, and each once at a time. A write that
+//! fails is tried again after a pause, which each object has for itself, and beside the others: an object that is refused, or
+//! that the API server is silent about, takes one of the places once, for its first try.
 
 mod events;
 mod statuses;
@@ -13,9 +13,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use finial_identity::process::{Clock, Stop};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
 use kube::Client;
 use time::OffsetDateTime;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 
 use super::derive::{PodProblem, RuleStatus, StaticStatus};
@@ -23,10 +25,12 @@ use super::federations::FederationStatus;
 use super::until;
 use events::Events;
 pub(super) use statuses::{Before, Said};
-use statuses::{NotWritten, Statuses};
+use statuses::{NotWritten, Statuses, Target};
 
 /// How long changes are collected before they are written.
 const COLLECT: Duration = Duration::from_secs(1);
+/// How many objects have their first try at once.
+const AT_ONCE: usize = 8;
 
 /// What waits to be written.
 #[derive(Debug, Default)]
@@ -112,20 +116,35 @@ impl Outbox {
     }
 
     async fn write_news(&self, client: &Client, clock: &Clock) {
+        let places = Semaphore::new(AT_ONCE);
+        let to = Target {
+            client,
+            clock,
+            places: &places,
+        };
+        let mut writes = FuturesUnordered::new();
+        let mut failed = Vec::new();
+        let mut write_at = None;
+        let mut report_at = None;
         loop {
-            self.news.notified().await;
-            sleep(COLLECT).await;
-            let now = clock.now();
-            let mut failed = self.write_new(client, now, |waiting| &mut waiting.rules).await;
-            failed.extend(self.write_new(client, now, |waiting| &mut waiting.statics).await);
-            failed.extend(
-                self.write_new(client, now, |waiting| &mut waiting.federations)
-                    .await,
-            );
-            // They may be all there are, for one reason.
-            if let [NotWritten { object, error }, others @ ..] = failed.as_slice() {
-                let others = others.len();
-                tracing::warn!(object, error, others, "failed to write the status of an object");
+            tokio::select! {
+                () = self.news.notified(), if write_at.is_none() => write_at = Some(Instant::now() + COLLECT),
+                () = until(write_at) => {
+                    write_at = None;
+                    writes.extend(self.first_tries(to, |waiting| &mut waiting.rules));
+                    writes.extend(self.first_tries(to, |waiting| &mut waiting.statics));
+                    writes.extend(self.first_tries(to, |waiting| &mut waiting.federations));
+                }
+                Some(written) = writes.next() => {
+                    if let Err(error) = written {
+                        failed.push(error);
+                        report_at = report_at.or_else(|| Some(Instant::now() + COLLECT));
+                    }
+                }
+                () = until(report_at) => {
+                    report_at = None;
+                    report(&mut failed);
+                }
             }
         }
     }
@@ -160,6 +179,15 @@ impl Outbox {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Those that fail may be all there are, for one reason.
+fn report(failed: &mut Vec<NotWritten>) {
+    if let [NotWritten { object, error }, others @ ..] = failed.as_slice() {
+        let others = others.len();
+        tracing::warn!(object, error, others, "failed to write the status of an object");
+    }
+    failed.clear();
 }
 
 impl Waiting {

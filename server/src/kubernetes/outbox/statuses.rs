@@ -6,6 +6,9 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
+use finial_identity::process::Clock;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde::Serialize;
@@ -13,6 +16,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::{Outbox, Waiting};
@@ -30,11 +34,11 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 
 /// What is to be said of an object of a kind.
-pub(in crate::kubernetes) trait Status: Clone + Debug {
+pub(in crate::kubernetes) trait Status: Clone + Debug + Send + Sync + 'static {
     /// The kind.
     type Object: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug;
     /// The status as objects of the kind have it.
-    type Whole: Serialize + PartialEq + Clone + Debug;
+    type Whole: Serialize + PartialEq + Clone + Debug + Send + Sync;
 
     /// Fields that a status may be without. A patch takes away only what it names.
     const OPTIONAL: &'static [&'static str] = &[];
@@ -60,6 +64,8 @@ pub(in crate::kubernetes) type Said<S> = (Arc<str>, S, Before<S>);
 #[derive(Debug)]
 pub(super) struct Statuses<S: Status> {
     waiting: BTreeMap<Arc<str>, (S, Before<S>)>,
+    /// The objects that have their first try. What is newer waits for its end.
+    trying: HashSet<Arc<str>>,
     /// What each object was given last, by its UID.
     written: HashMap<String, S::Whole>,
     /// Those of the objects that wait whose last write failed.
@@ -77,6 +83,7 @@ impl<S: Status> Default for Statuses<S> {
     fn default() -> Self {
         Self {
             waiting: BTreeMap::new(),
+            trying: HashSet::new(),
             written: HashMap::new(),
             failing: HashMap::new(),
         }
@@ -102,13 +109,23 @@ impl<S: Status> Statuses<S> {
         self.failing.values().map(|failing| failing.again_at).min()
     }
 
-    /// Takes the objects that did not fail.
+    /// Takes the objects that did not fail, for their first try.
     fn take_new(&mut self) -> Vec<Said<S>> {
-        let is_new = |name: &Arc<str>, _: &mut (S, Before<S>)| !self.failing.contains_key(name);
+        let is_new = |name: &Arc<str>, _: &mut (S, Before<S>)| {
+            !self.failing.contains_key(name) && !self.trying.contains(name)
+        };
         let taken = self.waiting.extract_if(.., is_new);
-        taken
+        let taken: Vec<Said<S>> = taken
             .map(|(name, (status, before))| (name, status, before))
-            .collect()
+            .collect();
+        self.trying.extend(taken.iter().map(|(name, _, _)| name.clone()));
+        taken
+    }
+
+    /// The first try of an object is over. Whether something newer waits.
+    fn tried(&mut self, name: &str) -> bool {
+        self.trying.remove(name);
+        self.waiting.contains_key(name)
     }
 
     /// Takes the objects that failed and are due again, that which has waited longest first.
@@ -154,6 +171,15 @@ impl<S: Status> Statuses<S> {
     }
 }
 
+/// Where first tries go.
+#[derive(Clone, Copy)]
+pub(super) struct Target<'a> {
+    pub(super) client: &'a Client,
+    pub(super) clock: &'a Clock,
+    /// As many as may be under way.
+    pub(super) places: &'a Semaphore,
+}
+
 /// The API server did not take it.
 pub(super) struct NotWritten {
     pub(super) object: String,
@@ -161,19 +187,25 @@ pub(super) struct NotWritten {
 }
 
 impl Outbox {
-    /// Writes what waits of a kind, but for objects that failed. Those that fail now are the result.
-    pub(super) async fn write_new<S: Status>(
-        &self,
-        client: &Client,
-        now: OffsetDateTime,
+    /// The first tries of what waits of a kind, but for objects that have failed or are tried already.
+    pub(super) fn first_tries<'a, S: Status>(
+        &'a self,
+        to: Target<'a>,
         of: fn(&mut Waiting) -> &mut Statuses<S>,
-    ) -> Vec<NotWritten> {
+    ) -> impl Iterator<Item = BoxFuture<'a, Result<(), NotWritten>>> {
         let waiting = of(&mut self.lock()).take_new();
-        let mut failed = Vec::new();
-        for said in waiting {
-            failed.extend(self.write_one(client, now, of, said).await.err());
-        }
-        failed
+        waiting.into_iter().map(move |said| {
+            async move {
+                let _place = to.places.acquire().await;
+                let name = said.0.clone();
+                let written = self.write_one(to.client, to.clock.now(), of, said).await;
+                if of(&mut self.lock()).tried(&name) {
+                    self.news.notify_one();
+                }
+                written
+            }
+            .boxed()
+        })
     }
 
     /// Tries those objects of a kind again that failed and are due.

@@ -16,11 +16,13 @@ use crate::kubernetes::resources::ClusterSPIFFEIDStats;
 enum Treatment {
     Takes,
     Refuses,
+    /// It answers after five seconds.
+    Delays,
     /// It never answers.
     Hangs,
 }
 
-/// What an API server was asked to write, and how it treats the rule `bad`.
+/// What an API server was asked to write, and how it treats rules whose names begin with `bad`.
 #[derive(Debug)]
 struct Asked {
     bad: Treatment,
@@ -95,18 +97,21 @@ async fn answer(
         let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
         let pods = patch["status"]["stats"]["podsSelected"].as_i64().unwrap();
         asked.writes.push((name.clone(), pods));
-        match name.as_str() {
-            "bad" => asked.bad,
-            _ => Treatment::Takes,
+        match name.starts_with("bad") {
+            true => asked.bad,
+            false => Treatment::Takes,
         }
     };
+    if treatment == Treatment::Delays {
+        seconds(5).await;
+    }
     let object = match treatment {
         Treatment::Hangs => std::future::pending().await,
         Treatment::Refuses => json!({
             "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "no", "reason": "InternalError",
             "code": 500
         }),
-        Treatment::Takes => json!({
+        Treatment::Takes | Treatment::Delays => json!({
             "apiVersion": "spire.spiffe.io/v1alpha1", "kind": "ClusterSPIFFEID", "metadata": {"name": name},
             "spec": {"spiffeIDTemplate": "spiffe://{{ .TrustDomain }}/web"}
         }),
@@ -187,4 +192,48 @@ async fn what_came_while_an_object_was_tried_again_is_written_after_it() {
     world.with(|asked| asked.bad = Treatment::Takes);
     seconds(12).await;
     assert_eq!(world.writes("bad"), [1, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_that_is_written_slowly_holds_up_none_that_waits_with_it_or_comes_later() {
+    for treatment in [Treatment::Delays, Treatment::Hangs] {
+        let world = World::new(treatment);
+        for number in 1..AT_ONCE {
+            world.put(&format!("bad-{number}"), 1);
+        }
+        world.put("good", 1);
+        seconds(2).await;
+        assert_eq!(world.writes("good"), [1], "{treatment:?}");
+        world.put("good", 2);
+        seconds(2).await;
+        assert_eq!(world.writes("good"), [1, 2], "{treatment:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn few_objects_are_written_at_once_and_the_others_after_them() {
+    let world = World::new(Treatment::Delays);
+    for number in 0..3 * AT_ONCE {
+        world.put(&format!("bad-{number}"), 1);
+    }
+    let count = || world.with(|asked| asked.writes.len());
+    seconds(2).await;
+    assert_eq!(count(), AT_ONCE);
+    seconds(5).await;
+    assert_eq!(count(), 2 * AT_ONCE);
+    seconds(60).await;
+    assert_eq!(count(), 3 * AT_ONCE, "each once");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_object_has_one_write_at_a_time_and_the_newest_status_last() {
+    let world = World::new(Treatment::Delays);
+    for pods in 1..=4 {
+        world.put("bad", pods);
+        seconds(1).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(world.writes("bad"), [1]);
+    seconds(60).await;
+    assert_eq!(world.writes("bad"), [1, 4]);
 }
