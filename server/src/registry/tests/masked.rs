@@ -36,19 +36,25 @@ async fn delta(feed: &mut Feed) -> (Vec<String>, Vec<String>) {
     }
 }
 
+/// A stored entry in whose favour the derived one of `a` gives way, and an agent that knows it.
+async fn masked() -> (Setup, Feed) {
+    let setup = setup().await;
+    setup.create(vec![stored("e1")]).await;
+    setup.registry.catch_up().await.unwrap();
+    setup.registry.mask(&[of("a", 5)], &[]);
+    let mut feed = setup.feed(None).await;
+    next_of_entries(&mut feed).await;
+    (setup, feed)
+}
+
 fn one(id: &str) -> Vec<String> {
     vec![id.to_owned()]
 }
 
 #[tokio::test]
 async fn a_stored_entry_that_goes_and_the_derived_one_that_it_masked_are_one_delta() {
-    let setup = setup().await;
+    let (setup, mut feed) = masked().await;
     let registry = &setup.registry;
-    setup.create(vec![stored("e1")]).await;
-    registry.catch_up().await.unwrap();
-    registry.mask(&[of("a", 5)], &[]);
-    let mut feed = setup.feed(None).await;
-    next_of_entries(&mut feed).await;
     setup.store.delete_entry("e1").await.unwrap();
     registry.catch_up().await.unwrap();
     assert_eq!(delta(&mut feed).await, (one("k8s.a.1"), one("e1")));
@@ -106,13 +112,8 @@ async fn of_several_that_wait_the_first_takes_the_place_and_the_next_follows_it(
 
 #[tokio::test]
 async fn a_place_that_a_reload_finds_free_is_taken() {
-    let setup = setup().await;
+    let (setup, mut feed) = masked().await;
     let registry = &setup.registry;
-    setup.create(vec![stored("e1")]).await;
-    registry.catch_up().await.unwrap();
-    registry.mask(&[of("a", 5)], &[]);
-    let mut feed = setup.feed(None).await;
-    next_of_entries(&mut feed).await;
     setup.store.delete_entry("e1").await.unwrap();
     registry.release().await.unwrap();
     assert_eq!(ids(registry), ["k8s.a.1"]);
