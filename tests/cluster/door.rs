@@ -17,9 +17,9 @@ use crate::wire::{Identity, call, tls_unix};
 
 /// The audience that the chart's server wants.
 pub const AUDIENCE: &str = "spire-server";
-/// Lets a socket of the machine lead to an address of the cluster.
-const DOOR: &str = "
-import socket, sys, threading
+/// For scripts of Python: what is received by one socket goes to the other.
+pub const PUMP: &str = "
+import socket, threading
 def pump(source, target):
     try:
         while data := source.recv(65536):
@@ -31,6 +31,13 @@ def pump(source, target):
             side.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass
+def pump_both(one, other):
+    threading.Thread(target=pump, args=(one, other), daemon=True).start()
+    pump(other, one)
+";
+/// Lets a socket of the machine lead to an address of the cluster.
+const DOOR: &str = "
+import sys
 listener = socket.socket(socket.AF_UNIX)
 listener.bind(sys.argv[1])
 listener.listen()
@@ -38,8 +45,7 @@ print('open', flush=True)
 while True:
     caller = listener.accept()[0]
     server = socket.create_connection((sys.argv[2], 8081))
-    for pair in ((caller, server), (server, caller)):
-        threading.Thread(target=pump, args=pair, daemon=True).start()
+    threading.Thread(target=pump_both, args=(caller, server), daemon=True).start()
 ";
 
 /// A way for this process to the server, which sees a process of node-b.
@@ -54,7 +60,7 @@ impl Door {
         let socket = cluster.dir().join(name);
         let mut command = cluster.enter_node("node-b", "python3");
         command
-            .args(["-c", DOOR])
+            .args(["-c", &[PUMP, DOOR].concat()])
             .arg(&socket)
             .arg(text(&pod["status"]["podIP"]));
         let mut program = Program::start("door", &mut command);

@@ -5,6 +5,7 @@ use serde_json::json;
 
 use super::{NODE_FOLDER, NODE_SOCKET, Scene, denied, privileged, text};
 use crate::cluster::READY;
+use crate::door::PUMP;
 use crate::workload::{SOCKET, Workload};
 
 /// Connects to the Workload API and gives the connection away, then lives on.
@@ -20,24 +21,13 @@ time.sleep(86400)
 ";
 /// Takes a connection and lets one client use it.
 const TAKER: &str = "
-import os, socket, sys, threading
+import os, sys
 def listen(path):
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     os.chmod(path, 0o777)
     listener.listen()
     return listener
-def pump(source, target):
-    try:
-        while data := source.recv(65536):
-            target.sendall(data)
-    except OSError:
-        pass
-    for side in (source, target):
-        try:
-            side.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            pass
 hand, client = listen(sys.argv[1]), listen(sys.argv[2])
 print('ready', flush=True)
 _, descriptors, _, _ = socket.recv_fds(hand.accept()[0], 1, 1)
@@ -45,8 +35,7 @@ agent = socket.socket(fileno=descriptors[0])
 # The agent closes a connection that says nothing, so a client comes first.
 print('taken', flush=True)
 user = client.accept()[0]
-threading.Thread(target=pump, args=(agent, user), daemon=True).start()
-pump(user, agent)
+pump_both(agent, user)
 ";
 
 /// A connection is the process's that opened it, wherever it went since: with the pod end its socket, its entry, its
@@ -85,7 +74,7 @@ fn of_a_deleted_pod_neither_socket_nor_identity_nor_a_copied_connection_is_left(
         Program::start(pod, &mut command)
     };
     let (hand, client) = ("/meeting/hand", "/meeting/client");
-    let mut taking = python("taker", TAKER, &[hand, client]);
+    let mut taking = python("taker", &[PUMP, TAKER].concat(), &[hand, client]);
     taking.wait_for_line("ready", READY);
     let mut giving = python("giver", GIVER, &[SOCKET, hand]);
     giving.wait_for_line("given", READY);
