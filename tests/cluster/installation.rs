@@ -112,18 +112,20 @@ impl<'a> Installation<'a> {
         all
     }
 
+    /// `finial …` where the server runs.
+    fn finial(&self, args: &[&str]) -> Output {
+        let exec = ["-n", SERVER_NAMESPACE, "exec", "finial-server-0", "--", "finial"];
+        self.cluster.kubectl(&[&exec[..], args].concat())
+    }
+
     /// `finial server …` where the server runs.
     pub fn server(&self, args: &[&str]) -> Output {
-        let exec = [
-            "-n",
-            SERVER_NAMESPACE,
-            "exec",
-            "finial-server-0",
-            "--",
-            "/usr/bin/finial",
-            "server",
-        ];
-        self.cluster.kubectl(&[&exec[..], args].concat())
+        self.finial(&[&["server"], args].concat())
+    }
+
+    /// `finial why …` where the server runs, with its answer in JSON.
+    pub fn why(&self, args: &[&str]) -> Output {
+        self.finial(&[&["why", "-output", "json"], args].concat())
     }
 
     /// [`Installation::server`] with `-output json`, which must exit 0.

@@ -353,17 +353,7 @@ fn entries_of(installation: &Installation<'_>, pod: &Value) -> Vec<Value> {
 
 /// What the server says about a pod of the other cluster.
 fn why(installation: &Installation<'_>, pod: &str) -> Value {
-    let exec = [
-        "-n",
-        SERVER_NAMESPACE,
-        "exec",
-        "finial-server-0",
-        "--",
-        "finial",
-        "why",
-    ];
-    let asked = ["-cluster", EAST, "-output", "json", pod];
-    let output = installation.cluster().kubectl(&[&exec[..], &asked].concat());
+    let output = installation.why(&["-cluster", EAST, pod]);
     output.ok("finial why").json()
 }
 

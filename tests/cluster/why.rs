@@ -1,10 +1,10 @@
 //! `finial why <namespace>/<pod>` in a cluster: of a pod that has its identity, and of one that nearly has.
 
-use finial_tests::{Output, wait_for};
+use finial_tests::wait_for;
 use serde_json::{Value, json};
 
 use crate::cluster::READY;
-use crate::installation::{Installation, SERVER_NAMESPACE, SYSTEM_NAMESPACE, TRUST_DOMAIN};
+use crate::installation::{Installation, SYSTEM_NAMESPACE, TRUST_DOMAIN};
 use crate::workload::Workload;
 
 #[test]
@@ -77,18 +77,7 @@ fn an_operator_is_told_the_way_of_an_identity_and_the_label_that_lacks() {
 /// The answer about a pod, once it has this verdict.
 fn asked(installation: &Installation<'_>, pod: &str, verdict: &str) -> Value {
     wait_for(&format!("{verdict} for {pod}"), READY, || {
-        let output: Output = installation.cluster().kubectl(&[
-            "-n",
-            SERVER_NAMESPACE,
-            "exec",
-            "finial-server-0",
-            "--",
-            "finial",
-            "why",
-            pod,
-            "-output",
-            "json",
-        ]);
+        let output = installation.why(&[pod]);
         // kubectl tells an exit with 3 in its own words, behind what the command printed.
         let line = output.stdout.lines().find(|line| line.starts_with('{'));
         let answer: Value = serde_json::from_str(line.unwrap_or_default())?;
