@@ -130,6 +130,7 @@ pub async fn start(
             ..SourceState::default()
         };
         registry.set_source(&configured.name, source.clone());
+        let outbox = Arc::new(Outbox::new(&settings));
         let cluster = Cluster::new(
             settings,
             Arc::clone(registry),
@@ -150,7 +151,6 @@ pub async fn start(
                         definitions::apply(client.clone(), stop.clone()),
                     );
                 }
-                let outbox = Arc::new(Outbox::default());
                 let watches = watch::watches(&client, tasks);
                 tasks.spawn(
                     "kubernetes statuses",

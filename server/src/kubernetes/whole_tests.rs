@@ -217,7 +217,7 @@ impl World {
         let client = Client::new(Limited(api.clone()), "default");
         let watches = watch::watches(&client, &mut tasks);
         let stop = tasks.stop_signal();
-        let outbox = Arc::new(Outbox::default());
+        let outbox = Arc::new(Outbox::new(&derive::tests::settings()));
         let writing = Arc::clone(&outbox).run(client, Clock::system(), stop.clone());
         tasks.spawn("outbox", writing);
         tasks.spawn("cluster", cluster.run(watches, outbox, stop));

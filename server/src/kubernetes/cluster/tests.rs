@@ -6,6 +6,10 @@ use crate::kubernetes::orphans;
 use crate::store::testing::{agent, domain};
 use crate::store::{SqliteStore, Store};
 
+fn outbox() -> Arc<Outbox> {
+    Arc::new(Outbox::new(&settings()))
+}
+
 async fn store() -> Arc<dyn Store> {
     Arc::new(SqliteStore::in_memory(&domain(), Clock::system()).await.unwrap())
 }
@@ -246,7 +250,7 @@ async fn clusters_that_declare_the_same_hear_of_each_other() {
     let (_news_of_b, of_b) = mpsc::channel(64);
     let (a, b) = (declaring("a", &registry, 5), declaring("b", &registry, 5));
     let stop = tasks.stop_signal();
-    tasks.spawn("b", b.run(of_b, Arc::default(), stop.clone()));
+    tasks.spawn("b", b.run(of_b, outbox(), stop.clone()));
     _news_of_b.send(News::Heard(Kind::Pods)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     let only = || {
@@ -255,7 +259,7 @@ async fn clusters_that_declare_the_same_hear_of_each_other() {
         entries[0].entry.id.clone()
     };
     assert!(only().starts_with("k8s.b."));
-    tasks.spawn("a", a.run(of_a, Arc::default(), stop));
+    tasks.spawn("a", a.run(of_a, outbox(), stop));
     news_of_a.send(News::Heard(Kind::Pods)).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(only().starts_with("k8s.a."));
@@ -269,10 +273,7 @@ async fn a_watch_that_is_lost_or_silent_for_long_changes_nothing_and_its_age_is_
     let (cluster, registry) = cluster().await;
     let (news, watches) = mpsc::channel(64);
     let mut tasks = finial_identity::process::TaskSet::new();
-    tasks.spawn(
-        "cluster",
-        cluster.run(watches, Arc::default(), tasks.stop_signal()),
-    );
+    tasks.spawn("cluster", cluster.run(watches, outbox(), tasks.stop_signal()));
     for item in facts().into_iter().chain(Kind::ALL.map(News::Synced)) {
         news.send(item).await.unwrap();
     }
@@ -307,7 +308,7 @@ async fn entries_are_derived_while_agents_without_nodes_wait_for_their_eviction(
     let orphans = cluster.orphans();
     let mut tasks = finial_identity::process::TaskSet::new();
     let stop = tasks.stop_signal();
-    tasks.spawn("cluster", cluster.run(watches, Arc::default(), stop));
+    tasks.spawn("cluster", cluster.run(watches, outbox(), stop));
     for (name, uid) in [("n2", "u2"), ("n3", "u3"), ("n4", "u4")] {
         news.send(News::Fact(node(name, uid))).await.unwrap();
         news.send(News::Fact(Fact::Node(name.into(), None)))

@@ -22,6 +22,8 @@ pub struct PodProblem {
     pub pod: NamespacedName,
     /// Its uid.
     pub uid: String,
+    /// When it was created, in Unix seconds.
+    pub created_at: i64,
     /// What is wrong.
     pub kind: ProblemKind,
     /// The same for people.
@@ -391,6 +393,7 @@ impl Deriver {
         Some(PodProblem {
             pod: name.clone(),
             uid: pod.metadata.uid.clone().unwrap_or_default(),
+            created_at: created_at(&pod.metadata),
             kind,
             text,
         })

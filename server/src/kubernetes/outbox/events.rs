@@ -1,6 +1,7 @@
-//! Events on pods that something is wrong with: a few each second, and of each pod and kind of trouble one, which comes
-//! again while the trouble lasts: clusters forget Events after a while. Each is a new object, as the server may create
-//! Events and not change any; it counts those before it.
+//! Events on pods that something is wrong with: a few each second, and of each pod and kind of trouble one in each period of
+//! the pod's life while the trouble lasts: clusters forget Events after a while. Each is a new object, as the server may create
+//! Events and not change any; it counts those before it. Its name follows from the trouble and the period, so that servers of
+//! one installation, and one that was restarted, make no second one: the API server says that it is there.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
@@ -21,11 +22,9 @@ use crate::kubernetes::derive::{PodProblem, ProblemKind};
 const MAX_WAITING: usize = 1500;
 /// How many Events are sent in a round, which takes a second.
 const PER_ROUND: usize = 5;
-/// For how long an Event is not sent again although the trouble ended and came back.
-const SILENCE: Duration = Duration::minutes(30);
-/// How long after an Event a lasting trouble is told again. Five minutes may pass until it is offered, and five more until
-/// it is sent; the API server keeps an Event for an hour, unless it is told otherwise.
-const REPEAT: Duration = Duration::minutes(45);
+/// In each such period of a pod's life a trouble is told once, whether it lasts or comes and goes. Five minutes may pass until
+/// it is offered, and five more until it is sent; the API server keeps an Event for an hour, unless it is told otherwise.
+const PERIOD: Duration = Duration::minutes(45);
 /// Longest name of an object in Kubernetes, in bytes.
 const MAX_NAME: usize = 253;
 
@@ -39,7 +38,7 @@ pub(super) struct Events {
     /// Of troubles that last, and of those that found no room when they were new. They give way to new ones.
     offered: VecDeque<PodProblem>,
     waits: HashSet<Key>,
-    /// As many as there are troubles, and those that ended less than [`SILENCE`] ago.
+    /// As many as there are troubles, and those that were told less than a [`PERIOD`] ago.
     past: HashMap<Key, Past>,
 }
 
@@ -63,8 +62,7 @@ struct Told {
 impl Events {
     /// Takes in a trouble that is new. Whether there is something to send.
     pub(super) fn put(&mut self, problem: PodProblem, now: OffsetDateTime) -> bool {
-        let told_at = self.told(&problem).map(|told| told.last_at);
-        if told_at.is_some_and(|at| now - at < SILENCE) || self.new.len() >= MAX_WAITING {
+        if self.is_told(&problem, now) || self.new.len() >= MAX_WAITING {
             return false;
         }
         let is_new = self.waits.insert(key(&problem));
@@ -74,22 +72,21 @@ impl Events {
         is_new
     }
 
-    /// Takes in all troubles that there are. Of those that were not told, or not for a while, those have their turn first
+    /// Takes in all troubles that there are. Of those that were not told in this period, those have their turn first
     /// for which nothing was sent for longest: however many there are, and whichever the API server refuses.
     pub(super) fn offer(&mut self, problems: Vec<PodProblem>, now: OffsetDateTime) -> bool {
         let there: HashSet<Key> = problems.iter().map(key).collect();
         self.past.retain(|key, past| {
-            let is_recent = past.told.is_some_and(|told| now - told.last_at < SILENCE);
+            let is_recent = past.told.is_some_and(|told| now - told.last_at < PERIOD);
             is_recent || there.contains(key)
         });
         // Those that still wait since the last time are among them.
         for late in std::mem::take(&mut self.offered) {
             self.waits.remove(&key(&late));
         }
-        let due = problems.into_iter().filter(|problem| {
-            let told = self.told(problem);
-            !self.waits.contains(&key(problem)) && told.is_none_or(|told| now - told.last_at >= REPEAT)
-        });
+        let due = problems
+            .into_iter()
+            .filter(|problem| !self.waits.contains(&key(problem)) && !self.is_told(problem, now));
         let mut due: Vec<PodProblem> = due.collect();
         due.sort_by_key(|problem| self.past.get(&key(problem)).map(|past| past.tried_at));
         due.truncate(MAX_WAITING);
@@ -109,6 +106,12 @@ impl Events {
     /// The Events of a trouble so far.
     fn told(&self, problem: &PodProblem) -> Option<Told> {
         self.past.get(&key(problem)).and_then(|past| past.told)
+    }
+
+    /// Whether a trouble was told in this period.
+    fn is_told(&self, problem: &PodProblem, now: OffsetDateTime) -> bool {
+        self.told(problem)
+            .is_some_and(|told| period(problem, told.last_at) == period(problem, now))
     }
 
     /// An Event was sent: with what it says when it was taken.
@@ -143,13 +146,16 @@ impl Outbox {
                 return;
             };
             let api = Api::<Event>::namespaced(client.clone(), &problem.pod.namespace);
-            let sent = api.create(&PostParams::default(), &event(&problem, told)).await;
-            if let Err(error) = &sent {
-                tracing::debug!(pod = %problem.pod, %error, "failed to send an event");
-            }
-            self.lock()
-                .events
-                .sent(&problem, sent.is_ok().then_some(told), now);
+            let event = event(&self.author, &problem, told);
+            let is_told = match api.create(&PostParams::default(), &event).await {
+                Ok(_) => true,
+                Err(kube::Error::Api(answer)) if answer.is_already_exists() => true,
+                Err(error) => {
+                    tracing::debug!(pod = %problem.pod, %error, "failed to send an event");
+                    false
+                }
+            };
+            self.lock().events.sent(&problem, is_told.then_some(told), now);
         }
         if !self.lock().events.is_empty() {
             self.problems.notify_one();
@@ -161,24 +167,36 @@ fn key(problem: &PodProblem) -> Key {
     (problem.uid.clone(), problem.kind)
 }
 
-/// The pod's name, cut if need be, and something that no other Event has.
-fn name(pod: &str) -> String {
-    let unique = Uuid::new_v4().to_string();
+/// Which period of the pod's life it is. The API server's clock, which a pod's creation is from, may be ahead of ours.
+fn period(problem: &PodProblem, now: OffsetDateTime) -> i64 {
+    let age = now.unix_timestamp().saturating_sub(problem.created_at);
+    age.max(0) / PERIOD.whole_seconds()
+}
+
+/// The pod's name, cut if need be, and what no other author, trouble or period has.
+fn name(author: &str, problem: &PodProblem, now: OffsetDateTime) -> String {
+    let (uid, reason, period) = (&problem.uid, reason(problem.kind), period(problem, now));
+    let told = format!("{author}\n{uid}\n{reason}\n{period}");
+    let unique = Uuid::new_v5(&Uuid::NAMESPACE_URL, told.as_bytes()).to_string();
     let room = MAX_NAME - unique.len() - 1;
     // Names of pods are ASCII; each part between dots ends with a letter or a digit.
+    let pod: &str = &problem.pod.name;
     let pod = pod.get(..room).unwrap_or(pod).trim_end_matches(['.', '-']);
     format!("{pod}.{unique}")
 }
 
-fn event(problem: &PodProblem, told: Told) -> Event {
-    let second = |at: OffsetDateTime| Timestamp::from_second(at.unix_timestamp()).ok().map(Time);
-    let reason = match problem.kind {
+fn reason(kind: ProblemKind) -> &'static str {
+    match kind {
         ProblemKind::NoRule => "NoIdentityRule",
         ProblemKind::RuleFailed => "IdentityRuleFailed",
-    };
+    }
+}
+
+fn event(author: &str, problem: &PodProblem, told: Told) -> Event {
+    let second = |at: OffsetDateTime| Timestamp::from_second(at.unix_timestamp()).ok().map(Time);
     Event {
         metadata: ObjectMeta {
-            name: Some(name(&problem.pod.name)),
+            name: Some(name(author, problem, told.last_at)),
             namespace: Some(problem.pod.namespace.to_string()),
             ..ObjectMeta::default()
         },
@@ -190,7 +208,7 @@ fn event(problem: &PodProblem, told: Told) -> Event {
             uid: Some(problem.uid.clone()),
             ..ObjectReference::default()
         },
-        reason: Some(reason.to_owned()),
+        reason: Some(reason(problem.kind).to_owned()),
         message: Some(problem.text.chars().take(1000).collect()),
         type_: Some("Warning".to_owned()),
         source: Some(EventSource {
@@ -217,6 +235,7 @@ mod tests {
         PodProblem {
             pod: NamespacedName::new("shop", &format!("p{n}")),
             uid: format!("u{n}"),
+            created_at: NOON.unix_timestamp(),
             kind: ProblemKind::NoRule,
             text: String::new(),
         }
@@ -315,7 +334,7 @@ mod tests {
         }
         let pauses: Vec<Duration> = told_at.windows(2).map(|two| two[1] - two[0]).collect();
         assert_eq!(pauses, [Duration::minutes(45); 5]);
-        let event = event(&problem(1), events.told(&problem(1)).unwrap());
+        let event = event("", &problem(1), events.told(&problem(1)).unwrap());
         let seconds = |time: Option<Time>| time.unwrap().0.as_second();
         assert_eq!(event.count, Some(6));
         assert_eq!(seconds(event.first_timestamp), NOON.unix_timestamp());
@@ -324,14 +343,31 @@ mod tests {
     }
 
     #[test]
-    fn a_trouble_that_comes_and_goes_is_told_twice_an_hour_at_most() {
+    fn a_trouble_that_comes_and_goes_is_told_once_in_each_period() {
         let mut events = Events::default();
         assert!(events.put(problem(1), NOON));
         assert!(!events.put(problem(1), NOON), "it waits already");
         assert_eq!(send_all(&mut events, NOON), [1]);
-        let soon = NOON + Duration::minutes(29);
+        let soon = NOON + Duration::minutes(44);
         assert!(!events.put(problem(1), soon) && !events.offer(problems(1..2), soon));
-        assert!(events.put(problem(1), NOON + Duration::minutes(31)));
+        assert!(events.put(problem(1), NOON + PERIOD));
+    }
+
+    #[test]
+    fn periods_begin_with_the_pod_and_a_trouble_is_never_untold_for_an_hour() {
+        let began = NOON + Duration::minutes(80);
+        let mut events = Events::default();
+        events.put(problem(1), began);
+        send_all(&mut events, began);
+        let mut told_after = Vec::new();
+        for step in 1..24 {
+            let now = began + step * Duration::minutes(5);
+            events.offer(problems(1..2), now);
+            if !send_all(&mut events, now).is_empty() {
+                told_after.push((now - NOON).whole_minutes());
+            }
+        }
+        assert_eq!(told_after, [90, 135, 180]);
     }
 
     #[test]
@@ -347,10 +383,43 @@ mod tests {
     }
 
     #[test]
+    fn servers_give_the_event_of_a_trouble_and_a_period_one_name_and_every_other_another() {
+        let of = |author: &str, problem: &PodProblem, minutes| {
+            name(author, problem, NOON + Duration::minutes(minutes))
+        };
+        let this = of("east", &problem(1), 1);
+        assert_eq!(this, of("east", &problem(1), 44));
+        assert_eq!(
+            this,
+            of("east", &problem(1), -1),
+            "before the pod, by a slow clock"
+        );
+        let again = PodProblem {
+            uid: "u2".to_owned(),
+            ..problem(1)
+        };
+        let failed = PodProblem {
+            kind: ProblemKind::RuleFailed,
+            ..problem(1)
+        };
+        for other in [
+            of("east", &problem(1), 45),
+            of("east", &again, 1),
+            of("east", &failed, 1),
+            of("west", &problem(1), 1),
+        ] {
+            assert_ne!(this, other);
+        }
+    }
+
+    #[test]
     fn the_name_of_an_event_fits_whatever_the_pods_name_is() {
-        assert!(name("web-0").starts_with("web-0."));
-        let long = format!("{}.{}", "a".repeat(215), "b".repeat(37));
-        let name = name(&long);
+        let of = |pod: &str| {
+            let pod = NamespacedName::new("shop", pod);
+            name("east", &PodProblem { pod, ..problem(1) }, NOON)
+        };
+        assert!(of("web-0").starts_with("web-0."));
+        let name = of(&format!("{}.{}", "a".repeat(215), "b".repeat(37)));
         assert!(name.len() <= MAX_NAME, "{name}");
         assert!(
             name.split('.')

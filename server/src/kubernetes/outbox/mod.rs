@@ -20,7 +20,7 @@ use time::OffsetDateTime;
 use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep};
 
-use super::derive::{PodProblem, RuleStatus, StaticStatus};
+use super::derive::{PodProblem, RuleStatus, Settings, StaticStatus};
 use super::federations::FederationStatus;
 use super::until;
 use events::Events;
@@ -33,8 +33,10 @@ const COLLECT: Duration = Duration::from_secs(1);
 const AT_ONCE: usize = 8;
 
 /// What waits to be written.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Outbox {
+    /// Whose Events they are: the same of servers of one installation, and of no others.
+    author: String,
     waiting: Mutex<Waiting>,
     news: Notify,
     problems: Notify,
@@ -50,6 +52,17 @@ struct Waiting {
 }
 
 impl Outbox {
+    pub(super) fn new(settings: &Settings) -> Self {
+        let class = settings.class_name.as_deref().unwrap_or_default();
+        Self {
+            author: format!("{}\n{}\n{class}", settings.trust_domain, settings.cluster_name),
+            waiting: Mutex::default(),
+            news: Notify::new(),
+            problems: Notify::new(),
+            failures: Notify::new(),
+        }
+    }
+
     pub(super) fn put_rule(&self, name: Arc<str>, status: RuleStatus, before: Before<RuleStatus>) {
         self.lock().rules.put(name, status, before);
         self.news.notify_one();

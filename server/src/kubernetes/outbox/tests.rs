@@ -4,12 +4,17 @@ use std::sync::PoisonError;
 
 use axum::response::{IntoResponse, Response};
 use finial_identity::process::TaskSet;
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use serde_json::json;
+use time::macros::datetime;
 
 use super::*;
+use crate::kubernetes::derive::tests::settings;
+use crate::kubernetes::derive::{NamespacedName, ProblemKind};
 use crate::kubernetes::limits::Limited;
 use crate::kubernetes::resources::ClusterSPIFFEIDStats;
+
+const NOON: OffsetDateTime = datetime!(2030-01-01 12:00 UTC);
 
 /// How the API server treats the status of an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,30 +33,47 @@ struct Asked {
     bad: Treatment,
     /// Names of rules, with the number of pods that their status says.
     writes: Vec<(String, i64)>,
+    /// Names of the Events that there are.
+    events: Vec<String>,
+    /// How many were there already when they were to be made.
+    events_again: usize,
 }
 
 struct World {
     outbox: Arc<Outbox>,
     asked: Arc<Mutex<Asked>>,
+    clock: Clock,
     _tasks: TaskSet,
 }
 
 impl World {
     fn new(bad: Treatment) -> Self {
-        let asked = Arc::new(Mutex::new(Asked {
+        let asked = Asked {
             bad,
             writes: Vec::new(),
-        }));
-        let outbox = Arc::new(Outbox::default());
+            events: Vec::new(),
+            events_again: 0,
+        };
+        Self::of(Arc::new(Mutex::new(asked)), Clock::paused_at(NOON))
+    }
+
+    /// Another server of the installation.
+    fn another(&self) -> Self {
+        Self::of(Arc::clone(&self.asked), self.clock.clone())
+    }
+
+    fn of(asked: Arc<Mutex<Asked>>, clock: Clock) -> Self {
+        let outbox = Arc::new(Outbox::new(&settings()));
         let mut tasks = TaskSet::new();
         let at = Arc::clone(&asked);
         let server = tower::service_fn(move |request| answer(Arc::clone(&at), request));
         let client = Client::new(Limited(server), "default");
         let stop = tasks.stop_signal();
-        tasks.spawn("outbox", Arc::clone(&outbox).run(client, Clock::system(), stop));
+        tasks.spawn("outbox", Arc::clone(&outbox).run(client, clock.clone(), stop));
         Self {
             outbox,
             asked,
+            clock,
             _tasks: tasks,
         }
     }
@@ -93,6 +115,9 @@ async fn answer(
     let name = parts.uri.path().rsplit('/').nth(1).unwrap_or_default().to_owned();
     let body = axum::body::to_bytes(axum::body::Body::new(body), usize::MAX).await?;
     let patch: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    if parts.method == Method::POST {
+        return Ok(create_event(&asked, &patch));
+    }
     let treatment = {
         let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
         let pods = patch["status"]["stats"]["podsSelected"].as_i64().unwrap();
@@ -121,6 +146,21 @@ async fn answer(
         _ => StatusCode::OK,
     };
     Ok((status, object.to_string()).into_response())
+}
+
+fn create_event(asked: &Mutex<Asked>, event: &serde_json::Value) -> Response {
+    let mut asked = asked.lock().unwrap_or_else(PoisonError::into_inner);
+    let name = event["metadata"]["name"].as_str().unwrap().to_owned();
+    if asked.events.contains(&name) {
+        asked.events_again += 1;
+        let there = json!({
+            "kind": "Status", "apiVersion": "v1", "status": "Failure", "message": "it is there", "reason": "AlreadyExists",
+            "code": 409
+        });
+        return (StatusCode::CONFLICT, there.to_string()).into_response();
+    }
+    asked.events.push(name);
+    (StatusCode::CREATED, event.to_string()).into_response()
 }
 
 async fn seconds(count: u64) {
@@ -236,4 +276,36 @@ async fn an_object_has_one_write_at_a_time_and_the_newest_status_last() {
     assert_eq!(world.writes("bad"), [1]);
     seconds(60).await;
     assert_eq!(world.writes("bad"), [1, 4]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_the_servers_of_an_installation_one_tells_a_trouble_and_after_a_restart_none_tells_it_again() {
+    let problem = PodProblem {
+        pod: NamespacedName::new("shop", "web"),
+        uid: "uid-web".to_owned(),
+        created_at: NOON.unix_timestamp(),
+        kind: ProblemKind::NoRule,
+        text: "no rule".to_owned(),
+    };
+    let one = World::new(Treatment::Takes);
+    let other = one.another();
+    let tell = |world: &World| {
+        world
+            .outbox
+            .offer_problems(vec![problem.clone()], world.clock.now());
+    };
+    for _ in 0..24 {
+        tell(&one);
+        seconds(100).await;
+        tell(&other);
+        seconds(200).await;
+    }
+    let told = || one.with(|asked| (asked.events.len(), asked.events_again));
+    assert_eq!(told(), (3, 3), "each once in each three quarters of an hour");
+    let restarted = one.another();
+    for _ in 0..2 {
+        tell(&restarted);
+        seconds(100).await;
+    }
+    assert_eq!(told(), (3, 4), "what is there was told");
 }
