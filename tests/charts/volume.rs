@@ -1,50 +1,26 @@
-//! What an upgrade may not change: the claim template of a StatefulSet that is there. `lookup` finds nothing without a
-//! cluster, so a copy of the chart asks the same question of a StatefulSet that stands in a template; `tests/cluster` upgrades
-//! a real one.
+//! The server's volume, and what an upgrade may not change. `lookup` finds nothing without a cluster, so a copy of the chart
+//! looks at a StatefulSet among the values; `tests/cluster` upgrades a real one.
 
 use std::fs;
 use std::path::Path;
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::engine::{NEW, chart, engine, merge};
+use crate::engine::{Engine, NEW, Rendered, chart, engine, merge};
 use crate::sets::required;
 
-const ASKING: &str = r#"
-kind: Answer
-change: {{ include "finial.persistence.change" (dict "root" . "current" .Values.podLabels) | quote }}
-"#;
+/// How templates ask for the StatefulSet that is there.
+const LOOKUP: &str = r#"lookup "apps/v1" "StatefulSet" (include "finial.server.namespace" .) (include "finial.server.name" .)"#;
 
 #[test]
-fn a_change_of_the_volume_is_found_and_named() {
+fn a_change_of_the_volume_is_refused_and_named() {
     let Some(engine) = engine() else { return };
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let copy = folder.path().join("finial");
-    copy_folder(&chart(), &copy);
-    fs::remove_file(copy.join("values.schema.json")).expect("the schema refuses the question's value");
-    fs::write(copy.join("templates/zz-asking.yaml"), ASKING).expect("write a template");
-    let change = |existing: &Value, persistence: Value| {
-        let mut values = required();
-        merge(
-            &mut values,
-            &json!({"podLabels": existing, "spire-server": {"persistence": persistence}}),
-        );
-        let rendered = engine.render_chart(&copy, NEW, &values).expect("renders");
-        let mut answers = rendered.of_kind("Answer");
-        let answer = answers.next().expect("an answer");
-        answer["change"].as_str().expect("a text").to_owned()
-    };
-    let made = |persistence: Value| {
-        let mut values = required();
-        merge(
-            &mut values,
-            &json!({"spire-server": {"persistence": persistence}}),
-        );
-        let rendered = engine.render(&values).expect("renders");
-        rendered.named("StatefulSet", "finial-server").clone()
-    };
+    let upgrade = Upgrade::new(engine);
+    let made = |persistence: Value| upgrade.made(json!({"persistence": persistence}));
     let usual = made(json!({}));
     let fast = made(json!({"storageClass": "fast", "accessMode": "ReadWriteOncePod"}));
+    let by_hand = made(json!({"storageClass": ""}));
     let without = made(json!({"type": "emptyDir"}));
     for (existing, persistence, says) in [
         (&usual, json!({}), ""),
@@ -53,6 +29,7 @@ fn a_change_of_the_volume_is_found_and_named() {
             json!({"storageClass": "fast", "accessMode": "ReadWriteOncePod"}),
             "",
         ),
+        (&by_hand, json!({"storageClass": ""}), ""),
         (&without, json!({"type": "emptyDir"}), ""),
         (&without, json!({"type": "emptyDir", "size": "2Gi"}), ""),
         // Kubernetes writes 1Gi for each of these.
@@ -91,8 +68,112 @@ fn a_change_of_the_volume_is_found_and_named() {
             json!({"accessMode": "ReadWriteOncePod"}),
             "storageClass is fast and cannot become the cluster's own",
         ),
+        // Nobody makes a volume for an empty class, and Kubernetes tells it from none.
+        (
+            &usual,
+            json!({"storageClass": ""}),
+            "storageClass is the cluster's own and cannot become \"\"",
+        ),
+        (
+            &by_hand,
+            json!({}),
+            "storageClass is \"\" and cannot become the cluster's own",
+        ),
+        (
+            &by_hand,
+            json!({"storageClass": "fast"}),
+            "storageClass is \"\" and cannot become fast",
+        ),
     ] {
-        assert_eq!(change(existing, persistence.clone()), says, "{persistence}");
+        let refused = upgrade
+            .to(existing, &json!({"spire-server": {"persistence": persistence}}))
+            .map(drop);
+        match says {
+            "" => assert_eq!(refused, Ok(()), "{persistence}"),
+            says => {
+                let error = refused.expect_err(says);
+                let says = format!("spire-server.persistence.{says}: Kubernetes does not change");
+                assert!(error.contains(&says), "{persistence}: {error}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_class_of_all_volumes_is_that_of_a_server_that_names_none() {
+    let Some(engine) = engine() else { return };
+    for (own, of_all, is) in [
+        (json!(null), json!(null), None),
+        (json!(null), json!("all"), Some("all")),
+        (json!(null), json!(""), Some("")),
+        (json!("own"), json!("all"), Some("own")),
+        (json!(""), json!("all"), Some("")),
+        (json!(""), json!(null), Some("")),
+    ] {
+        let values = json!({
+            "global": {"spire": {"persistence": {"storageClass": of_all}}},
+            "spire-server": {"persistence": {"storageClass": own}},
+        });
+        let upgrade = Upgrade::new(engine);
+        let made = upgrade.to(&Value::Null, &values).expect("renders");
+        let set = made.named("StatefulSet", "finial-server");
+        let claim = &set["spec"]["volumeClaimTemplates"][0]["spec"];
+        let class = claim
+            .get("storageClassName")
+            .map(|class| class.as_str().expect("a text"));
+        assert_eq!(class, is, "{values}");
+        assert!(upgrade.to(set, &values).is_ok(), "{values}");
+    }
+}
+
+/// Kubernetes does not change it, and with `OrderedReady` a rollback waits for ever for a pod that never became ready.
+#[test]
+fn pods_are_managed_in_parallel_and_in_an_upgrade_as_they_were() {
+    let Some(engine) = engine() else { return };
+    let upgrade = Upgrade::new(engine);
+    let mut set = upgrade.made(json!({}));
+    assert_eq!(set["spec"]["podManagementPolicy"], "Parallel");
+    for policy in ["OrderedReady", "Parallel"] {
+        set["spec"]["podManagementPolicy"] = json!(policy);
+        let upgraded = upgrade.to(&set, &json!({})).expect("renders");
+        let upgraded = upgraded.named("StatefulSet", "finial-server");
+        assert_eq!(upgraded["spec"]["podManagementPolicy"], policy);
+    }
+}
+
+/// A copy of the chart that finds a StatefulSet.
+struct Upgrade<'e> {
+    engine: &'e Engine,
+    folder: TempDir,
+}
+
+impl<'e> Upgrade<'e> {
+    fn new(engine: &'e Engine) -> Self {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        copy_folder(&chart(), folder.path());
+        fs::remove_file(folder.path().join("values.schema.json")).expect("the schema refuses another value");
+        for name in ["validate.yaml", "server/statefulset.yaml"] {
+            let path = folder.path().join("templates").join(name);
+            let text = fs::read_to_string(&path).expect("a template is text");
+            assert_eq!(text.matches(LOOKUP).count(), 1, "{name}");
+            fs::write(path, text.replace(LOOKUP, ".Values.there")).expect("write a template");
+        }
+        Self { engine, folder }
+    }
+
+    /// What the chart makes where this StatefulSet is, or null.
+    fn to(&self, there: &Value, values: &Value) -> Result<Rendered, String> {
+        let mut all = required();
+        merge(&mut all, values);
+        merge(&mut all, &json!({"there": there}));
+        self.engine.render_chart(self.folder.path(), NEW, &all)
+    }
+
+    /// The StatefulSet where there is none.
+    fn made(&self, server: Value) -> Value {
+        let rendered = self.to(&Value::Null, &json!({"spire-server": server}));
+        let rendered = rendered.expect("renders");
+        rendered.named("StatefulSet", "finial-server").clone()
     }
 }
 

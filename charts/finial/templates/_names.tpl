@@ -87,16 +87,22 @@ app.kubernetes.io/instance: {{ .Release.Name | quote }}
 type is {{ $type }} and cannot become {{ $wanted.type }}
 {{- else if $templates -}}
 {{- $spec := (first $templates).spec -}}
-{{- $class := $wanted.storageClass -}}
-{{- if kindIs "invalid" $class -}}{{- $class = .root.Values.global.spire.persistence.storageClass | default "" -}}{{- end -}}
+{{- $class := include "finial.persistence.class" (dict "class" $wanted.storageClass "global" .root.Values.global.spire.persistence.storageClass) -}}
+{{- $has := include "finial.persistence.class" (dict "class" $spec.storageClassName) -}}
 {{- if ne (include "finial.quantity" $spec.resources.requests.storage) (include "finial.quantity" $wanted.size) -}}
 size is {{ $spec.resources.requests.storage }} and cannot become {{ $wanted.size }}
 {{- else if ne (first $spec.accessModes) $wanted.accessMode -}}
 accessMode is {{ first $spec.accessModes }} and cannot become {{ $wanted.accessMode }}
-{{- else if ne ($spec.storageClassName | default "") $class -}}
-storageClass is {{ $spec.storageClassName | default "the cluster's own" }} and cannot become {{ $class | default "the cluster's own" }}
+{{- else if ne $has $class -}}
+storageClass is {{ $has }} and cannot become {{ $class }}
 {{- end -}}
 {{- end -}}
+{{- end -}}
+
+{{/* A storage class for people, from a dict of class and global. An empty one is no class, and none the cluster's default one. */}}
+{{- define "finial.persistence.class" -}}
+{{- $class := ternary .global .class (kindIs "invalid" .class) -}}
+{{- if kindIs "invalid" $class -}}the cluster's own{{- else -}}{{- $class | default (quote "") -}}{{- end -}}
 {{- end -}}
 
 {{/* What a quantity stands for: the same of 1Gi and 1024Mi, of which Kubernetes makes the first. What is none stays as it is. */}}
