@@ -70,7 +70,7 @@ fn a_configuration_that_does_not_parse_names_line_and_file() {
 }
 
 #[test]
-fn every_template_of_a_configuration_is_parsed_before_the_server_is_started() {
+fn every_template_and_manifest_of_a_configuration_is_parsed_before_the_server_is_started() {
     let dir = tempfile::TempDir::new().expect("a temporary directory");
     let path = dir.path().join("server.conf");
     let validate = |clusters: &str| {
@@ -92,13 +92,24 @@ fn every_template_of_a_configuration_is_parsed_before_the_server_is_started() {
         template("two", node),
         template("three", "spiffe://{{ .PodMeta.Name }}"),
     ];
-    let invalid = validate(&both.concat());
+    let objects = dir.path().join("objects");
+    let files = format!(
+        r#""files" = {{ static_manifest_path = "{}" }} "#,
+        objects.display()
+    );
+    std::fs::create_dir(&objects).expect("a folder");
+    let valid = validate(&files);
+    assert_eq!(valid.status.code(), Some(0), "{}{}", valid.stdout, valid.stderr);
+    std::fs::write(objects.join("pod.yaml"), "kind: Pod\n").expect("the object is written");
+    let invalid = validate(&[&both.concat(), files.as_str()].concat());
     let text = invalid.stdout + &invalid.stderr;
     assert_eq!(invalid.status.code(), Some(1), "{text}");
     for part in [
         "server.kubernetes.clusters \"one\".parent_id_template",
         "server.kubernetes.clusters \"three\".parent_id_template",
         "PodMeta",
+        "server.kubernetes.clusters \"files\".static_manifest_path",
+        "pod.yaml",
     ] {
         assert!(text.contains(part), "{part:?} is not reported in\n{text}");
     }

@@ -84,9 +84,12 @@ async fn what_took_a_place_gives_it_back_to_a_stored_entry_and_goes_with_its_obj
     setup.store.update_entry("e1", moved).await.unwrap();
     registry.catch_up().await.unwrap();
     assert_eq!(ids(registry), ["e1", "k8s.a.1"]);
+    let derived_at = || registry.hop(&id(AGENT), "k8s.a.1").derived_at;
+    assert!(derived_at().is_some());
     registry.mask(&[], &["k8s.a.1".into()]);
     assert_eq!(ids(registry), ["e1"]);
     assert_eq!(registry.origin("k8s.a.1"), None);
+    assert_eq!(derived_at(), None, "nothing of it is kept");
 }
 
 #[tokio::test]
