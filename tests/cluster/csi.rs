@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::installation::{Installation, TRUST_DOMAIN};
+use crate::installation::{Installation, TRUST_DOMAIN, fetch_at};
 use crate::turns::Turn;
 use crate::workload::Workload;
 
@@ -43,19 +43,10 @@ fn without_host_pid_a_pod_is_known_by_its_volume_and_the_nodes_socket_knows_nobo
 }
 
 fn ask(installation: &Installation<'_>, space: &str, socket: &str) -> String {
-    let fetch = [
-        "finial",
-        "agent",
-        "api",
-        "fetch",
-        "x509",
-        "-socketPath",
-        socket,
-        "-timeout",
-        "5s",
-    ];
     let exec = ["-n", space, "exec", "without-volume", "--"];
-    let output = installation.cluster().kubectl(&[&exec[..], &fetch].concat());
+    let output = installation
+        .cluster()
+        .kubectl(&[&exec[..], &fetch_at(socket)].concat());
     format!("{}{}", output.stdout, output.stderr)
 }
 

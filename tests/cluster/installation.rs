@@ -207,22 +207,8 @@ impl<'a> Installation<'a> {
 
     /// One try of a workload to get X.509-SVIDs, in the first container of a pod.
     pub fn fetch(&self, namespace: &str, pod: &str) -> Output {
-        self.cluster.kubectl(&[
-            "-n",
-            namespace,
-            "exec",
-            pod,
-            "--",
-            "finial",
-            "agent",
-            "api",
-            "fetch",
-            "x509",
-            "-socketPath",
-            SOCKET,
-            "-timeout",
-            "5s",
-        ])
+        let exec = ["-n", namespace, "exec", pod, "--"];
+        self.cluster.kubectl(&[&exec[..], &fetch_at(SOCKET)].concat())
     }
 
     /// The SPIFFE IDs that a pod has, in the agent's order; none when it is refused.
@@ -303,6 +289,21 @@ impl<'a> Installation<'a> {
 /// The chart's folder.
 pub const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/finial");
 const VALUES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/cluster/values.yaml");
+
+/// One try of a workload to get X.509-SVIDs from a socket.
+pub fn fetch_at(socket: &str) -> [&str; 9] {
+    [
+        "finial",
+        "agent",
+        "api",
+        "fetch",
+        "x509",
+        "-socketPath",
+        socket,
+        "-timeout",
+        "5s",
+    ]
+}
 
 /// The lines of `finial agent api fetch` and `watch` that name an identity.
 pub fn ids(printed: &str) -> Vec<String> {

@@ -5,7 +5,7 @@
 use finial_tests::{Output, wait_for};
 
 use crate::cluster::{Cluster, READY};
-use crate::installation::{Installation, SYSTEM_NAMESPACE, TRUST_DOMAIN, ids};
+use crate::installation::{Installation, SYSTEM_NAMESPACE, TRUST_DOMAIN, fetch_at, ids};
 use crate::turns::{Turn, end, replace_kubelet, restart_kubelet};
 use crate::workload::{SOCKET, Workload};
 
@@ -140,17 +140,7 @@ fn make_other(cluster: &Cluster, node: &str) {
 fn ask(cluster: &Cluster, node: &str, container: &str, number: usize) -> String {
     let name = format!("ask-{number}");
     let exec = ["task", "exec", "--exec-id", &name, container];
-    let fetch = [
-        "/usr/bin/finial",
-        "agent",
-        "api",
-        "fetch",
-        "x509",
-        "-socketPath",
-        SOCKET,
-        "-timeout",
-        "5s",
-    ];
+    let fetch = fetch_at(SOCKET);
     let output = Output::of(cluster.enter_node(node, "ctr").args(exec).args(fetch));
     format!("{}{}", output.stdout, output.stderr)
 }

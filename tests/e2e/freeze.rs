@@ -74,11 +74,7 @@ fn an_agent_whose_own_svid_expired_in_its_sleep_runs_on_and_says_what_it_needs()
     assert!(stack.agent().is_running());
 
     stack.wait_server();
-    let token = stack.join_token();
-    assert!(stack.agent().terminate().success());
-    stack.start_agent(&["-joinToken", &token]);
-    stack.agent().wait_for_line("agent attested", LIMIT);
-    stack.wait_agent();
+    stack.attest_anew();
 }
 
 #[test]

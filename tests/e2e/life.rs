@@ -49,11 +49,7 @@ fn an_evicted_agent_serves_what_it_has_and_comes_back_with_a_new_token() {
     assert!(said.contains("such as a new join token"), "{said}");
     stack.wait_identity("/me");
     assert!(stack.agent().is_running());
-    let token = stack.join_token();
-    assert!(stack.agent().terminate().success());
-    stack.start_agent(&["-joinToken", &token]);
-    stack.agent().wait_for_line("agent attested", LIMIT);
-    stack.wait_agent();
+    stack.attest_anew();
 }
 
 #[test]

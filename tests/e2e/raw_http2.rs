@@ -111,6 +111,11 @@ fn a_broken_request_ends_its_connection_and_nothing_else() {
         let _ = stream.read_to_end(&mut rest);
     }
     assert!(stack.agent().is_running());
+    is_served(&stack);
+}
+
+/// The agent still answers this user.
+pub(crate) fn is_served(stack: &Stack) {
     let answer = exchange(
         &stack.agent_socket(),
         Some("localhost"),

@@ -289,6 +289,15 @@ impl Stack {
         self.agent = Some(Program::start("agent", &mut command));
     }
 
+    /// Starts the agent again with a new join token, which it takes.
+    pub fn attest_anew(&mut self) {
+        let token = self.join_token();
+        assert!(self.agent().terminate().success());
+        self.start_agent(&["-joinToken", &token]);
+        self.agent().wait_for_line("agent attested", READY);
+        self.wait_agent();
+    }
+
     pub fn wait_agent(&mut self) {
         let args = self.agent_args(&["healthcheck"]);
         let agent = self.agent.as_mut().expect("the agent was started");

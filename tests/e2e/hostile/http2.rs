@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 use finial_tests::{Entry, Stack, StackOptions};
 
 use crate::raw_http2::{
-    CONTINUATION, DATA, FETCH, GOAWAY, HEADERS, RST_STREAM, SECURITY, SETTINGS, Split, connect, exchange,
-    literal,
+    CONTINUATION, DATA, FETCH, GOAWAY, HEADERS, RST_STREAM, SECURITY, SETTINGS, connect, is_served, literal,
 };
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -195,17 +194,6 @@ fn serving() -> Stack {
     stack.create_entry(&Entry::for_me("/me"));
     stack.wait_identity("/me");
     stack
-}
-
-fn is_served(stack: &Stack) {
-    let answer = exchange(
-        &stack.agent_socket(),
-        Some("localhost"),
-        FETCH,
-        &[SECURITY],
-        Split::Whole,
-    );
-    assert!(answer.data_bytes > 100, "{answer:?}");
 }
 
 fn greeted(stack: &Stack) -> UnixStream {
