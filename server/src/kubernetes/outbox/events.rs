@@ -391,7 +391,7 @@ mod tests {
         assert_eq!(this, of("east", &problem(1), 44));
         assert_eq!(
             this,
-            of("east", &problem(1), -1),
+            of("east", &problem(1), -60),
             "before the pod, by a slow clock"
         );
         let again = PodProblem {

@@ -4,6 +4,7 @@ use std::sync::PoisonError;
 
 use axum::response::{IntoResponse, Response};
 use finial_identity::process::TaskSet;
+use finial_identity::spiffe_id::TrustDomain;
 use http::{Method, Request, StatusCode};
 use serde_json::json;
 use time::macros::datetime;
@@ -308,4 +309,28 @@ async fn of_the_servers_of_an_installation_one_tells_a_trouble_and_after_a_resta
         seconds(100).await;
     }
     assert_eq!(told(), (3, 4), "what is there was told");
+}
+
+#[test]
+fn servers_of_other_trust_domains_clusters_and_classes_tell_for_themselves() {
+    let own = settings();
+    let others = [
+        Settings {
+            trust_domain: TrustDomain::parse("other.test").unwrap(),
+            ..own.clone()
+        },
+        Settings {
+            cluster_name: "other".to_owned(),
+            ..own.clone()
+        },
+        Settings {
+            class_name: Some("other".to_owned()),
+            ..own.clone()
+        },
+    ];
+    let author = |settings: &Settings| Outbox::new(settings).author;
+    assert_eq!(author(&own), author(&own.clone()));
+    for other in &others {
+        assert_ne!(author(&own), author(other));
+    }
 }

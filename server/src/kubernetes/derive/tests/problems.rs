@@ -138,3 +138,21 @@ fn refused_entries_are_failures_and_not_declared_ones() {
         "it should exist"
     );
 }
+
+#[test]
+fn a_problem_says_which_pod_it_is_and_since_when_that_is_there() {
+    let mut deriver = Deriver::new(settings());
+    for fact in [
+        node("n1", "node-1"),
+        namespace("shop", &[]),
+        asking("web", "web", "csi.spiffe.io"),
+    ] {
+        deriver.apply(fact);
+    }
+    let problems = deriver.pass(&|_| false).problems;
+    let [problem] = problems.as_slice() else {
+        panic!("{problems:?}")
+    };
+    assert_eq!(problem.uid, "uid-shop-web");
+    assert_eq!(problem.created_at, 1_767_225_610, "2026-01-01T00:00:10Z");
+}
