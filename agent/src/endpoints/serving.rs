@@ -148,12 +148,18 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::io::{self, IoSlice};
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Context, Poll};
 
+    use bytes::Bytes;
     use finial_identity::process::TaskSet;
-    use http_body_util::Empty;
+    use http::HeaderMap;
+    use http_body::Frame;
+    use http_body_util::{BodyExt as _, Empty, StreamBody};
     use hyper::client::conn::http2 as client;
-    use tokio::io::{DuplexStream, duplex};
+    use tokio::io::{DuplexStream, ReadBuf, duplex};
     use tokio::sync::{mpsc, oneshot};
     use tokio::task::JoinHandle;
     use tokio::time::Instant;
@@ -162,11 +168,12 @@ mod tests {
     use super::*;
     use crate::endpoints::limits::Admission;
 
-    type Requests = client::SendRequest<Empty<bytes::Bytes>>;
+    type Requests = client::SendRequest<Empty<Bytes>>;
 
-    /// A socket whose connections are numbered, and whose service answers with the number, or never.
+    /// A socket whose connections are numbered, and whose service answers with the number, with a message, or never.
     struct Socket {
-        connect: mpsc::UnboundedSender<Connection<DuplexStream, u32>>,
+        connect: mpsc::UnboundedSender<Connection<Counted, u32>>,
+        writes: Arc<AtomicUsize>,
         stop: oneshot::Sender<()>,
         /// Ends when nothing is served any longer.
         served: JoinHandle<()>,
@@ -189,6 +196,7 @@ mod tests {
         });
         Socket {
             connect,
+            writes: Arc::default(),
             stop,
             served,
             clients,
@@ -199,6 +207,14 @@ mod tests {
         if request.uri().path() == "/never" {
             std::future::pending::<()>().await;
         }
+        if request.uri().path() == "/message" {
+            let frames = [
+                Frame::data(Bytes::from(vec![7; MESSAGE])),
+                Frame::trailers(HeaderMap::new()),
+            ];
+            let frames = futures_util::stream::iter(frames.map(Ok::<_, Infallible>));
+            return Ok(http::Response::new(Body::new(StreamBody::new(frames))));
+        }
         let number = request.extensions().get::<u32>();
         Ok(Status::unknown(format!("{number:?}")).into_http())
     }
@@ -206,6 +222,7 @@ mod tests {
     impl Socket {
         async fn connect(&self, number: u32) -> Requests {
             let (near, far) = duplex(4096);
+            let near = Counted(near, Arc::clone(&self.writes));
             let admitted = Arc::new(Admission::new(64).admit(0).unwrap());
             let connection = Connection::new(near, admitted, number);
             self.connect.send(connection).unwrap();
@@ -224,7 +241,7 @@ mod tests {
         }
     }
 
-    fn request(path: &str) -> http::Request<Empty<bytes::Bytes>> {
+    fn request(path: &str) -> http::Request<Empty<Bytes>> {
         let uri = format!("http://localhost{path}");
         http::Request::post(uri).body(Empty::new()).unwrap()
     }
@@ -256,5 +273,64 @@ mod tests {
             (cut_off, others.send_request(request("/")).await.unwrap_err())
         });
         assert_eq!(seconds, DRAIN.as_secs(), "{ended:?}");
+    }
+
+    /// As long as a token is.
+    const MESSAGE: usize = 430;
+
+    #[tokio::test]
+    async fn a_token_and_its_status_are_one_write() {
+        let socket = socket();
+        let mut requests = socket.connect(1).await;
+        requests.send_request(request("/")).await.unwrap();
+        for _ in 0..3 {
+            let before = socket.writes.load(Ordering::Relaxed);
+            let answer = requests.send_request(request("/message")).await.unwrap();
+            let body = answer.into_body().collect().await.unwrap();
+            assert!(body.trailers().is_some());
+            assert_eq!(body.to_bytes().len(), MESSAGE);
+            assert_eq!(socket.writes.load(Ordering::Relaxed) - before, 1);
+        }
+    }
+
+    /// Counts writes.
+    #[derive(Debug)]
+    struct Counted(DuplexStream, Arc<AtomicUsize>);
+
+    impl AsyncRead for Counted {
+        fn poll_read(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            buf: &mut ReadBuf<'_>,
+        ) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_read(cx, buf)
+        }
+    }
+
+    impl AsyncWrite for Counted {
+        fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            cx: &mut Context<'_>,
+            bufs: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            self.1.fetch_add(1, Ordering::Relaxed);
+            Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+        }
+
+        fn is_write_vectored(&self) -> bool {
+            true
+        }
+
+        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_flush(cx)
+        }
+
+        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Pin::new(&mut self.0).poll_shutdown(cx)
+        }
     }
 }
