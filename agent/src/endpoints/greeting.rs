@@ -194,8 +194,11 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
         Pin::new(&mut this.io).poll_write_vectored(cx, bufs)
     }
 
+    /// Not until the client has spoken. h2 asks when a connection begins: if it is, each message of more than 256 bytes is
+    /// written by itself, and the status behind it by another call; if not, only one of more than 1024, so that a token
+    /// and its status are one write. Whether several pieces are written by one call is asked each time.
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.stage != Stage::Unheard && self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
