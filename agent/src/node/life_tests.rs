@@ -8,12 +8,13 @@ use async_trait::async_trait;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
 
-use super::{AttestorError, JoinTokenAttestor, NodeAttestor, NodeSettings, NodeState};
+use super::{AttestorError, JoinTokenAttestor, NodeAttestor, NodeSettings, NodeState, Report};
 use crate::config::{Rebootstrap, RebootstrapMode};
 use crate::test_agent::TestAgent;
 use crate::test_pki::Authority;
 use crate::test_server::entry;
 use crate::test_world::World;
+use crate::upstream::UpstreamError;
 
 const SECOND: Duration = Duration::from_secs(1);
 const MINUTE: Duration = Duration::from_secs(60);
@@ -412,6 +413,23 @@ async fn an_svid_that_the_server_refuses_while_connecting_gives_way_to_the_one_h
     let reached = || agent.node.own_bundle().x509_authorities.len() == 1;
     world.pass_until("server", &agent, MINUTE, reached).await;
     assert_eq!(world.server.calls("attest").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_svid_does_not_give_way_for_what_was_said_against_its_predecessor() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let refused = |serial| {
+        let why = "certificate revoked".to_owned();
+        Report::Unreachable(UpstreamError::SvidRefused { why, serial })
+    };
+    let attempts = || world.server.calls("attest").len();
+    agent.node.report(refused(Some("0badc0de".to_owned())));
+    world.pass(MINUTE, 5 * SECOND).await;
+    assert_eq!(attempts(), 1);
+    agent.node.report(refused(agent_serial(&agent)));
+    let attested = || attempts() == 2;
+    world.pass_until("attestation", &agent, MINUTE, attested).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -171,8 +171,12 @@ struct Shared {
 enum News {
     /// The server denied this agent.
     Denied(Denial),
-    /// The server refused the SVID in use while connecting.
-    Refused(String),
+    /// The server refused an SVID of this agent while connecting.
+    Refused {
+        why: String,
+        /// The serial number of that SVID.
+        serial: Option<String>,
+    },
     /// The server's authority is unknown.
     Distrusted,
 }
@@ -292,7 +296,10 @@ impl Shared {
                 self.note_distrust(why);
                 self.tell(News::Distrusted);
             }
-            UpstreamError::SvidRefused(why) => self.tell(News::Refused(why.clone())),
+            UpstreamError::SvidRefused { why, serial } => self.tell(News::Refused {
+                why: why.clone(),
+                serial: serial.clone(),
+            }),
             _ => {}
         }
         self.note(|facts| facts.link_trouble = Some(text));

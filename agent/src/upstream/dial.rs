@@ -32,8 +32,12 @@ struct Inner {
     /// accepts and then drops connections does not hold us.
     rotation: AtomicUsize,
     connections: AtomicU64,
-    /// What the server said against our certificate, which with TLS 1.3 it says after the handshake.
-    refusal: Mutex<Option<UpstreamError>>,
+}
+
+/// What the servers of one channel said against our certificate, which with TLS 1.3 they say after the handshake.
+#[derive(Clone, Debug, Default)]
+pub(super) struct LastWords {
+    refusal: Arc<Mutex<Option<UpstreamError>>>,
 }
 
 /// Why no connection was made.
@@ -50,7 +54,6 @@ impl Target {
                 port,
                 rotation: AtomicUsize::new(0),
                 connections: AtomicU64::new(0),
-                refusal: Mutex::new(None),
             }),
         }
     }
@@ -58,16 +61,6 @@ impl Target {
     /// How many connections were made so far.
     pub(super) fn connections(&self) -> u64 {
         self.inner.connections.load(Ordering::Relaxed)
-    }
-
-    /// Why the server ended the last connection, if it was for our certificate; told once.
-    pub(super) fn take_refusal(&self) -> Option<UpstreamError> {
-        self.refusal().take()
-    }
-
-    fn refusal(&self) -> MutexGuard<'_, Option<UpstreamError>> {
-        // The value is replaced whole, so a panic cannot leave it half-changed.
-        self.inner.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often another address was preferred.
@@ -81,23 +74,24 @@ impl Target {
         self.inner.rotation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A channel that connects when it is first used and again whenever its connection ends.
+    /// A channel that connects when it is first used and again whenever its connection ends, and what is said on it.
     ///
     /// # Errors
     /// [`UpstreamError::Unavailable`] when host and port do not make an authority.
-    pub(super) fn channel(&self, tls: Arc<ClientConfig>) -> Result<Channel, UpstreamError> {
+    pub(super) fn channel(&self, tls: Arc<ClientConfig>) -> Result<(Channel, LastWords), UpstreamError> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.authority()))
             .map_err(|error| {
                 UpstreamError::Unavailable(format!("server address {}: {error}", self.authority()))
             })?
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let target = self.clone();
+        let (target, said) = (self.clone(), LastWords::default());
+        let last_words = said.clone();
         let connector = tower::service_fn(move |_uri: http::Uri| {
-            let (target, tls) = (target.clone(), Arc::clone(&tls));
-            async move { target.connect(tls).await.map(TokioIo::new) }
+            let (target, tls, said) = (target.clone(), Arc::clone(&tls), said.clone());
+            async move { target.connect(tls, said).await.map(TokioIo::new) }
         });
-        Ok(endpoint.connect_with_connector_lazy(connector))
+        Ok((endpoint.connect_with_connector_lazy(connector), last_words))
     }
 
     /// `host:port`, with brackets around an IPv6 address.
@@ -110,7 +104,7 @@ impl Target {
         }
     }
 
-    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<Attended, DialError> {
+    async fn connect(&self, tls: Arc<ClientConfig>, said: LastWords) -> Result<Attended, DialError> {
         let addresses = self.resolve().await?;
         let mut worst: Option<UpstreamError> = None;
         let start = self.inner.rotation.load(Ordering::Relaxed);
@@ -121,8 +115,8 @@ impl Target {
             match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect_to(*address, &tls)).await {
                 Ok(Ok(stream)) => {
                     self.inner.connections.fetch_add(1, Ordering::Relaxed);
-                    *self.refusal() = None;
-                    return Ok(Attended::new(stream, self.clone()));
+                    drop(said.take());
+                    return Ok(Attended::new(stream, said));
                 }
                 Ok(Err(cause)) => worst = Some(graver(worst, cause)),
                 Err(_elapsed) => {
@@ -172,12 +166,22 @@ impl Target {
     }
 }
 
-impl Target {
+impl LastWords {
+    /// Why the server ended the last connection, if it was for our certificate; told once.
+    pub(super) fn take(&self) -> Option<UpstreamError> {
+        self.locked().take()
+    }
+
     /// Notes an error of a connection that was made, if it says what the server has against our certificate.
     pub(super) fn note(&self, error: &io::Error) {
-        if let Some(refused @ UpstreamError::SvidRefused(_)) = tls_error(error).map(classify_tls) {
-            *self.refusal() = Some(refused);
+        if let Some(refused @ UpstreamError::SvidRefused { .. }) = tls_error(error).map(classify_tls) {
+            *self.locked() = Some(refused);
         }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Option<UpstreamError>> {
+        // The value is replaced whole, so a panic cannot leave it half-changed.
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -42,7 +42,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tracing::Instrument;
 
-use self::dial::Target;
+use self::dial::{LastWords, Target};
 use self::federated::Faults;
 use crate::telemetry::{TRACE_TARGET, metrics};
 
@@ -129,11 +129,12 @@ fn traced(channel: Channel) -> TracedChannel {
     InterceptedService::new(channel, TraceContext)
 }
 
-/// A channel and the SVID it was opened with.
+/// A channel and the SVID that its connections are made with.
 #[derive(Clone, Debug)]
 struct Line {
     channel: TracedChannel,
     svid: Arc<X509Svid>,
+    last_words: LastWords,
     /// Tells one line from the others.
     identity: Arc<()>,
 }
@@ -332,14 +333,14 @@ impl Upstream {
             PeerPolicy::ServerOf(self.shared.trust_domain.clone()),
             self.shared.clock.clone(),
         );
-        let tls = peer::client_config(
-            verifier,
-            Some(self.shared.svid.clone()),
-            self.shared.clock.clone(),
-        );
+        // Not that of the moment: what a server says against an SVID is to be about the one that it was shown.
+        let (_never_another, shown) = channel::channel(Some(Arc::clone(&svid)));
+        let tls = peer::client_config(verifier, Some(shown), self.shared.clock.clone());
+        let (channel, last_words) = self.shared.target.channel(Arc::new(tls))?;
         let line = Line {
-            channel: traced(self.shared.target.channel(Arc::new(tls))?),
+            channel: traced(channel),
             svid,
+            last_words,
             identity: Arc::default(),
         };
         *held = Some(line.clone());
@@ -376,24 +377,20 @@ impl Upstream {
         }
     }
 
-    /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile is ignored.
+    /// An error, as it concerns the agent. What is said against an SVID that was renewed meanwhile is ignored.
     fn judge(&self, line: &Line, status: Status) -> UpstreamError {
-        let mut error = UpstreamError::from(status).about(&line.svid);
+        let mut error = UpstreamError::from(status);
         if matches!(error, UpstreamError::Unavailable(_))
-            && let Some(refused) = self.shared.target.take_refusal()
+            && let Some(refused) = line.last_words.take()
         {
             error = refused;
         }
         let current = self.shared.svid.borrow();
         let superseded = !current.as_ref().is_some_and(|svid| Arc::ptr_eq(svid, &line.svid));
-        if superseded
-            && error
-                .denial()
-                .is_some_and(|reason| reason != DenialReason::AgentBanned)
-        {
+        if superseded && error.is_about_the_svid() {
             UpstreamError::Superseded
         } else {
-            error
+            error.about(&line.svid)
         }
     }
 
@@ -485,6 +482,7 @@ mod tests {
 
     use super::*;
     use crate::test_pki::Authority;
+    use crate::test_server::TestServer;
 
     fn jwt(issued_at: i64, expires_at: i64) -> types::Jwtsvid {
         types::Jwtsvid {
@@ -510,16 +508,55 @@ mod tests {
         assert!(jwt_from_wire(empty).is_err());
     }
 
+    const ID: &str = "/spire/agent/x/1";
+
+    fn settings(server_address: &str, server_port: u16) -> UpstreamSettings {
+        UpstreamSettings {
+            trust_domain: TrustDomain::parse("example.org").unwrap(),
+            server_address: server_address.to_owned(),
+            server_port,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_a_server_says_against_a_former_svid_is_not_held_against_the_present_one() {
+        let mut server = TestServer::start();
+        let former = Arc::new(Authority::new("example.org").svid(ID));
+        let (svid, receiver) = channel::channel(Some(Arc::clone(&former)));
+        let settings = settings(&server.address.ip().to_string(), server.address.port());
+        let authorities = server.state().bundle.x509_certificates();
+        let known = BTreeMap::from([(settings.trust_domain.clone(), authorities.into())]);
+        let bundles = SharedBundles::fixed(known);
+        let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
+        let refused = upstream.post_status("1").await.unwrap_err();
+        let UpstreamError::SvidRefused { serial, .. } = &refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(*serial, Some(former.leaf().serial_hex()));
+
+        // A call that began before the renewal learns it afterwards.
+        let line = upstream.line().unwrap();
+        let present = server.state().authority.svid(ID);
+        svid.send_replace(Some(Arc::new(present)));
+        let mut client = AgentClient::new(line.channel.clone());
+        let call = client.post_status(PostStatusRequest::default());
+        let outcome = upstream.timed(&line, "post status", call).await;
+        assert!(matches!(outcome, Err(UpstreamError::Superseded)), "{outcome:?}");
+        // What is said on the former connection last is not taken for what ended the present one.
+        upstream.post_status("1").await.unwrap();
+        let unheard = client.post_status(PostStatusRequest::default()).await;
+        assert!(unheard.is_err());
+        server.stop();
+        let lost = upstream.bundle().await.unwrap_err();
+        assert!(matches!(lost, UpstreamError::Unavailable(_)), "{lost:?}");
+    }
+
     #[test]
     fn calls_that_find_a_line_useless_together_prefer_another_address_once() {
         let authority = Authority::new("example.org");
-        let svid = Arc::new(authority.svid("/spire/agent/x/1"));
+        let svid = Arc::new(authority.svid(ID));
         let (_svid, receiver) = channel::channel(Some(svid));
-        let settings = UpstreamSettings {
-            trust_domain: TrustDomain::parse("example.org").unwrap(),
-            server_address: "server.invalid".to_owned(),
-            server_port: 1,
-        };
+        let settings = settings("server.invalid", 1);
         let bundles = SharedBundles::fixed(BTreeMap::new());
         let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
         // A channel is spawned on a runtime.
