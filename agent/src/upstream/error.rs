@@ -134,10 +134,7 @@ impl UpstreamError {
     pub fn may_be_of_one_server(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::Malformed(_) => true,
-            Self::Other { code, .. } => matches!(
-                code,
-                Code::Internal | Code::Unknown | Code::DeadlineExceeded | Code::DataLoss
-            ),
+            Self::Other { code, .. } => may_be_of_one_server(*code),
             _ => false,
         }
     }
@@ -246,6 +243,14 @@ fn transport_failure(status: &Status) -> Option<UpstreamError> {
         "{}: {innermost}",
         status.message()
     ))))
+}
+
+/// The same of a code alone.
+pub(super) fn may_be_of_one_server(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Internal | Code::Unknown | Code::Unavailable | Code::DeadlineExceeded | Code::DataLoss
+    )
 }
 
 /// What a TLS failure means for the agent.
