@@ -119,6 +119,24 @@ async fn a_short_lived_agent_svid_is_renewed_and_both_keys_alternate() {
 }
 
 #[tokio::test]
+async fn pods_without_a_socket_degrade_the_agent_for_as_long_as_they_have_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = TestServer::start();
+    let agent = TestAgent::start(&server, dir.path());
+    agent.state(NodeState::is_serving).await;
+    let (told, receiver) = tokio::sync::watch::channel(None);
+    let following = tokio::spawn(agent.node.clone().follow_pods(receiver));
+    told.send_replace(Some("too many pods".to_owned()));
+    let state = agent.state(|state| !state.is_serving()).await;
+    assert_eq!(state.to_string(), "degraded: too many pods");
+    assert!(agent.node.troubles().contains(&("pods", true)));
+    told.send_replace(None);
+    agent.state(NodeState::is_serving).await;
+    drop(told);
+    assert!(following.await.unwrap().is_ok());
+}
+
+#[tokio::test]
 async fn a_reattestable_agent_attests_again_when_it_is_unknown() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start();

@@ -29,6 +29,7 @@ mod state;
 mod storage;
 mod x509pop;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -225,7 +226,7 @@ impl NodeHandle {
     }
 
     /// Every kind of trouble that degrades an agent, and whether it is there.
-    pub fn troubles(&self) -> [(&'static str, bool); 6] {
+    pub fn troubles(&self) -> [(&'static str, bool); 7] {
         let facts = self.shared.facts();
         [
             ("attestation", facts.attest_trouble.is_some()),
@@ -234,6 +235,7 @@ impl NodeHandle {
             ("renewal", facts.renewal_trouble.is_some()),
             ("server", facts.link_trouble.is_some()),
             ("disk", facts.disk_trouble.is_some()),
+            ("pods", facts.pod_trouble.is_some()),
         ]
     }
 
@@ -259,6 +261,18 @@ impl NodeHandle {
             Report::Unreachable(error) => self.shared.note_unreachable(&error),
             Report::Denied(denial) => self.shared.tell(News::Denied(denial)),
         }
+    }
+
+    /// Has the state show why pods have no socket, until nobody tells any more.
+    ///
+    /// # Errors
+    /// None; the type is what task sets expect.
+    pub async fn follow_pods(self, mut trouble: watch::Receiver<Option<String>>) -> Result<(), Infallible> {
+        while trouble.changed().await.is_ok() {
+            let pod_trouble = trouble.borrow_and_update().clone();
+            self.shared.note(|facts| facts.pod_trouble = pod_trouble);
+        }
+        Ok(())
     }
 
     /// Takes a bundle that the server sent: from now on the server and others are verified against it. Saved
