@@ -2,7 +2,6 @@
 //! without an operator wherever its attestor allows.
 #![allow(clippy::disallowed_methods, reason = "tests move what disks hold")]
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -17,8 +16,8 @@ use crate::test_server::entry;
 use crate::test_world::World;
 use crate::upstream::UpstreamError;
 
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -60,7 +59,7 @@ pub(super) fn serial(agent: &TestAgent, id: &str) -> Option<String> {
     Some(svid.svid.leaf().serial_hex())
 }
 
-fn agent_serial(agent: &TestAgent) -> Option<String> {
+pub(super) fn agent_serial(agent: &TestAgent) -> Option<String> {
     let svid = agent.node.svid().borrow().clone()?;
     Some(svid.leaf().serial_hex())
 }
@@ -92,6 +91,25 @@ fn rotate(world: &mut World, lifetime: time::Duration) -> Authority {
     std::fs::write(world.dir.path().join("bundle.pem"), bundle).unwrap();
     world.server.resume();
     former
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_lived_agent_svid_is_renewed_and_both_keys_alternate() {
+    let world = World::new();
+    world.server.state().agent_ttl = time::Duration::minutes(2);
+    let agent = settled(&world, token()).await;
+    let keys = || std::fs::read_to_string(world.dir.path().join("keys.json")).unwrap();
+    assert!(keys().contains("agent-svid-A") && !keys().contains("agent-svid-B"));
+    let mut serials = vec![agent_serial(&agent)];
+    for _ in 0..2 {
+        let is_next = || !serials.contains(&agent_serial(&agent));
+        world.pass_until("renewal", &agent, 2 * MINUTE, is_next).await;
+        serials.push(agent_serial(&agent));
+    }
+    assert_eq!(world.server.calls("renew").len(), 2);
+    assert_eq!(world.server.calls("attest").len(), 1);
+    assert!(is_serving(&agent));
+    assert!(keys().contains("agent-svid-A") && keys().contains("agent-svid-B"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,108 +358,6 @@ async fn an_agent_that_must_attest_to_renew_does_so_once() {
     world
         .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
         .await;
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_cannot_serve_is_not_held_on_to() {
-    let world = World::new();
-    let agent = settled(&world, Repeatable).await;
-    let connections = agent.node.upstream().connections();
-    world.server.state().is_sick = true;
-    world.server.end_streams();
-    let is_left = || agent.node.upstream().connections() > connections;
-    world
-        .pass_until("other connection", &agent, MINUTE, is_left)
-        .await;
-    world.server.state().is_sick = false;
-    world
-        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
-        .await;
-}
-
-/// A settled agent whose server has two addresses, and is connected to the first.
-async fn settled_beside_two(world: &World) -> (TestAgent, [SocketAddr; 2]) {
-    let addresses = [world.server.address, world.server.listen_elsewhere()];
-    world.server.put(entry("a", 1));
-    let agent = world.start(Repeatable);
-    agent.node.upstream().resolve_to(addresses.to_vec());
-    let is_settled = || serial(&agent, "a").is_some() && is_serving(&agent);
-    world.until("an SVID", &agent, is_settled).await;
-    (agent, addresses)
-}
-
-/// Lets time pass for an agent whose stream is alive, until something holds.
-async fn pass_in_touch(world: &World, limit: Duration, holds: impl Fn() -> bool) {
-    let mut passed = Duration::ZERO;
-    while passed < limit && !holds() {
-        let digest = world.server.state().digest();
-        world.server.heartbeat(digest);
-        world.pass(20 * SECOND, 5 * SECOND).await;
-        passed += 20 * SECOND;
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_signs_nothing_is_left_for_another_address() {
-    let world = World::new();
-    let (agent, [first, _second]) = settled_beside_two(&world).await;
-    let made = || agent.node.upstream().connections();
-    let connections = made();
-    world.server.state().unsigning.insert(first);
-    world.server.put(entry("b", 1));
-    pass_in_touch(&world, 20 * SECOND, || false).await;
-    assert!(world.server.calls("sign").len() > 1);
-    assert_eq!(made(), connections, "too early");
-    pass_in_touch(&world, MINUTE, || serial(&agent, "b").is_some()).await;
-    assert!(serial(&agent, "b").is_some());
-    pass_in_touch(&world, 5 * MINUTE, || false).await;
-    assert_eq!(made(), connections + 1);
-    assert!(is_serving(&agent), "{}", state(&agent));
-}
-
-#[tokio::test(start_paused = true)]
-async fn servers_of_which_none_signs_are_visited_ever_more_rarely() {
-    let world = World::new();
-    let (agent, addresses) = settled_beside_two(&world).await;
-    let connections = agent.node.upstream().connections();
-    world.server.state().unsigning.extend(addresses);
-    world.server.put(entry("b", 1));
-    pass_in_touch(&world, 16 * MINUTE, || false).await;
-    let left = agent.node.upstream().connections() - connections;
-    assert!((3..=5).contains(&left), "left {left} times");
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_signs_nothing_is_kept_when_there_is_no_other() {
-    let world = World::new();
-    let agent = settled(&world, Repeatable).await;
-    let address = world.server.address;
-    world.server.state().unsigning.insert(address);
-    world.server.put(entry("b", 1));
-    pass_in_touch(&world, 3 * MINUTE, || false).await;
-    assert_eq!(world.server.calls("watch").len(), 1);
-    world.server.state().unsigning.clear();
-    pass_in_touch(&world, MINUTE, || serial(&agent, "b").is_some()).await;
-    assert!(serial(&agent, "b").is_some());
-}
-
-#[tokio::test(start_paused = true)]
-async fn a_server_that_does_not_renew_the_agent_is_left_for_another_address() {
-    let world = World::new();
-    // Workloads' SVIDs are not due while this lasts.
-    world.server.state().svid_ttl = time::Duration::hours(10);
-    let (agent, [first, _second]) = settled_beside_two(&world).await;
-    let before = agent_serial(&agent);
-    world.server.state().unsigning.insert(first);
-    let has_tried = || !world.server.calls("renew").is_empty();
-    pass_in_touch(&world, 35 * MINUTE, has_tried).await;
-    pass_in_touch(&world, 20 * SECOND, || agent_serial(&agent) != before).await;
-    assert_ne!(agent_serial(&agent), before, "{}", state(&agent));
-    assert!(world.server.calls("renew").len() > 3);
-    world
-        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
-        .await;
-    assert_eq!(world.server.calls("attest").len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,6 +9,8 @@ mod backoff;
 mod bootstrap;
 mod bootstrapping;
 mod facts;
+#[cfg(test)]
+mod failover_tests;
 mod join_token;
 mod k8s_psat;
 #[cfg(test)]
