@@ -20,6 +20,7 @@ use crate::upstream::DenialReason;
 
 const ID: &str = "/spire/agent/join_token/token";
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A directory that can be taken away and given back; moved, because for root no mode forbids writing.
 struct Disk {
@@ -368,7 +369,6 @@ async fn an_attested_svid_outlives_an_agent_that_ends_while_it_asks_for_the_bund
 #[tokio::test(start_paused = true)]
 async fn renewals_go_on_while_the_disk_fails_and_the_last_one_is_saved() {
     let (world, disk) = (World::new(), Disk::new());
-    world.server.state().agent_ttl = time::Duration::minutes(2);
     let settings = NodeSettings {
         data_dir: disk.dir(),
         ..world.settings()
@@ -380,16 +380,17 @@ async fn renewals_go_on_while_the_disk_fails_and_the_last_one_is_saved() {
     disk.fail();
     let mut former = used();
     let first = former.clone();
-    for _ in 0..2 {
+    // Each is renewed at half of its hour, and the next one used when an eighth is left.
+    for minutes in [51, 29] {
+        world.pass(minutes * MINUTE, MINUTE).await;
         let is_next = || used() != former;
-        world.pass_until("renewal", &agent, HOUR / 20, is_next).await;
+        world.pass_until("renewal", &agent, 5 * MINUTE, is_next).await;
         former = used();
     }
     let said = || agent.node.state().borrow().to_string();
     assert!(said().contains("write keys"), "{}", said());
-    world.server.state().agent_ttl = time::Duration::hours(1);
     disk.recover();
-    world.pass_until("recovery", &agent, HOUR / 20, is_serving).await;
+    world.pass_until("recovery", &agent, 2 * MINUTE, is_serving).await;
     let saved = AgentStorage::open(&disk.dir()).unwrap().data();
     let saved = saved.svid.first().map(|leaf| leaf.serial_hex());
     assert!(saved == used() && saved != first);
