@@ -1,4 +1,4 @@
-//! What all gRPC connections of the agent have in common: their limits, and how they end.
+//! What all gRPC connections of the agent have in common: their limits, and when they end.
 
 use std::io;
 use std::pin::Pin;
@@ -6,17 +6,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use finial_identity::process::{AuthorityAdapter, Stop};
+use finial_identity::process::AuthorityAdapter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
-use tonic::transport::{Error, Server};
 
 use super::greeting::Greeting;
-use super::limits::{self, Admitted, Pace, Quiet};
+use super::limits::{Admitted, Pace, Quiet};
 
-/// How long requests may take to end after the stop signal.
-const DRAIN: Duration = Duration::from_secs(3);
 /// Timers run no longer than this.
 const LONGEST_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -51,46 +47,8 @@ impl<IO, I> Connection<IO, I> {
     }
 
     /// What requests find.
-    #[cfg(test)]
     pub(super) fn info(&self) -> &I {
         &self.info
-    }
-}
-
-/// A gRPC server within the limits.
-pub(super) fn server() -> Server {
-    Server::builder()
-        .max_concurrent_streams(limits::MAX_STREAMS_PER_CONNECTION)
-        .http2_max_header_list_size(limits::MAX_HEADER_BYTES)
-        .http2_max_pending_accept_reset_streams(Some(limits::MAX_PENDING_RESETS))
-        .initial_stream_window_size(limits::WINDOW_BYTES)
-        .initial_connection_window_size(limits::WINDOW_BYTES)
-        .max_frame_size(limits::FRAME_BYTES)
-}
-
-/// Runs a server that stops at `stop` by itself; requests have a moment to end.
-///
-/// # Errors
-/// What the server says.
-pub(super) async fn drained(
-    server: impl Future<Output = Result<(), Error>>,
-    stop: &Stop,
-) -> Result<(), Error> {
-    let overdue = async {
-        stop.stopped().await;
-        tokio::time::sleep(DRAIN).await;
-    };
-    tokio::select! {
-        outcome = server => outcome,
-        () = overdue => Ok(()),
-    }
-}
-
-impl<IO, I: Clone + Send + Sync + 'static> Connected for Connection<IO, I> {
-    type ConnectInfo = I;
-
-    fn connect_info(&self) -> I {
-        self.info.clone()
     }
 }
 

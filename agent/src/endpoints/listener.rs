@@ -3,6 +3,7 @@
 //! On every connection `:authority` is repaired, because else clients in Python, C++ and Java are refused; its [`Peer`]
 //! is kept with it, and it counts against the limits.
 
+use std::convert::Infallible;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use futures_util::stream::{self, Stream};
 use rustix::io::Errno;
 use tokio::net::{UnixListener, UnixStream};
 use tonic::service::Routes;
+use tower::Layer as _;
 
 use super::calls::CallsLayer;
-use super::connection::{self, Connection};
+use super::connection::Connection;
 use super::limits::{Admission, Admitted, LimitLayer, Who};
 use super::peer::Peer;
+use super::serving;
 use crate::workload::{Pod, ProcFs, ProcessError};
 
 /// How long to wait after the system refused to give a connection, as when no more files may be opened.
@@ -104,14 +107,14 @@ impl LocalSocket {
     /// Serves `routes` until `stop`; then requests have a moment to end, and the socket is removed.
     ///
     /// # Errors
-    /// What the server says; a connection's trouble is not the server's.
+    /// None; a connection's trouble is not the socket's.
     pub async fn serve(
         self,
         routes: Routes,
         admission: Admission,
         procfs: ProcFs,
         stop: Stop,
-    ) -> Result<(), tonic::transport::Error> {
+    ) -> Result<(), Infallible> {
         self.serve_whom(None, routes, admission, procfs, stop).await
     }
 
@@ -126,7 +129,7 @@ impl LocalSocket {
         admission: Admission,
         procfs: ProcFs,
         stop: Stop,
-    ) -> Result<(), tonic::transport::Error> {
+    ) -> Result<(), Infallible> {
         self.serve_whom(Some(pod), routes, admission, procfs, stop).await
     }
 
@@ -137,18 +140,12 @@ impl LocalSocket {
         admission: Admission,
         procfs: ProcFs,
         stop: Stop,
-    ) -> Result<(), tonic::transport::Error> {
+    ) -> Result<(), Infallible> {
         let Self { listener, guard } = self;
         let shown = guard.path().display().to_string();
-        let server = connection::server()
-            .layer(CallsLayer)
-            .layer(LimitLayer)
-            .add_routes(routes)
-            .serve_with_incoming_shutdown(
-                connections(listener, shown, pod, admission, procfs),
-                stop.clone().stopped_owned(),
-            );
-        let outcome = connection::drained(server, &stop).await;
+        let service = CallsLayer.layer(LimitLayer.layer(routes.prepare()));
+        let connections = connections(listener, shown, pod, admission, procfs);
+        let outcome = serving::serve(connections, service, &stop).await;
         drop(guard);
         outcome
     }
@@ -175,7 +172,7 @@ fn connections(
     pod: Option<Arc<Pod>>,
     admission: Admission,
     procfs: ProcFs,
-) -> impl Stream<Item = Result<Connection<UnixStream, Caller>, io::Error>> {
+) -> impl Stream<Item = Connection<UnixStream, Caller>> {
     let state = Accept {
         listener,
         socket,
@@ -186,7 +183,7 @@ fn connections(
     };
     stream::unfold(state, |mut state| async move {
         let connection = state.next().await;
-        Some((Ok(connection), state))
+        Some((connection, state))
     })
 }
 

@@ -1,7 +1,7 @@
 //! The sockets that workloads and operators use.
 //!
-//! A connection passes `listener` (limits), has its `:authority` repaired and its `greeting` put together, gets its `peer` (a process held by a
-//! descriptor) and reaches the Workload API, Envoy's secret discovery, health checks or reflection; on the `admin`
+//! A connection passes `listener` (limits), has its `:authority` repaired and its `greeting` put together, gets its `peer`
+//! (a process held by a descriptor), and its requests reach by `serving` the Workload API, Envoy's secret discovery, health checks or reflection; on the `admin`
 //! socket, which is for operators, the `delegated` identity API, the log level and the state of the agent. Calls that
 //! depend on the caller use a `session`. `pods` opens sockets in the folders of the CSI driver, whose callers are pods.
 //! `broker` has separate listeners, whose callers authenticate with an X509-SVID. `client` is the client side.
@@ -24,6 +24,7 @@ pub mod peer;
 pub mod pod_sockets;
 pub mod routes;
 pub mod sds;
+mod serving;
 pub mod session;
 pub mod workload_api;
 

@@ -3,6 +3,7 @@
 //! The agent uses its own SVID, and verifies brokers with its bundles, both as they are at the time of the
 //! handshake. A connection lasts no longer than the certificate that it was opened with.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -24,6 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::either::Either;
 use tonic::service::Routes;
+use tower::Layer as _;
 
 use super::allowed::AllowedBrokers;
 use super::caller::{BrokerCaller, Transport, Trust};
@@ -31,10 +33,11 @@ use super::gate::GateLayer;
 use super::{BrokerApi, Shared};
 use crate::config::{AllowedBroker, BindAddress, BrokerSettings};
 use crate::endpoints::calls::CallsLayer;
-use crate::endpoints::connection::{self, Connection};
+use crate::endpoints::connection::Connection;
 use crate::endpoints::limits::{Admission, LimitLayer, SocketShare, Who};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
+use crate::endpoints::serving;
 use crate::endpoints::session::Sessions;
 use crate::workload::ProcFs;
 
@@ -99,10 +102,7 @@ type Socket = Either<UnixStream, TcpStream>;
 type Brokered = Connection<TlsStream<Socket>, BrokerCaller>;
 
 /// A task that serves one listener, under its name.
-pub type Serving = (
-    &'static str,
-    BoxFuture<'static, Result<(), tonic::transport::Error>>,
-);
+pub type Serving = (&'static str, BoxFuture<'static, Result<(), Infallible>>);
 
 impl BrokerEndpoint {
     /// Opens what is configured. The Unix socket stands apart from the `public` one, which must be open; it is for the
@@ -309,24 +309,14 @@ impl HandshakeError {
     }
 }
 
-async fn serve(
-    listener: Listener,
-    host: Arc<Host>,
-    routes: Routes,
-    stop: Stop,
-) -> Result<(), tonic::transport::Error> {
+async fn serve(listener: Listener, host: Arc<Host>, routes: Routes, stop: Stop) -> Result<(), Infallible> {
     let trust = host.api.shared.trust.clone();
-    let server = connection::server()
-        .layer(CallsLayer)
-        .layer(LimitLayer)
-        .layer(GateLayer { trust })
-        .add_routes(routes)
-        .serve_with_incoming_shutdown(connections(listener, host), stop.clone().stopped_owned());
-    connection::drained(server, &stop).await
+    let service = CallsLayer.layer(LimitLayer.layer(GateLayer { trust }.layer(routes.prepare())));
+    serving::serve(connections(listener, host), service, &stop).await
 }
 
 /// The connections of a listener once their handshakes are done, without end and without errors.
-fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result<Brokered, io::Error>> {
+fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Brokered> {
     let state = Accept {
         listener,
         host,
@@ -335,7 +325,7 @@ fn connections(listener: Listener, host: Arc<Host>) -> impl Stream<Item = Result
     };
     stream::unfold(state, |mut state| async move {
         let connection = state.next().await;
-        Some((Ok(connection), state))
+        Some((connection, state))
     })
 }
 

@@ -13,8 +13,8 @@ use tonic::body::Body;
 use tower::Layer;
 use tower_service::Service;
 
-use super::AdmittedCall;
 use super::body::RequestBody;
+use super::{AdmittedCall, patience};
 use crate::endpoints::broker::BrokerCaller;
 use crate::endpoints::listener::Caller;
 
@@ -56,10 +56,20 @@ where
         };
         let (parts, body) = request.into_parts();
         let body = RequestBody::new(body, Arc::clone(&call), parts.uri.path());
+        let patience = patience(&parts.headers);
         let request = http::Request::from_parts(parts, Body::new(body));
         let answer = self.inner.call(request);
         Box::pin(async move {
-            let (parts, body) = answer.await?.into_parts();
+            let answer = match patience {
+                None => answer.await,
+                // Its client gives up by then, but may not say so.
+                Some(patience) => Box::pin(tokio::time::timeout(patience, answer))
+                    .await
+                    .unwrap_or_else(
+                        |_elapsed| Ok(Status::deadline_exceeded("deadline exceeded").into_http()),
+                    ),
+            };
+            let (parts, body) = answer?.into_parts();
             let body = Body::new(CountedBody { body, _call: call });
             Ok(http::Response::from_parts(parts, body))
         })
@@ -107,5 +117,35 @@ impl HttpBody for CountedBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::{Duration, Instant};
+    use tonic::Code;
+
+    use super::*;
+    use crate::endpoints::limits::Admission;
+    use crate::endpoints::peer::Peer;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_call_is_over_when_its_client_no_longer_waits() {
+        let admission = Admission::new(8);
+        let admitted = Arc::new(admission.admit(0).unwrap());
+        let caller = Caller {
+            peer: Peer::hidden(),
+            admitted: Arc::clone(&admitted),
+        };
+        let request = http::Request::builder().header("grpc-timeout", "1500m");
+        let request = request.extension(caller).body(Body::empty()).unwrap();
+        let never = tower::service_fn(|_request| std::future::pending());
+        let begun = Instant::now();
+        let answer = LimitLayer.layer(never).call(request).await.unwrap();
+        assert_eq!(begun.elapsed(), Duration::from_millis(1500));
+        let status = Status::from_header_map(answer.headers()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+        drop(answer);
+        assert!(admitted.is_idle(), "its place is given back");
     }
 }

@@ -3,7 +3,8 @@
 //! All limits are applied before a caller's process is inspected: for the uid that the kernel recorded for the socket
 //! and, for a process in another pid namespace than the agent's, for that namespace; with `WorkloadAttestor "k8s"`, for
 //! the pod alone (`who`). `layer` checks each call, `quiet` closes idle connections, `body` counts the bytes of
-//! requests and ends those that stay incomplete, `pace` reads from a connection no faster than its calls can be checked, `signing` limits how much is signed for one caller.
+//! requests and ends those that stay incomplete, `pace` reads from a connection no faster than its calls can be checked, `patience` is how long a caller itself will
+//! wait, `signing` limits how much is signed for one caller.
 //!
 //! No caller is refused for calling often, unless the operator configures that: cached answers cost little. From a
 //! caller that calls faster than this agent can answer, requests are read later.
@@ -12,6 +13,7 @@ mod body;
 mod layer;
 mod memory;
 mod pace;
+mod patience;
 mod quiet;
 mod rates;
 mod signing;
@@ -27,6 +29,7 @@ use tokio::time::Instant;
 pub use self::layer::LimitLayer;
 pub use self::memory::trim_after_crowds;
 pub use self::pace::Pace;
+pub(in crate::endpoints) use self::patience::patience;
 pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::signing::Signing;

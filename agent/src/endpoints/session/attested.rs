@@ -11,13 +11,12 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 use super::attestation::{attest, describe};
-use super::patience::deadline;
 use super::refusals::{Refused, refuse_unknown};
 use super::statuses::{denied, ending, stopping};
 use super::view::{Selectors, View};
 use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
 use crate::endpoints::jwt_svids::signing_turns;
-use crate::endpoints::limits::Admitted;
+use crate::endpoints::limits::{Admitted, patience};
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
 use crate::svids::{CachedEntry, Snapshot, Subscription};
@@ -133,7 +132,7 @@ impl Session {
             subscription,
             opened: Instant::now(),
             attested: Instant::now(),
-            patience: deadline(metadata),
+            patience: patience(metadata.as_ref()),
             incomplete_since: None,
             signing_trouble: None,
             answered: false,

@@ -7,7 +7,6 @@
 mod attestation;
 mod attested;
 mod logged;
-mod patience;
 mod refusals;
 mod statuses;
 mod view;
