@@ -21,6 +21,8 @@ pub mod workload;
 #[cfg(test)]
 mod test_agent;
 #[cfg(test)]
+mod test_http;
+#[cfg(test)]
 mod test_pki;
 #[cfg(test)]
 mod test_server;

@@ -33,7 +33,7 @@ use crate::endpoints::health::Probe;
 use crate::endpoints::http::{HttpError, HttpListeners, Watched};
 use crate::endpoints::limits::{Admission, SocketShare, trim_after_crowds};
 use crate::endpoints::listener::{LocalSocket, PrivateSocketError};
-use crate::endpoints::pod_sockets::{PodSocketParts, PodSockets, PodSocketsError};
+use crate::endpoints::pod_sockets::{PodSocketParts, PodSockets, PodSocketsError, pods_for_open_files};
 use crate::endpoints::routes::{LocalRoutes, RoutesError};
 use crate::endpoints::sds::Sds;
 use crate::endpoints::session::{CallerPolicy, LoggedSelectors, Refusals, SessionParts, Sessions, SyncMode};
@@ -117,7 +117,7 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     labels::set(&config);
     let (node, lost) = node::open(&config, &clock, &jitter)?;
     let handle = node.handle();
-    let (state, own_svid) = (handle.state(), handle.svid());
+    let (state, own_svid, degrading) = (handle.state(), handle.svid(), handle.clone());
     let own_bundle = handle.bundle_source();
 
     let svids = caches::open(&config, &handle, &clock, &jitter);
@@ -182,6 +182,10 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
     tasks.spawn("node", node.run(stop.clone()));
     tasks.spawn("svids", synchronizer.run(stop.clone()));
     let mut files = limits::open_files();
+    let most_pods = pods_for_open_files(files);
+    if config.csi().is_some_and(|csi| csi.per_pod) {
+        files = files.saturating_sub(most_pods.try_into().unwrap_or(u64::MAX));
+    }
     let mut take_share = || {
         let share = SocketShare::of_open_files(files);
         files = files.saturating_sub(share.files());
@@ -226,7 +230,11 @@ pub async fn build(config: Config, clock: Clock, log: LogControl) -> Result<Boun
         .limited_to(config.rate_limits())
         .telling_pods(config.workload_attestors().k8s.is_some());
     if let Some(pod_sockets) = pod_sockets {
+        let (too_many, told) = watch::channel(None);
+        tasks.spawn("pods", degrading.follow_pods(told));
         let parts = PodSocketParts {
+            most: most_pods,
+            too_many,
             routes: routes.clone(),
             admission: admission.clone(),
             procfs: ProcFs::default(),

@@ -275,11 +275,11 @@ mod tests {
 
     use finial_identity::process::http_listener::HttpListener;
     use futures_util::future::join_all;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::net::{TcpListener, UnixListener, UnixStream};
 
     use super::*;
     use crate::endpoints::testing::World;
+    use crate::test_http;
 
     fn finding(state: NodeState, answer: Result<(), Trouble>) -> (bool, bool) {
         let finding = Finding {
@@ -393,14 +393,7 @@ mod tests {
         let mut tasks = finial_identity::process::TaskSet::new();
         let stop = tasks.stop_signal();
         tasks.spawn("health", HttpListener::new(listener, routes).run(stop));
-        let ask = |path: &'static str| async move {
-            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        };
+        let ask = |path| test_http::get(address, path);
         let answer = ask("/ready").await;
         assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
         assert!(answer.contains("content-type: application/json"), "{answer}");

@@ -29,6 +29,7 @@ use super::workload_api::WorkloadApi;
 use crate::config::SdsSettings;
 use crate::node::{Jitter, NodeState};
 use crate::socket_tree::PodRecord;
+use crate::svids::tests::unissued;
 use crate::svids::tokens::{JwtCache, JwtCacheSettings, JwtSource};
 use crate::svids::{CachedEntry, IssuedSvid, SignedJwt, Snapshot, SvidCache, WitCache, WitSigner, WitSource};
 use crate::test_pki::Authority;
@@ -345,20 +346,7 @@ impl World {
 
     /// An entry that has no SVID yet. Its SPIFFE ID ends in its id.
     pub(crate) fn unissued(&self, id: &str) -> CachedEntry {
-        CachedEntry {
-            entry_id: id.to_owned(),
-            spiffe_id: SpiffeId::parse(&format!("spiffe://{TRUST_DOMAIN}/{id}")).unwrap(),
-            selectors: vec![Selector::parse("unix:uid:1000").unwrap()],
-            hint: String::new(),
-            created_at: 1,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
-            store_svid: false,
-            jwt_svid_include_jti: false,
-            svid: None,
-            signing_failed: false,
-        }
+        unissued(id, vec![Selector::parse("unix:uid:1000").unwrap()])
     }
 
     pub(crate) fn issue(&self, id: &str) -> Arc<IssuedSvid> {

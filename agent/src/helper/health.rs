@@ -152,10 +152,10 @@ fn answer(statuses: &Statuses, is_good: bool) -> Response {
 #[cfg(test)]
 mod tests {
     use finial_identity::process::TaskSet;
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::super::testing::config;
     use super::*;
+    use crate::test_http;
 
     fn both() -> Statuses {
         Statuses::new(&config(
@@ -190,14 +190,7 @@ mod tests {
         let mut tasks = TaskSet::new();
         let stop = tasks.stop_signal();
         tasks.spawn("health", serve(listener, checks, statuses, stop));
-        let ask = |path: &'static str| async move {
-            let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
-            let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
-            stream.write_all(request.as_bytes()).await.unwrap();
-            let mut answer = String::new();
-            stream.read_to_string(&mut answer).await.unwrap();
-            answer
-        };
+        let ask = |path| test_http::get(address, path);
         let live = ask("/l").await;
         assert!(live.starts_with("HTTP/1.1 200 OK"), "{live}");
         assert!(live.contains("content-type: application/json"), "{live}");

@@ -21,6 +21,8 @@ pub(super) struct StateFacts {
     pub(super) link_trouble: Option<String>,
     /// What is not on disk, and why.
     pub(super) disk_trouble: Option<DiskTrouble>,
+    /// Why pods have no socket.
+    pub(super) pod_trouble: Option<String>,
 }
 
 /// A server whose certificate is not trusted.
@@ -58,11 +60,12 @@ impl StateFacts {
             .or(evicted)
             .or_else(|| self.renewal_trouble.clone())
             .or_else(|| self.link_trouble.clone());
-        if trouble.is_none() && disk.is_none() {
+        let pods = self.pod_trouble.clone();
+        if trouble.is_none() && disk.is_none() && pods.is_none() {
             return NodeState::Serving;
         }
         // A disk is not repaired by what repairs the link, and the other way round.
-        degraded([trouble, disk, None])
+        degraded([trouble, disk, pods])
     }
 
     /// Notes one more time that the server's authority is unknown, with what helps unless more is known already.
@@ -142,6 +145,9 @@ mod tests {
         facts.link_trouble = Some("unreachable".to_owned());
         facts.evicted = Some("evicted".to_owned());
         assert_eq!(facts.state(), NodeState::Degraded("evicted".to_owned()));
+        facts.pod_trouble = Some("too many pods".to_owned());
+        let expected = "evicted; too many pods";
+        assert_eq!(facts.state(), NodeState::Degraded(expected.to_owned()));
         facts.banned = true;
         assert_eq!(facts.state(), NodeState::Banned);
     }

@@ -8,15 +8,16 @@ use async_trait::async_trait;
 use finial_identity::spiffe_id::SpiffeId;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
 
-use super::{AttestorError, JoinTokenAttestor, NodeAttestor, NodeSettings, NodeState};
+use super::{AttestorError, JoinTokenAttestor, NodeAttestor, NodeSettings, NodeState, Report};
 use crate::config::{Rebootstrap, RebootstrapMode};
 use crate::test_agent::TestAgent;
 use crate::test_pki::Authority;
 use crate::test_server::entry;
 use crate::test_world::World;
+use crate::upstream::UpstreamError;
 
-const SECOND: Duration = Duration::from_secs(1);
-const MINUTE: Duration = Duration::from_secs(60);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
+pub(super) const MINUTE: Duration = Duration::from_secs(60);
 const HOUR: Duration = Duration::from_secs(3600);
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -58,7 +59,7 @@ pub(super) fn serial(agent: &TestAgent, id: &str) -> Option<String> {
     Some(svid.svid.leaf().serial_hex())
 }
 
-fn agent_serial(agent: &TestAgent) -> Option<String> {
+pub(super) fn agent_serial(agent: &TestAgent) -> Option<String> {
     let svid = agent.node.svid().borrow().clone()?;
     Some(svid.leaf().serial_hex())
 }
@@ -90,6 +91,26 @@ fn rotate(world: &mut World, lifetime: time::Duration) -> Authority {
     std::fs::write(world.dir.path().join("bundle.pem"), bundle).unwrap();
     world.server.resume();
     former
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_svid_is_renewed_at_half_of_its_life_and_both_keys_alternate() {
+    let world = World::new();
+    let agent = settled(&world, token()).await;
+    let keys = || std::fs::read_to_string(world.dir.path().join("keys.json")).unwrap();
+    assert!(keys().contains("agent-svid-A") && !keys().contains("agent-svid-B"));
+    let mut serials = vec![agent_serial(&agent)];
+    for _ in 0..2 {
+        world.pass(28 * MINUTE, MINUTE).await;
+        let is_next = || !serials.contains(&agent_serial(&agent));
+        assert!(!is_next(), "too early");
+        world.pass_until("renewal", &agent, 4 * MINUTE, is_next).await;
+        serials.push(agent_serial(&agent));
+    }
+    assert_eq!(world.server.calls("renew").len(), 2);
+    assert_eq!(world.server.calls("attest").len(), 1);
+    assert!(is_serving(&agent));
+    assert!(keys().contains("agent-svid-A") && keys().contains("agent-svid-B"));
 }
 
 #[tokio::test(start_paused = true)]
@@ -341,23 +362,6 @@ async fn an_agent_that_must_attest_to_renew_does_so_once() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_cannot_serve_is_not_held_on_to() {
-    let world = World::new();
-    let agent = settled(&world, Repeatable).await;
-    let connections = agent.node.upstream().connections();
-    world.server.state().is_sick = true;
-    world.server.end_streams();
-    let is_left = || agent.node.upstream().connections() > connections;
-    world
-        .pass_until("other connection", &agent, MINUTE, is_left)
-        .await;
-    world.server.state().is_sick = false;
-    world
-        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
-        .await;
-}
-
-#[tokio::test(start_paused = true)]
 async fn a_clock_that_is_ahead_by_most_of_a_life_causes_no_storm() {
     let world = World::new();
     let agent = settled(&world, Repeatable).await;
@@ -412,6 +416,23 @@ async fn an_svid_that_the_server_refuses_while_connecting_gives_way_to_the_one_h
     let reached = || agent.node.own_bundle().x509_authorities.len() == 1;
     world.pass_until("server", &agent, MINUTE, reached).await;
     assert_eq!(world.server.calls("attest").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_svid_does_not_give_way_for_what_was_said_against_its_predecessor() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let refused = |serial| {
+        let why = "certificate revoked".to_owned();
+        Report::Unreachable(UpstreamError::SvidRefused { why, serial })
+    };
+    let attempts = || world.server.calls("attest").len();
+    agent.node.report(refused(Some("0badc0de".to_owned())));
+    world.pass(MINUTE, 5 * SECOND).await;
+    assert_eq!(attempts(), 1);
+    agent.node.report(refused(agent_serial(&agent)));
+    let attested = || attempts() == 2;
+    world.pass_until("attestation", &agent, MINUTE, attested).await;
 }
 
 #[tokio::test(start_paused = true)]

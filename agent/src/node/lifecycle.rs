@@ -198,8 +198,10 @@ impl Node {
                 Wake::News(News::Denied(denial)) if self.is_present(&denial) => {
                     self.denied(denial.reason).await?;
                 }
-                Wake::News(News::Denied(_former)) => {}
-                Wake::News(News::Refused(why)) => self.refused(why).await?,
+                Wake::News(News::Refused { why, serial }) if self.uses(serial.as_deref()) => {
+                    self.refused(why).await?;
+                }
+                Wake::News(News::Denied(_) | News::Refused { .. }) => {}
                 Wake::News(News::Distrusted) => self.distrusted().await?,
                 Wake::BundleChanged => self.bundle_changed().await,
             }
@@ -294,7 +296,7 @@ impl Node {
                 return self.denied(reason).await;
             }
             match cause {
-                UpstreamError::SvidRefused(_) if self.may_attest() => {
+                UpstreamError::SvidRefused { .. } if self.may_attest() => {
                     return self.attest_after_denial(cause.to_string()).await;
                 }
                 UpstreamError::UnknownAuthority(why) => self.shared().note_distrust(why),
@@ -313,8 +315,13 @@ impl Node {
     /// Whether it is about the SVID in use. A server that has issued another no longer accepts the former one, and ends
     /// its streams with a denial before the other is here. A ban is about the agent.
     pub(super) fn is_present(&self, denial: &Denial) -> bool {
+        denial.reason == DenialReason::AgentBanned || self.uses(denial.serial.as_deref())
+    }
+
+    /// Whether an SVID with this serial number is in use, as far as it is known.
+    fn uses(&self, serial: Option<&str>) -> bool {
         let used = self.svid().map(|svid| svid.leaf().serial_hex());
-        denial.reason == DenialReason::AgentBanned || denial.serial.is_none() || denial.serial == used
+        serial.is_none() || serial == used.as_deref()
     }
 
     pub(super) async fn denied(&mut self, reason: DenialReason) -> Result<(), NodeError> {

@@ -16,7 +16,7 @@ use crate::test_pki::Authority;
 use crate::test_server::TestServer;
 use finial_identity::process::{Clock, Stop};
 
-pub(super) async fn agent_serial(agent: &TestAgent, other_than: Option<&str>) -> String {
+async fn agent_serial(agent: &TestAgent, other_than: Option<&str>) -> String {
     let mut svid = agent.node.svid();
     let wanted = svid.wait_for(|svid| {
         let serial = svid.as_ref().map(|svid| svid.leaf().serial_hex());
@@ -102,20 +102,21 @@ async fn a_wrong_bundle_is_named_and_tried_again_when_it_was_corrected() {
 }
 
 #[tokio::test]
-async fn a_short_lived_agent_svid_is_renewed_and_both_keys_alternate() {
+async fn pods_without_a_socket_degrade_the_agent_for_as_long_as_they_have_none() {
     let dir = tempfile::tempdir().unwrap();
     let server = TestServer::start();
-    server.state().agent_ttl = time::Duration::seconds(3);
     let agent = TestAgent::start(&server, dir.path());
-    let first = agent_serial(&agent, None).await;
-    let second = agent_serial(&agent, Some(&first)).await;
-    let third = agent_serial(&agent, Some(&second)).await;
-    assert!(first != third);
-    assert!((2..=3).contains(&server.calls("renew").len()));
-    assert_eq!(server.calls("attest").len(), 1);
     agent.state(NodeState::is_serving).await;
-    let keys = std::fs::read_to_string(dir.path().join("keys.json")).unwrap();
-    assert!(keys.contains("agent-svid-A") && keys.contains("agent-svid-B"));
+    let (told, receiver) = tokio::sync::watch::channel(None);
+    let following = tokio::spawn(agent.node.clone().follow_pods(receiver));
+    told.send_replace(Some("too many pods".to_owned()));
+    let state = agent.state(|state| !state.is_serving()).await;
+    assert_eq!(state.to_string(), "degraded: too many pods");
+    assert!(agent.node.troubles().contains(&("pods", true)));
+    told.send_replace(None);
+    agent.state(NodeState::is_serving).await;
+    drop(told);
+    assert!(following.await.unwrap().is_ok());
 }
 
 #[tokio::test]

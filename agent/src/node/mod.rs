@@ -9,6 +9,8 @@ mod backoff;
 mod bootstrap;
 mod bootstrapping;
 mod facts;
+#[cfg(test)]
+mod failover_tests;
 mod join_token;
 mod k8s_psat;
 #[cfg(test)]
@@ -29,6 +31,7 @@ mod state;
 mod storage;
 mod x509pop;
 
+use std::convert::Infallible;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -171,8 +174,12 @@ struct Shared {
 enum News {
     /// The server denied this agent.
     Denied(Denial),
-    /// The server refused the SVID in use while connecting.
-    Refused(String),
+    /// The server refused an SVID of this agent while connecting.
+    Refused {
+        why: String,
+        /// The serial number of that SVID.
+        serial: Option<String>,
+    },
     /// The server's authority is unknown.
     Distrusted,
 }
@@ -221,7 +228,7 @@ impl NodeHandle {
     }
 
     /// Every kind of trouble that degrades an agent, and whether it is there.
-    pub fn troubles(&self) -> [(&'static str, bool); 6] {
+    pub fn troubles(&self) -> [(&'static str, bool); 7] {
         let facts = self.shared.facts();
         [
             ("attestation", facts.attest_trouble.is_some()),
@@ -230,6 +237,7 @@ impl NodeHandle {
             ("renewal", facts.renewal_trouble.is_some()),
             ("server", facts.link_trouble.is_some()),
             ("disk", facts.disk_trouble.is_some()),
+            ("pods", facts.pod_trouble.is_some()),
         ]
     }
 
@@ -255,6 +263,18 @@ impl NodeHandle {
             Report::Unreachable(error) => self.shared.note_unreachable(&error),
             Report::Denied(denial) => self.shared.tell(News::Denied(denial)),
         }
+    }
+
+    /// Has the state show why pods have no socket, until nobody tells any more.
+    ///
+    /// # Errors
+    /// None; the type is what task sets expect.
+    pub async fn follow_pods(self, mut trouble: watch::Receiver<Option<String>>) -> Result<(), Infallible> {
+        while trouble.changed().await.is_ok() {
+            let pod_trouble = trouble.borrow_and_update().clone();
+            self.shared.note(|facts| facts.pod_trouble = pod_trouble);
+        }
+        Ok(())
     }
 
     /// Takes a bundle that the server sent: from now on the server and others are verified against it. Saved
@@ -292,7 +312,10 @@ impl Shared {
                 self.note_distrust(why);
                 self.tell(News::Distrusted);
             }
-            UpstreamError::SvidRefused(why) => self.tell(News::Refused(why.clone())),
+            UpstreamError::SvidRefused { why, serial } => self.tell(News::Refused {
+                why: why.clone(),
+                serial: serial.clone(),
+            }),
             _ => {}
         }
         self.note(|facts| facts.link_trouble = Some(text));

@@ -11,15 +11,16 @@ use finial_identity::process::{Clock, Stop};
 use finial_identity::x509::X509Svid;
 use tempfile::TempDir;
 
-use super::lifecycle_tests::agent_serial;
 use super::saving::Use;
-use super::{AgentStorage, Denial, JoinTokenAttestor, Node, NodeState, renew};
+use super::{AgentStorage, Denial, JoinTokenAttestor, Node, NodeSettings, NodeState, renew};
 use crate::test_agent::{TestAgent, open, open_at};
 use crate::test_server::TestServer;
+use crate::test_world::World;
 use crate::upstream::DenialReason;
 
 const ID: &str = "/spire/agent/join_token/token";
 const HOUR: Duration = Duration::from_secs(3600);
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// A directory that can be taken away and given back; moved, because for root no mode forbids writing.
 struct Disk {
@@ -365,25 +366,33 @@ async fn an_attested_svid_outlives_an_agent_that_ends_while_it_asks_for_the_bund
     assert_eq!(server.calls("attest").len(), 1);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn renewals_go_on_while_the_disk_fails_and_the_last_one_is_saved() {
-    let (disk, server) = (Disk::new(), TestServer::start());
-    server.state().agent_ttl = time::Duration::seconds(3);
-    let agent = TestAgent::start(&server, &disk.dir());
-    let first = agent_serial(&agent, None).await;
-    agent.state(NodeState::is_serving).await;
+    let (world, disk) = (World::new(), Disk::new());
+    let settings = NodeSettings {
+        data_dir: disk.dir(),
+        ..world.settings()
+    };
+    let agent = world.start_as(settings, JoinTokenAttestor::new("token"));
+    let is_serving = || agent.node.state().borrow().is_serving();
+    let used = || agent.node.svid().borrow().as_deref().map(serial);
+    world.until("an SVID", &agent, is_serving).await;
     disk.fail();
-    let second = agent_serial(&agent, Some(&first)).await;
-    agent_serial(&agent, Some(&second)).await;
-    agent
-        .state(|state| state.to_string().contains("write keys"))
-        .await;
-    server.state().agent_ttl = time::Duration::hours(1);
+    let mut former = used();
+    let first = former.clone();
+    // Each is renewed at half of its hour, and the next one used when an eighth is left.
+    for minutes in [51, 29] {
+        world.pass(minutes * MINUTE, MINUTE).await;
+        let is_next = || used() != former;
+        world.pass_until("renewal", &agent, 5 * MINUTE, is_next).await;
+        former = used();
+    }
+    let said = || agent.node.state().borrow().to_string();
+    assert!(said().contains("write keys"), "{}", said());
     disk.recover();
-    agent.state(NodeState::is_serving).await;
+    world.pass_until("recovery", &agent, 2 * MINUTE, is_serving).await;
     let saved = AgentStorage::open(&disk.dir()).unwrap().data();
-    let used = agent.node.svid().borrow().clone().unwrap();
-    assert_eq!(saved.svid[0].serial_hex(), used.leaf().serial_hex());
-    assert_ne!(saved.svid[0].serial_hex(), first);
-    assert_eq!(server.calls("attest").len(), 1);
+    let saved = saved.svid.first().map(|leaf| leaf.serial_hex());
+    assert!(saved == used() && saved != first);
+    assert_eq!(world.server.calls("attest").len(), 1);
 }

@@ -26,7 +26,7 @@ mod scale_tests;
 #[cfg(test)]
 mod sync_tests;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 #[cfg(test)]
 mod visits;
 

@@ -12,29 +12,14 @@ use time::{Duration, OffsetDateTime};
 use super::cache::{CachedEntry, IssuedSvid, Snapshot};
 use super::counters::CacheCounters;
 use super::model::Model;
-use super::tests::{identity, selectors};
+use super::tests::{authorized, identity, selectors, sorted};
 use crate::test_pki::Authority;
 use crate::upstream::{AuthorizedEntry, BundleChanges};
 
 const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
 
 fn entry(id: &str, values: &[&str]) -> AuthorizedEntry {
-    let mut sorted: Vec<_> = selectors(values).into_iter().collect();
-    sorted.sort();
-    AuthorizedEntry {
-        id: id.to_owned(),
-        spiffe_id: identity(&format!("/{id}")),
-        selectors: sorted,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 1,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
+    authorized(id, sorted(values))
 }
 
 fn revised(id: &str, values: &[&str], revision_number: i64) -> AuthorizedEntry {

@@ -9,7 +9,7 @@ use finial_identity::selector::Selector;
 use time::{Duration, OffsetDateTime};
 
 use super::model::Model;
-use super::tests::identity;
+use super::tests::{authorized, identity};
 use super::tokens::{JwtCache, JwtCacheSettings, JwtSource, SignedJwt};
 use super::visits;
 use super::{IssuedSvid, Subscription, SvidCache};
@@ -42,34 +42,17 @@ fn selector(value: &str) -> Selector {
 }
 
 fn of_pod(n: usize) -> AuthorizedEntry {
-    entry(
+    authorized(
         &format!("pod-{n}"),
         vec![selector("ns:prod"), selector(&format!("pod-uid:{n}"))],
     )
 }
 
 fn of_account(n: usize) -> AuthorizedEntry {
-    entry(
+    authorized(
         &format!("sa-{n}"),
         vec![selector("ns:prod"), selector(&format!("sa:{n}"))],
     )
-}
-
-fn entry(id: &str, selectors: Vec<Selector>) -> AuthorizedEntry {
-    AuthorizedEntry {
-        id: id.to_owned(),
-        spiffe_id: identity(&format!("/{id}")),
-        selectors,
-        federates_with: Vec::new(),
-        admin: false,
-        downstream: false,
-        revision_number: 0,
-        store_svid: false,
-        hint: String::new(),
-        created_at: 1,
-        disable_x509_svid_prefetch: false,
-        jwt_svid_include_jti: false,
-    }
 }
 
 /// Facts about the process of a pod, most of which other pods have too.
@@ -172,17 +155,17 @@ fn changes(node: &mut Node, authority: &Authority) -> Vec<(Vec<usize>, usize)> {
         node.woken(|node| node.apply(vec![of_account(5)], &[])),
         node.woken(|node| {
             node.apply(
-                vec![entry("x", vec![selector("pod-uid:91"), selector("sa:9")])],
+                vec![authorized("x", vec![selector("pod-uid:91"), selector("sa:9")])],
                 &[],
             )
         }),
         node.woken(|node| {
             node.apply(
-                vec![entry("x", vec![selector("pod-uid:92"), selector("sa:9")])],
+                vec![authorized("x", vec![selector("pod-uid:92"), selector("sa:9")])],
                 &[],
             )
         }),
-        node.woken(|node| node.apply(vec![entry("y", vec![selector("pod-uid:none")])], &[])),
+        node.woken(|node| node.apply(vec![authorized("y", vec![selector("pod-uid:none")])], &[])),
         node.woken(|node| {
             drop(node.cache.subscribe(workload(33)));
             node.work();

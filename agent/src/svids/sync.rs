@@ -309,7 +309,7 @@ impl Writer {
                     }
                     self.item_failed(&wanted, &why);
                 }
-                SignOutcome::Failed(why) => self.item_failed(&wanted, &why),
+                SignOutcome::Failed { why, .. } => self.item_failed(&wanted, &why),
             }
         }
     }

@@ -8,6 +8,7 @@ use finial_identity::spiffe_id::SpiffeId;
 
 use super::cache::{CachedEntry, Snapshot};
 use super::subscriptions::News;
+use crate::upstream::AuthorizedEntry;
 
 /// `unix` selectors with these values.
 pub(super) fn selectors(values: &[&str]) -> HashSet<Selector> {
@@ -15,14 +16,24 @@ pub(super) fn selectors(values: &[&str]) -> HashSet<Selector> {
     selectors.collect()
 }
 
-/// An entry without SVID.
-pub(super) fn cached(id: &str, values: &[&str]) -> Arc<CachedEntry> {
+/// The same in order.
+pub(super) fn sorted(values: &[&str]) -> Vec<Selector> {
     let mut sorted: Vec<_> = selectors(values).into_iter().collect();
     sorted.sort();
-    Arc::new(CachedEntry {
+    sorted
+}
+
+/// An entry without SVID.
+pub(super) fn cached(id: &str, values: &[&str]) -> Arc<CachedEntry> {
+    Arc::new(unissued(id, sorted(values)))
+}
+
+/// An entry without SVID, whose SPIFFE ID ends in its id.
+pub(crate) fn unissued(id: &str, selectors: Vec<Selector>) -> CachedEntry {
+    CachedEntry {
         entry_id: id.to_owned(),
         spiffe_id: identity(&format!("/{id}")),
-        selectors: sorted,
+        selectors,
         hint: String::new(),
         created_at: 1,
         federates_with: Vec::new(),
@@ -32,7 +43,25 @@ pub(super) fn cached(id: &str, values: &[&str]) -> Arc<CachedEntry> {
         jwt_svid_include_jti: false,
         svid: None,
         signing_failed: false,
-    })
+    }
+}
+
+/// The same as the server sends it.
+pub(super) fn authorized(id: &str, selectors: Vec<Selector>) -> AuthorizedEntry {
+    AuthorizedEntry {
+        id: id.to_owned(),
+        spiffe_id: identity(&format!("/{id}")),
+        selectors,
+        federates_with: Vec::new(),
+        admin: false,
+        downstream: false,
+        revision_number: 0,
+        store_svid: false,
+        hint: String::new(),
+        created_at: 1,
+        disable_x509_svid_prefetch: false,
+        jwt_svid_include_jti: false,
+    }
 }
 
 /// The identity with this path.

@@ -71,6 +71,8 @@ pub(crate) struct State {
     pub(crate) failing: usize,
     /// Whether it has trouble that other servers do not have.
     pub(crate) is_sick: bool,
+    /// At which of its addresses nothing is signed, although all else works.
+    pub(crate) unsigning: HashSet<SocketAddr>,
     /// Whether nobody is told the bundle who asks for it.
     pub(crate) is_silent_about_bundles: bool,
     /// SVIDs of agents that have attested anew since, by serial number.
@@ -115,6 +117,7 @@ impl TestServer {
             unknown: HashMap::new(),
             failing: 0,
             is_sick: false,
+            unsigning: HashSet::new(),
             is_silent_about_bundles: false,
             superseded: HashSet::new(),
             active: HashSet::new(),
@@ -173,13 +176,25 @@ impl TestServer {
             socket.listen(64).unwrap()
         };
         self.address = listener.local_addr().unwrap();
-        runtime.spawn(serve(
-            listener,
-            Arc::clone(&self.state),
-            self.svid.subscribe(),
-            self.clock.clone(),
-        ));
+        runtime.spawn(self.serve(listener));
         self.runtime = Some(runtime);
+    }
+
+    /// Listens at another address too, until it is stopped.
+    pub(crate) fn listen_elsewhere(&self) -> SocketAddr {
+        let runtime = self.runtime.as_ref().unwrap();
+        let _inside = runtime.enter();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(64).unwrap();
+        let address = listener.local_addr().unwrap();
+        runtime.spawn(self.serve(listener));
+        address
+    }
+
+    fn serve(&self, listener: TcpListener) -> impl Future<Output = ()> + use<> {
+        let (state, svid) = (Arc::clone(&self.state), self.svid.subscribe());
+        serve(listener, state, svid, self.clock.clone())
     }
 
     /// Becomes a server with another authority, which alone is in its bundle, and gives the former one. To be called
@@ -304,11 +319,15 @@ impl State {
             return Err(Status::internal("this server is sick"));
         }
         let is_former = caller
-            .0
+            .serial
             .as_ref()
             .is_some_and(|serial| self.superseded.contains(serial));
         let reason = self.denied.or(is_former.then_some(Reason::AgentNotActive));
         reason.map_or(Ok(()), |reason| Err(denial(reason)))
+    }
+
+    fn is_signing(&self, caller: &Caller) -> bool {
+        caller.at.is_none_or(|at| !self.unsigning.contains(&at))
     }
 
     fn sign_agent(&mut self, path: &str, csr_der: &[u8]) -> types::X509svid {

@@ -6,9 +6,14 @@ use super::*;
 #[derive(Debug)]
 pub(super) struct Secured(pub(super) TlsStream<TcpStream>);
 
-/// The serial number of the SVID that a caller has shown, if it has.
+/// What is known of a caller.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Caller(pub(super) Option<String>);
+pub(super) struct Caller {
+    /// The serial number of the SVID that it has shown, if it has.
+    pub(super) serial: Option<String>,
+    /// The address that it has called.
+    pub(super) at: Option<SocketAddr>,
+}
 
 impl Caller {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
@@ -20,9 +25,12 @@ impl Connected for Secured {
     type ConnectInfo = Caller;
 
     fn connect_info(&self) -> Self::ConnectInfo {
-        let (_stream, tls) = self.0.get_ref();
+        let (stream, tls) = self.0.get_ref();
         let leaf = tls.peer_certificates().and_then(|chain| chain.first());
-        Caller(leaf.map(|leaf| Certificate::parse(leaf).unwrap().serial_hex()))
+        Caller {
+            serial: leaf.map(|leaf| Certificate::parse(leaf).unwrap().serial_hex()),
+            at: stream.local_addr().ok(),
+        }
     }
 }
 

@@ -108,6 +108,9 @@ impl agent::agent_server::Agent for Service {
         let caller = Caller::of(&request);
         let mut state = self.called("renew");
         state.deny(&caller)?;
+        if !state.is_signing(&caller) {
+            return Err(Status::internal("failed to sign X509-SVID"));
+        }
         let csr = request.into_inner().params.unwrap().csr;
         let svid = Some(state.sign_agent("/spire/agent/join_token/token", &csr));
         Ok(Response::new(agent::RenewAgentResponse { svid }))
@@ -288,6 +291,7 @@ impl svid::svid_server::Svid for Service {
             return Err(Status::internal("signing failed"));
         }
         let mut results = Vec::new();
+        let is_signing = state.is_signing(&caller);
         for param in params {
             let left = state.unknown.get_mut(&param.entry_id);
             let hidden = left.is_some_and(|left| std::mem::replace(left, left.saturating_sub(1)) > 0);
@@ -296,6 +300,7 @@ impl svid::svid_server::Svid for Service {
                 .get(&param.entry_id)
                 .and_then(|entry| entry.spiffe_id.clone());
             let (code, svid) = match path.filter(|_| !hidden) {
+                Some(_) if !is_signing => (Code::Internal, None),
                 Some(id) => {
                     let leaf = state.authority.sign_csr(&id.path, &param.csr, state.svid_ttl);
                     (Code::Ok, Some(wire_svid(&leaf)))

@@ -11,22 +11,22 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-use super::dial::Target;
+use super::dial::Contact;
 
 /// See the module's text.
 #[derive(Debug)]
 pub(super) struct Attended {
     stream: TlsStream<TcpStream>,
-    target: Target,
+    contact: Contact,
     /// Writing failed, and what the server said last has not been read yet.
     failed: Option<io::Error>,
 }
 
 impl Attended {
-    pub(super) fn new(stream: TlsStream<TcpStream>, target: Target) -> Self {
+    pub(super) fn new(stream: TlsStream<TcpStream>, contact: Contact) -> Self {
         Self {
             stream,
-            target,
+            contact,
             failed: None,
         }
     }
@@ -48,7 +48,7 @@ impl Attended {
         let read = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut scratch));
         match read {
             Poll::Pending => return Poll::Pending,
-            Poll::Ready(Err(error)) => self.target.note(&error),
+            Poll::Ready(Err(error)) => self.contact.note(&error),
             Poll::Ready(Ok(())) => {}
         }
         let broken = || io::Error::from(io::ErrorKind::BrokenPipe);
@@ -64,7 +64,7 @@ impl AsyncRead for Attended {
     ) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
         if let Poll::Ready(Err(error)) = &read {
-            self.target.note(error);
+            self.contact.note(error);
         }
         read
     }

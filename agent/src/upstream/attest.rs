@@ -17,9 +17,9 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
-use super::{
-    RPC_TIMEOUT, TracedChannel, Upstream, UpstreamError, chain_from_wire, own_bundle_from_wire, traced,
-};
+use super::dial::Contact;
+use super::signed::chain_from_wire;
+use super::{RPC_TIMEOUT, TracedChannel, Upstream, UpstreamError, own_bundle_from_wire, traced};
 
 /// How the server is recognised while the agent has no SVID.
 #[derive(Clone, Debug)]
@@ -35,6 +35,7 @@ pub enum ServerTrust {
 pub struct Session {
     upstream: Upstream,
     channel: TracedChannel,
+    contact: Contact,
     exchange: Option<Exchange>,
 }
 
@@ -74,9 +75,11 @@ impl Upstream {
             ServerTrust::Insecure => peer::insecure_server_verifier(shared.trust_domain.server_id()),
         };
         let tls = peer::client_config(verifier, None, shared.clock.clone());
+        let (channel, contact) = shared.target.channel(Arc::new(tls))?;
         Ok(Session {
             upstream: self.clone(),
-            channel: traced(shared.target.channel(Arc::new(tls))?),
+            channel: traced(channel),
+            contact,
             exchange: None,
         })
     }
@@ -168,7 +171,7 @@ impl Session {
     fn noted<T>(&self, outcome: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
         outcome.inspect_err(|error| {
             if error.may_be_of_one_server() {
-                self.upstream.shared.target.rotate();
+                self.upstream.shared.target.leave(self.contact.address());
             }
         })
     }

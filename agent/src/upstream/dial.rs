@@ -31,9 +31,25 @@ struct Inner {
     /// Which of the resolved addresses to try first; moves on when one fails, so that a server that
     /// accepts and then drops connections does not hold us.
     rotation: AtomicUsize,
+    /// The address that was left last for another. It is tried last, in whatever order names are resolved.
+    left: Mutex<Option<SocketAddr>>,
     connections: AtomicU64,
-    /// What the server said against our certificate, which with TLS 1.3 it says after the handshake.
-    refusal: Mutex<Option<UpstreamError>>,
+    /// In place of what the name resolves to.
+    #[cfg(test)]
+    resolved: std::sync::OnceLock<Vec<SocketAddr>>,
+}
+
+/// Which server a channel has reached last. Clones share it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Contact {
+    inner: Arc<Mutex<Reached>>,
+}
+
+#[derive(Debug, Default)]
+struct Reached {
+    address: Option<SocketAddr>,
+    /// What it said against our certificate, which with TLS 1.3 it says after the handshake.
+    refusal: Option<UpstreamError>,
 }
 
 /// Why no connection was made.
@@ -49,8 +65,10 @@ impl Target {
                 host,
                 port,
                 rotation: AtomicUsize::new(0),
+                left: Mutex::new(None),
                 connections: AtomicU64::new(0),
-                refusal: Mutex::new(None),
+                #[cfg(test)]
+                resolved: std::sync::OnceLock::new(),
             }),
         }
     }
@@ -60,44 +78,61 @@ impl Target {
         self.inner.connections.load(Ordering::Relaxed)
     }
 
-    /// Why the server ended the last connection, if it was for our certificate; told once.
-    pub(super) fn take_refusal(&self) -> Option<UpstreamError> {
-        self.refusal().take()
-    }
-
-    fn refusal(&self) -> MutexGuard<'_, Option<UpstreamError>> {
-        // The value is replaced whole, so a panic cannot leave it half-changed.
-        self.inner.refusal.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// How often another address was preferred.
     #[cfg(test)]
     pub(super) fn rotation(&self) -> usize {
         self.inner.rotation.load(Ordering::Relaxed)
     }
 
-    /// Starts with another address next time.
-    pub(super) fn rotate(&self) {
+    /// Resolves the name to these addresses.
+    #[cfg(test)]
+    pub(super) fn resolve_to(&self, addresses: Vec<SocketAddr>) {
+        self.inner.resolved.set(addresses).expect("once");
+    }
+
+    /// Starts with another address next time, and comes to this one last.
+    pub(super) fn leave(&self, address: Option<SocketAddr>) {
+        if address.is_some() {
+            *self.left() = address;
+        }
+        self.rotate();
+    }
+
+    /// Whether the name leads to another address as well, when one has been reached.
+    pub(super) async fn has_another(&self, than: Option<SocketAddr>) -> bool {
+        let (Some(reached), Ok(addresses)) = (than, self.resolve().await) else {
+            return false;
+        };
+        addresses.iter().any(|address| *address != reached)
+    }
+
+    fn rotate(&self) {
         self.inner.rotation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A channel that connects when it is first used and again whenever its connection ends.
+    fn left(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+        // The value is replaced whole, so a panic cannot leave it half-changed.
+        self.inner.left.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A channel that connects when it is first used and again whenever its connection ends, and whom it reaches.
     ///
     /// # Errors
     /// [`UpstreamError::Unavailable`] when host and port do not make an authority.
-    pub(super) fn channel(&self, tls: Arc<ClientConfig>) -> Result<Channel, UpstreamError> {
+    pub(super) fn channel(&self, tls: Arc<ClientConfig>) -> Result<(Channel, Contact), UpstreamError> {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.authority()))
             .map_err(|error| {
                 UpstreamError::Unavailable(format!("server address {}: {error}", self.authority()))
             })?
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW);
-        let target = self.clone();
+        let contact = Contact::default();
+        let (target, reached) = (self.clone(), contact.clone());
         let connector = tower::service_fn(move |_uri: http::Uri| {
-            let (target, tls) = (target.clone(), Arc::clone(&tls));
-            async move { target.connect(tls).await.map(TokioIo::new) }
+            let (target, tls, reached) = (target.clone(), Arc::clone(&tls), reached.clone());
+            async move { target.connect(tls, reached).await.map(TokioIo::new) }
         });
-        Ok(endpoint.connect_with_connector_lazy(connector))
+        Ok((endpoint.connect_with_connector_lazy(connector), contact))
     }
 
     /// `host:port`, with brackets around an IPv6 address.
@@ -110,19 +145,16 @@ impl Target {
         }
     }
 
-    async fn connect(&self, tls: Arc<ClientConfig>) -> Result<Attended, DialError> {
-        let addresses = self.resolve().await?;
-        let mut worst: Option<UpstreamError> = None;
+    async fn connect(&self, tls: Arc<ClientConfig>, contact: Contact) -> Result<Attended, DialError> {
         let start = self.inner.rotation.load(Ordering::Relaxed);
-        for step in 0..addresses.len() {
-            let Some(address) = addresses.get(start.wrapping_add(step) % addresses.len()) else {
-                break;
-            };
-            match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect_to(*address, &tls)).await {
+        let addresses = in_turn(self.resolve().await?, start, *self.left());
+        let mut worst: Option<UpstreamError> = None;
+        for address in addresses {
+            match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect_to(address, &tls)).await {
                 Ok(Ok(stream)) => {
                     self.inner.connections.fetch_add(1, Ordering::Relaxed);
-                    *self.refusal() = None;
-                    return Ok(Attended::new(stream, self.clone()));
+                    contact.reached(address);
+                    return Ok(Attended::new(stream, contact));
                 }
                 Ok(Err(cause)) => worst = Some(graver(worst, cause)),
                 Err(_elapsed) => {
@@ -140,6 +172,10 @@ impl Target {
     }
 
     async fn resolve(&self) -> Result<Vec<SocketAddr>, DialError> {
+        #[cfg(test)]
+        if let Some(addresses) = self.inner.resolved.get() {
+            return Ok(addresses.clone());
+        }
         let host = self.inner.host.trim_start_matches('[').trim_end_matches(']');
         let found = match tokio::time::timeout(RESOLVE_TIMEOUT, lookup_host((host, self.inner.port))).await {
             Ok(Ok(found)) => Ok(found.take(MAX_ADDRESSES).collect()),
@@ -172,12 +208,39 @@ impl Target {
     }
 }
 
-impl Target {
+impl Contact {
+    /// Whether it is the same channel's.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// The address of the last connection.
+    pub(super) fn address(&self) -> Option<SocketAddr> {
+        self.locked().address
+    }
+
+    /// Why the server ended the last connection, if it was for our certificate; told once.
+    pub(super) fn take_refusal(&self) -> Option<UpstreamError> {
+        self.locked().refusal.take()
+    }
+
+    fn reached(&self, address: SocketAddr) {
+        *self.locked() = Reached {
+            address: Some(address),
+            refusal: None,
+        };
+    }
+
     /// Notes an error of a connection that was made, if it says what the server has against our certificate.
     pub(super) fn note(&self, error: &io::Error) {
-        if let Some(refused @ UpstreamError::SvidRefused(_)) = tls_error(error).map(classify_tls) {
-            *self.refusal() = Some(refused);
+        if let Some(refused @ UpstreamError::SvidRefused { .. }) = tls_error(error).map(classify_tls) {
+            self.locked().refusal = Some(refused);
         }
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Reached> {
+        // Each field is replaced whole, so a panic cannot leave one half-changed.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -194,6 +257,15 @@ impl fmt::Display for DialError {
 }
 
 impl std::error::Error for DialError {}
+
+/// All addresses from the one whose turn it is, but last the one that was left.
+fn in_turn(mut addresses: Vec<SocketAddr>, start: usize, left: Option<SocketAddr>) -> Vec<SocketAddr> {
+    if let Some(start) = start.checked_rem(addresses.len()) {
+        addresses.rotate_left(start);
+    }
+    addresses.sort_by_key(|address| Some(*address) == left);
+    addresses
+}
 
 /// Of the failures at several addresses, one that an operator must look at wins over one that may pass.
 fn graver(held: Option<UpstreamError>, new: UpstreamError) -> UpstreamError {
@@ -237,6 +309,17 @@ mod tests {
             Target::new("spire-server".to_owned(), 81).authority(),
             "spire-server:81"
         );
+    }
+
+    #[test]
+    fn an_address_that_was_left_comes_last_in_whatever_order_the_name_resolves() {
+        let address = |port: u16| SocketAddr::from(([192, 0, 2, 1], port));
+        let (one, two, three) = (address(1), address(2), address(3));
+        assert_eq!(in_turn(vec![one, two, three], 4, None), [two, three, one]);
+        assert_eq!(in_turn(vec![one, two, three], 1, Some(one)), [two, three, one]);
+        assert_eq!(in_turn(vec![two, one, three], 1, Some(one)), [three, two, one]);
+        assert_eq!(in_turn(vec![one], 7, Some(one)), [one]);
+        assert_eq!(in_turn(vec![], 7, Some(one)), []);
     }
 
     #[test]

@@ -35,8 +35,13 @@ pub enum UpstreamError {
     #[error("server is not trusted: {0}")]
     Untrusted(String),
     /// The server refused this agent's certificate while connecting.
-    #[error("server refused the agent's certificate: {0}")]
-    SvidRefused(String),
+    #[error("server refused the agent's certificate: {why}")]
+    SvidRefused {
+        /// The alert.
+        why: String,
+        /// The serial number of that certificate, in hexadecimal, if one was shown.
+        serial: Option<String>,
+    },
     /// The call ran on a connection that an older SVID of this agent had opened; call again.
     #[error("connection belongs to an older SVID of this agent")]
     Superseded,
@@ -84,7 +89,7 @@ impl UpstreamError {
             | Self::Unavailable(_)
             | Self::UnknownAuthority(_)
             | Self::Untrusted(_)
-            | Self::SvidRefused(_) => true,
+            | Self::SvidRefused { .. } => true,
             Self::Other { code, .. } => {
                 matches!(
                     code,
@@ -114,7 +119,9 @@ impl UpstreamError {
     pub fn code(&self) -> Code {
         match self {
             Self::PermissionDenied { .. } => Code::PermissionDenied,
-            Self::UnknownAuthority(_) | Self::Untrusted(_) | Self::SvidRefused(_) => Code::Unauthenticated,
+            Self::UnknownAuthority(_) | Self::Untrusted(_) | Self::SvidRefused { .. } => {
+                Code::Unauthenticated
+            }
             Self::Superseded => Code::Aborted,
             Self::Unimplemented(_) => Code::Unimplemented,
             Self::Unavailable(_) => Code::Unavailable,
@@ -127,10 +134,7 @@ impl UpstreamError {
     pub fn may_be_of_one_server(&self) -> bool {
         match self {
             Self::Unavailable(_) | Self::Malformed(_) => true,
-            Self::Other { code, .. } => matches!(
-                code,
-                Code::Internal | Code::Unknown | Code::DeadlineExceeded | Code::DataLoss
-            ),
+            Self::Other { code, .. } => may_be_of_one_server(*code),
             _ => false,
         }
     }
@@ -145,10 +149,17 @@ impl UpstreamError {
 
     /// Notes which SVID a call was made with, where that matters.
     pub(super) fn about(mut self, svid: &X509Svid) -> Self {
-        if let Self::PermissionDenied { serial, .. } = &mut self {
+        if let Self::PermissionDenied { serial, .. } | Self::SvidRefused { serial, .. } = &mut self {
             *serial = Some(svid.leaf().serial_hex());
         }
         self
+    }
+
+    /// Whether it is about the SVID that the call was made with, so that another may be welcome. A ban is not.
+    pub(super) fn is_about_the_svid(&self) -> bool {
+        let denial = self.denial();
+        matches!(self, Self::SvidRefused { .. })
+            || denial.is_some_and(|reason| reason != DenialReason::AgentBanned)
     }
 
     pub(super) fn timed_out(what: &str) -> Self {
@@ -234,6 +245,14 @@ fn transport_failure(status: &Status) -> Option<UpstreamError> {
     ))))
 }
 
+/// The same of a code alone.
+pub(super) fn may_be_of_one_server(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Internal | Code::Unknown | Code::Unavailable | Code::DeadlineExceeded | Code::DataLoss
+    )
+}
+
 /// What a TLS failure means for the agent.
 pub(super) fn classify_tls(error: &rustls::Error) -> UpstreamError {
     match error {
@@ -263,7 +282,10 @@ pub(super) fn classify_tls(error: &rustls::Error) -> UpstreamError {
             | AlertDescription::UnknownCA
             | AlertDescription::AccessDenied
             | AlertDescription::CertificateRequired,
-        ) => UpstreamError::SvidRefused(error.to_string()),
+        ) => UpstreamError::SvidRefused {
+            why: error.to_string(),
+            serial: None,
+        },
         _ => UpstreamError::Unavailable(format!("tls: {error}")),
     }
 }
@@ -357,7 +379,10 @@ mod tests {
             assert!(matches!(classify_tls(&error), UpstreamError::Untrusted(_)));
         }
         let refused = rustls::Error::AlertReceived(AlertDescription::CertificateExpired);
-        assert!(matches!(classify_tls(&refused), UpstreamError::SvidRefused(_)));
+        assert!(matches!(
+            classify_tls(&refused),
+            UpstreamError::SvidRefused { .. }
+        ));
         let wrapped = io::Error::new(io::ErrorKind::InvalidData, untrusted);
         assert!(tls_error(&wrapped).is_some());
         assert!(matches!(

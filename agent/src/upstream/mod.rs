@@ -6,21 +6,24 @@
 
 mod attended;
 mod attest;
+mod conduct;
 mod dial;
 mod entries;
 mod error;
 mod federated;
+mod signed;
 mod watch;
 mod wit;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::peer::{self, BundleSource, PeerPolicy};
 use finial_identity::process::Clock;
-use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::traces::TraceContext;
 use finial_identity::wire;
 use finial_identity::x509::{Certificate, X509Svid};
@@ -32,17 +35,17 @@ use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use finial_proto::spire::api::server::bundle::v1::{GetBundleRequest, GetFederatedBundleRequest};
 use finial_proto::spire::api::server::svid::v1::svid_client::SvidClient;
 use finial_proto::spire::api::server::svid::v1::{
-    BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams, batch_new_x509svid_response,
+    BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams,
 };
 use finial_proto::spire::api::types;
-use time::OffsetDateTime;
 use tokio::sync::watch as channel;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tracing::Instrument;
 
-use self::dial::Target;
+use self::conduct::{Conduct, Duty};
+use self::dial::{Contact, Target};
 use self::federated::Faults;
 use crate::telemetry::{TRACE_TARGET, metrics};
 
@@ -50,6 +53,7 @@ pub use self::attest::{AttestStep, ServerTrust, Session};
 pub use self::entries::{AuthorizedEntry, EntryStamp, PolledEntries, ReceivedEntry};
 pub use self::error::{DenialReason, UpstreamError};
 pub use self::federated::FederatedBundle;
+pub use self::signed::{SignOutcome, SignRequest, SignedJwt};
 pub use self::watch::{BundleChanges, Cursor, WatchEvent, WatchStream};
 
 /// Time for one answer of the server.
@@ -75,39 +79,6 @@ pub struct Upstream {
     shared: Arc<Shared>,
 }
 
-/// One certificate to be signed.
-#[derive(Clone, Debug)]
-pub struct SignRequest {
-    /// For which entry.
-    pub entry_id: String,
-    /// PKCS#10 request; only its key counts.
-    pub csr_der: Vec<u8>,
-}
-
-/// The result of one [`SignRequest`].
-#[derive(Clone, Debug)]
-pub enum SignOutcome {
-    /// The chain, leaf first.
-    Signed(Vec<Certificate>),
-    /// The server does not know the entry, or not for this agent.
-    NotFound(String),
-    /// The server, or the parsing of its answer, failed for this entry.
-    Failed(String),
-}
-
-/// A JWT-SVID as the server signed it.
-#[derive(Clone)]
-pub struct SignedJwt {
-    /// The token, a bearer secret.
-    pub token: Arc<str>,
-    /// Whose it is.
-    pub spiffe_id: SpiffeId,
-    /// When it was signed.
-    pub issued_at: OffsetDateTime,
-    /// When it stops being valid.
-    pub expires_at: OffsetDateTime,
-}
-
 #[derive(Debug)]
 struct Shared {
     trust_domain: TrustDomain,
@@ -118,6 +89,7 @@ struct Shared {
     line: Mutex<Option<Line>>,
     /// Counts the lines that were given up while their SVID was still the present one.
     given_up: channel::Sender<u64>,
+    conduct: Conduct,
     /// Of foreign bundles.
     faults: Faults,
 }
@@ -129,13 +101,13 @@ fn traced(channel: Channel) -> TracedChannel {
     InterceptedService::new(channel, TraceContext)
 }
 
-/// A channel and the SVID it was opened with.
+/// A channel and the SVID that its connections are made with.
 #[derive(Clone, Debug)]
 struct Line {
     channel: TracedChannel,
     svid: Arc<X509Svid>,
-    /// Tells one line from the others.
-    identity: Arc<()>,
+    /// Also tells one line from the others.
+    contact: Contact,
 }
 
 impl Upstream {
@@ -156,6 +128,7 @@ impl Upstream {
                 bundles,
                 line: Mutex::new(None),
                 given_up: channel::channel(0).0,
+                conduct: Conduct::default(),
                 faults: Faults::default(),
             }),
         }
@@ -169,6 +142,12 @@ impl Upstream {
     /// How many connections were made so far: a change tells that the server at the other end may be another.
     pub fn connections(&self) -> u64 {
         self.shared.target.connections()
+    }
+
+    /// Resolves the server's name to these addresses.
+    #[cfg(test)]
+    pub(crate) fn resolve_to(&self, addresses: Vec<SocketAddr>) {
+        self.shared.target.resolve_to(addresses);
     }
 
     /// Opens a new connection for the next call, as when an authority that the server was verified with has been removed.
@@ -187,7 +166,12 @@ impl Upstream {
 
     /// Tries another of the server's addresses first when the next connection is made.
     pub fn prefer_another_address(&self) {
-        self.shared.target.rotate();
+        let held = self.locked().as_ref().and_then(|line| line.contact.address());
+        self.leave(held);
+    }
+
+    fn leave(&self, address: Option<SocketAddr>) {
+        self.shared.target.leave(address);
         self.reconnect();
     }
 
@@ -201,10 +185,13 @@ impl Upstream {
         };
         let line = self.line()?;
         let mut client = AgentClient::new(line.channel.clone());
-        let answer = self
-            .timed(&line, "renew agent", client.renew_agent(request))
-            .await?;
-        chain_from_wire(answer.svid).map_err(UpstreamError::Malformed)
+        let call = client.renew_agent(request);
+        let answer = self.timed(&line, Duty::RenewAgent.name(), call).await;
+        let chain =
+            answer.and_then(|answer| signed::chain_from_wire(answer.svid).map_err(UpstreamError::Malformed));
+        self.note_conduct(&line, Duty::RenewAgent, conduct::is_renewing(&chain))
+            .await;
+        chain
     }
 
     /// Tells the server which version this agent is (`PostStatus`).
@@ -252,14 +239,11 @@ impl Upstream {
         let line = self.line()?;
         let mut client = SvidClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
         let call = client.batch_new_x509svid(BatchNewX509svidRequest { params });
-        let answer = self.timed(&line, "sign X509-SVIDs", call).await?;
-        if answer.results.len() != expected {
-            return Err(UpstreamError::Malformed(format!(
-                "{} results for {expected} certificate requests",
-                answer.results.len()
-            )));
-        }
-        Ok(answer.results.into_iter().map(outcome).collect())
+        let answer = self.timed(&line, Duty::SignX509.name(), call).await;
+        let outcomes = answer.and_then(|answer| signed::outcomes(answer.results, expected));
+        self.note_conduct(&line, Duty::SignX509, conduct::is_signing(&outcomes))
+            .await;
+        outcomes
     }
 
     /// Has a JWT-SVID signed (`NewJWTSVID`).
@@ -279,7 +263,7 @@ impl Upstream {
         let svid = answer
             .svid
             .ok_or_else(|| UpstreamError::Malformed("JWT-SVID: none in the answer".to_owned()))?;
-        jwt_from_wire(svid)
+        signed::jwt_from_wire(svid)
     }
 
     /// The bundle of the agent's trust domain (`GetBundle`).
@@ -332,15 +316,14 @@ impl Upstream {
             PeerPolicy::ServerOf(self.shared.trust_domain.clone()),
             self.shared.clock.clone(),
         );
-        let tls = peer::client_config(
-            verifier,
-            Some(self.shared.svid.clone()),
-            self.shared.clock.clone(),
-        );
+        // Not that of the moment: what a server says against an SVID is to be about the one that it was shown.
+        let (_never_another, shown) = channel::channel(Some(Arc::clone(&svid)));
+        let tls = peer::client_config(verifier, Some(shown), self.shared.clock.clone());
+        let (channel, contact) = self.shared.target.channel(Arc::new(tls))?;
         let line = Line {
-            channel: traced(self.shared.target.channel(Arc::new(tls))?),
+            channel: traced(channel),
             svid,
-            identity: Arc::default(),
+            contact,
         };
         *held = Some(line.clone());
         Ok(line)
@@ -367,33 +350,36 @@ impl Upstream {
     }
 
     /// Prefers another address, once for all who find that a line is of no use: of two addresses, twice another would be
-    /// the same again.
-    fn give_up(&self, line: &Line) {
-        let is_same = |held: &mut Line| Arc::ptr_eq(&held.identity, &line.identity);
-        let given_up = self.locked().take_if(is_same);
+    /// the same again. Returns whether this was the first.
+    fn give_up(&self, line: &Line) -> bool {
+        let given_up = self.locked().take_if(|held| held.contact.is(&line.contact));
         if given_up.is_some() {
-            self.prefer_another_address();
+            self.leave(line.contact.address());
         }
+        given_up.is_some()
     }
 
-    /// An error, as it concerns the agent. A denial of an SVID that was renewed meanwhile is ignored.
+    /// Whether new calls go over this line.
+    fn is_held(&self, line: &Line) -> bool {
+        self.locked()
+            .as_ref()
+            .is_some_and(|held| held.contact.is(&line.contact))
+    }
+
+    /// An error, as it concerns the agent. What is said against an SVID that was renewed meanwhile is ignored.
     fn judge(&self, line: &Line, status: Status) -> UpstreamError {
-        let mut error = UpstreamError::from(status).about(&line.svid);
+        let mut error = UpstreamError::from(status);
         if matches!(error, UpstreamError::Unavailable(_))
-            && let Some(refused) = self.shared.target.take_refusal()
+            && let Some(refused) = line.contact.take_refusal()
         {
             error = refused;
         }
         let current = self.shared.svid.borrow();
         let superseded = !current.as_ref().is_some_and(|svid| Arc::ptr_eq(svid, &line.svid));
-        if superseded
-            && error
-                .denial()
-                .is_some_and(|reason| reason != DenialReason::AgentBanned)
-        {
+        if superseded && error.is_about_the_svid() {
             UpstreamError::Superseded
         } else {
-            error
+            error.about(&line.svid)
         }
     }
 
@@ -401,56 +387,6 @@ impl Upstream {
         // The slot is replaced whole, so a panic cannot leave it half-changed.
         self.shared.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-impl std::fmt::Debug for SignedJwt {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("SignedJwt")
-            .field("spiffe_id", &self.spiffe_id)
-            .field("expires_at", &self.expires_at)
-            .finish_non_exhaustive()
-    }
-}
-
-fn outcome(result: batch_new_x509svid_response::Result) -> SignOutcome {
-    let status = result.status.unwrap_or_default();
-    match Code::from_i32(status.code) {
-        Code::Ok => match chain_from_wire(result.svid) {
-            Ok(chain) => SignOutcome::Signed(chain),
-            Err(why) => SignOutcome::Failed(why),
-        },
-        Code::NotFound => SignOutcome::NotFound(error::clipped(&status.message)),
-        code => SignOutcome::Failed(format!("{code:?}: {}", error::clipped(&status.message))),
-    }
-}
-
-fn chain_from_wire(svid: Option<types::X509svid>) -> Result<Vec<Certificate>, String> {
-    let chain = svid.map(|svid| svid.cert_chain).unwrap_or_default();
-    if chain.is_empty() || chain.len() > MAX_CHAIN {
-        return Err(format!("SVID with a chain of {} certificates", chain.len()));
-    }
-    let parsed: Result<Vec<_>, _> = chain.iter().map(|der| Certificate::parse(der)).collect();
-    parsed.map_err(|error| format!("SVID with an unusable certificate: {error}"))
-}
-
-fn jwt_from_wire(svid: types::Jwtsvid) -> Result<SignedJwt, UpstreamError> {
-    let malformed = |why: &str| UpstreamError::Malformed(format!("JWT-SVID: {why}"));
-    if svid.token.is_empty() {
-        return Err(malformed("the token is empty"));
-    }
-    if svid.issued_at <= 0 || svid.expires_at <= 0 || svid.issued_at > svid.expires_at {
-        return Err(malformed("times are missing or in the wrong order"));
-    }
-    let at = |seconds| {
-        OffsetDateTime::from_unix_timestamp(seconds).map_err(|_range| malformed("time out of range"))
-    };
-    Ok(SignedJwt {
-        spiffe_id: wire::spiffe_id_from_wire(svid.id.as_ref())
-            .map_err(|error| malformed(&error.to_string()))?,
-        issued_at: at(svid.issued_at)?,
-        expires_at: at(svid.expires_at)?,
-        token: Arc::from(svid.token),
-    })
 }
 
 fn bundle_from_wire(bundle: types::Bundle) -> Result<Bundle, UpstreamError> {
@@ -474,9 +410,6 @@ fn own_bundle_from_wire(bundle: types::Bundle, trust_domain: &TrustDomain) -> Re
     Ok(bundle)
 }
 
-/// Longer chains than any upstream authority makes.
-const MAX_CHAIN: usize = 16;
-
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -485,86 +418,68 @@ mod tests {
 
     use super::*;
     use crate::test_pki::Authority;
+    use crate::test_server::TestServer;
 
-    fn jwt(issued_at: i64, expires_at: i64) -> types::Jwtsvid {
-        types::Jwtsvid {
-            token: "a.b.c".to_owned(),
-            id: Some(types::Spiffeid {
-                trust_domain: "example.org".to_owned(),
-                path: "/web".to_owned(),
-            }),
-            issued_at,
-            expires_at,
-            ..types::Jwtsvid::default()
+    const ID: &str = "/spire/agent/x/1";
+
+    fn settings(server_address: &str, server_port: u16) -> UpstreamSettings {
+        UpstreamSettings {
+            trust_domain: TrustDomain::parse("example.org").unwrap(),
+            server_address: server_address.to_owned(),
+            server_port,
         }
     }
 
-    #[test]
-    fn a_jwt_svid_without_sensible_times_is_refused() {
-        assert!(jwt_from_wire(jwt(100, 400)).is_ok());
-        for (issued_at, expires_at) in [(0, 400), (100, 0), (400, 100), (100, i64::MAX)] {
-            assert!(jwt_from_wire(jwt(issued_at, expires_at)).is_err());
-        }
-        let mut empty = jwt(100, 400);
-        empty.token.clear();
-        assert!(jwt_from_wire(empty).is_err());
+    #[tokio::test]
+    async fn what_a_server_says_against_a_former_svid_is_not_held_against_the_present_one() {
+        let mut server = TestServer::start();
+        let former = Arc::new(Authority::new("example.org").svid(ID));
+        let (svid, receiver) = channel::channel(Some(Arc::clone(&former)));
+        let settings = settings(&server.address.ip().to_string(), server.address.port());
+        let authorities = server.state().bundle.x509_certificates();
+        let known = BTreeMap::from([(settings.trust_domain.clone(), authorities.into())]);
+        let bundles = SharedBundles::fixed(known);
+        let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
+        let refused = upstream.post_status("1").await.unwrap_err();
+        let UpstreamError::SvidRefused { serial, .. } = &refused else {
+            panic!("{refused:?}");
+        };
+        assert_eq!(*serial, Some(former.leaf().serial_hex()));
+
+        // A call that began before the renewal learns it afterwards.
+        let line = upstream.line().unwrap();
+        let present = server.state().authority.svid(ID);
+        svid.send_replace(Some(Arc::new(present)));
+        let mut client = AgentClient::new(line.channel.clone());
+        let call = client.post_status(PostStatusRequest::default());
+        let outcome = upstream.timed(&line, "post status", call).await;
+        assert!(matches!(outcome, Err(UpstreamError::Superseded)), "{outcome:?}");
+        // What is said on the former connection last is not taken for what ended the present one.
+        upstream.post_status("1").await.unwrap();
+        let unheard = client.post_status(PostStatusRequest::default()).await;
+        assert!(unheard.is_err());
+        server.stop();
+        let lost = upstream.bundle().await.unwrap_err();
+        assert!(matches!(lost, UpstreamError::Unavailable(_)), "{lost:?}");
     }
 
     #[test]
     fn calls_that_find_a_line_useless_together_prefer_another_address_once() {
         let authority = Authority::new("example.org");
-        let svid = Arc::new(authority.svid("/spire/agent/x/1"));
+        let svid = Arc::new(authority.svid(ID));
         let (_svid, receiver) = channel::channel(Some(svid));
-        let settings = UpstreamSettings {
-            trust_domain: TrustDomain::parse("example.org").unwrap(),
-            server_address: "server.invalid".to_owned(),
-            server_port: 1,
-        };
+        let settings = settings("server.invalid", 1);
         let bundles = SharedBundles::fixed(BTreeMap::new());
         let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
         // A channel is spawned on a runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let _inside = runtime.enter();
         let line = upstream.line().unwrap();
-        upstream.give_up(&line);
-        upstream.give_up(&line);
+        assert!(upstream.give_up(&line));
+        assert!(!upstream.give_up(&line));
         assert_eq!(upstream.shared.target.rotation(), 1);
         let next = upstream.line().unwrap();
-        upstream.give_up(&line);
-        assert!(Arc::ptr_eq(&upstream.line().unwrap().identity, &next.identity));
-    }
-
-    #[test]
-    fn a_token_is_not_shown_by_debug() {
-        let text = format!("{:?}", jwt_from_wire(jwt(100, 400)).unwrap());
-        assert!(text.contains("/web") && !text.contains("a.b.c"));
-    }
-
-    #[test]
-    fn results_of_signing_are_told_apart() {
-        let result = |code: Code| batch_new_x509svid_response::Result {
-            status: Some(types::Status {
-                code: code.into(),
-                message: "entry not found or not authorized".to_owned(),
-            }),
-            svid: None,
-        };
-        assert!(matches!(
-            outcome(result(Code::NotFound)),
-            SignOutcome::NotFound(_)
-        ));
-        assert!(matches!(outcome(result(Code::Internal)), SignOutcome::Failed(_)));
-        assert!(matches!(outcome(result(Code::Ok)), SignOutcome::Failed(_)));
-    }
-
-    #[test]
-    fn a_chain_that_is_empty_or_absurdly_long_is_refused() {
-        let svid = |count| types::X509svid {
-            cert_chain: vec![vec![0x30, 0]; count],
-            ..types::X509svid::default()
-        };
-        assert!(chain_from_wire(None).is_err());
-        assert!(chain_from_wire(Some(svid(0))).is_err());
-        assert!(chain_from_wire(Some(svid(17))).unwrap_err().contains("17"));
+        assert!(!upstream.give_up(&line));
+        assert!(upstream.is_held(&next) && upstream.line().unwrap().contact.is(&next.contact));
     }
 }

@@ -8,7 +8,8 @@ use finial_proto::spire::api::server::svid::v1::{
 use finial_proto::spire::api::types;
 use tonic::Code;
 
-use super::{MAX_ANSWER, SignedJwt, Upstream, UpstreamError, error, jwt_from_wire};
+use super::signed::jwt_from_wire;
+use super::{MAX_ANSWER, SignedJwt, Upstream, UpstreamError, error};
 
 impl Upstream {
     /// Has a WIT-SVID signed for a workload's key (`BatchNewWITSVID`).

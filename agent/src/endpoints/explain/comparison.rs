@@ -130,10 +130,11 @@ fn key(selector: &Selector) -> &str {
 mod tests {
     use std::collections::BTreeMap;
 
-    use finial_identity::spiffe_id::{SpiffeId, TrustDomain};
+    use finial_identity::spiffe_id::TrustDomain;
     use time::macros::datetime;
 
     use super::*;
+    use crate::svids::tests::unissued;
 
     fn selectors(texts: &[&str]) -> Vec<Selector> {
         let mut all: Vec<Selector> = texts.iter().map(|text| Selector::parse(text).unwrap()).collect();
@@ -142,20 +143,7 @@ mod tests {
     }
 
     fn entry(id: &str, wanted: &[&str]) -> CachedEntry {
-        CachedEntry {
-            entry_id: id.to_owned(),
-            spiffe_id: SpiffeId::parse(&format!("spiffe://example.org/{id}")).unwrap(),
-            selectors: selectors(wanted),
-            hint: String::new(),
-            created_at: 0,
-            federates_with: Vec::new(),
-            admin: false,
-            downstream: false,
-            store_svid: false,
-            jwt_svid_include_jti: false,
-            svid: None,
-            signing_failed: false,
-        }
+        unissued(id, selectors(wanted))
     }
 
     fn snapshot(entries: Vec<CachedEntry>) -> Snapshot {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use finial_identity::process::unix_listener::ListenError;
 use finial_identity::process::{Stop, TaskError, TaskSet};
 use time::OffsetDateTime;
+use tokio::sync::watch as watch_channel;
 use tokio::task::JoinSet;
 use tonic::service::Routes;
 
@@ -30,8 +31,10 @@ use crate::workload::pods::Pod;
 
 /// How often the folders are read without a notification.
 const RESCAN: Duration = Duration::from_secs(30);
-/// Most pods with a socket; a kubelet has 110 by default.
+/// Most pods with a socket, however many files may be open; a kubelet has 110 by default.
 const MAX_PODS: usize = 2048;
+/// Pods with a socket in a process that may open hardly any files.
+const FEWEST_PODS: usize = 16;
 
 /// Why there can be no sockets for pods.
 #[derive(Debug, thiserror::Error)]
@@ -79,9 +82,13 @@ pub struct PodSockets {
     shared: Option<LocalSocket>,
 }
 
-/// What the sockets serve.
+/// What the sockets serve, and how many there may be.
 #[derive(Debug)]
 pub struct PodSocketParts {
+    /// Most pods with a socket, each of which takes a file: see [`pods_for_open_files`].
+    pub most: usize,
+    /// Told why pods have no socket, while that is because there are too many.
+    pub too_many: watch_channel::Sender<Option<String>>,
     /// The services.
     pub routes: Routes,
     /// The limits, the same as on the public socket.
@@ -99,6 +106,13 @@ struct Open {
     folder: (u64, u64),
     /// Ends the socket when dropped.
     _end: tokio::sync::oneshot::Sender<()>,
+}
+
+/// How many pods can have a socket in a process that may open so many files: so that there are enough for a kubelet's
+/// default, and most are left to connections.
+pub fn pods_for_open_files(files: u64) -> usize {
+    let share = usize::try_from(files / 8).unwrap_or(usize::MAX);
+    share.clamp(FEWEST_PODS, MAX_PODS)
 }
 
 impl PodSockets {
@@ -189,12 +203,8 @@ impl Pods {
             Ok(uids) => uids,
             Err(error) => return self.report("", &error.to_string()),
         };
-        if uids.len() > MAX_PODS {
-            self.report("", &format!("more than {MAX_PODS} folders"));
-        } else {
-            self.failing.remove("");
-        }
-        let standing: HashSet<&String> = uids.iter().take(MAX_PODS).collect();
+        self.failing.remove("");
+        let standing: HashSet<&String> = uids.iter().collect();
         let tree = &self.tree;
         self.open.retain(|uid, open| {
             // Its socket may have been removed, or the folder made again.
@@ -211,9 +221,15 @@ impl Pods {
         });
         self.failing
             .retain(|uid, _error| uid.is_empty() || standing.contains(uid));
-        for uid in uids.iter().take(MAX_PODS) {
+        let mut has_too_many = false;
+        for uid in &uids {
             if self.open.contains_key(uid) {
                 continue;
+            }
+            // Those that have a socket keep it.
+            if self.open.len() >= self.parts.most {
+                has_too_many = true;
+                break;
             }
             match self.begin(uid, serving) {
                 Ok(open) => {
@@ -225,6 +241,25 @@ impl Pods {
                 Err(error) => self.report(uid, &error.to_string()),
             }
         }
+        self.note_too_many(has_too_many);
+    }
+
+    fn note_too_many(&self, has_too_many: bool) {
+        let PodSocketParts { most, too_many, .. } = &self.parts;
+        let why = match *most {
+            MAX_PODS.. => "more are not supported",
+            _ => "raise its limit of open files (LimitNOFILE)",
+        };
+        let trouble = has_too_many.then(|| {
+            format!("pods have no socket, because this agent opens one for {most} pods at most: {why}")
+        });
+        too_many.send_if_modified(|told| {
+            let is_news = *told != trouble;
+            if is_news {
+                *told = trouble;
+            }
+            is_news
+        });
     }
 
     fn begin(&mut self, uid: &str, serving: &mut JoinSet<()>) -> Result<Open, SocketError> {

@@ -32,35 +32,49 @@ struct Tree {
     world: World,
     served: JoinHandle<Result<(), Infallible>>,
     settings: CsiSettings,
+    too_many: watch_channel::Sender<Option<String>>,
     _dir: tempfile::TempDir,
 }
 
 impl Tree {
     fn serve(per_pod: bool) -> Self {
+        Self::serve_for(64, per_pod)
+    }
+
+    /// Sockets for so many pods at most.
+    fn serve_for(most: usize, per_pod: bool) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let settings = CsiSettings {
             socket_dir: dir.path().join("csi"),
             per_pod,
             ..CsiSettings::default()
         };
-        let world = World::new();
-        let served = tokio::spawn(Self::run(&world, &settings));
+        let (world, too_many) = (World::new(), watch_channel::Sender::new(None));
+        let served = tokio::spawn(Self::run(&world, &settings, most, &too_many));
         Self {
             tree: SocketTree::layout(&settings.socket_dir),
             world,
             served,
             settings,
+            too_many,
             _dir: dir,
         }
     }
 
-    fn run(world: &World, settings: &CsiSettings) -> impl Future<Output = Result<(), Infallible>> + use<> {
+    fn run(
+        world: &World,
+        settings: &CsiSettings,
+        most: usize,
+        too_many: &watch_channel::Sender<Option<String>>,
+    ) -> impl Future<Output = Result<(), Infallible>> + use<> {
         let probe = Probe::new(None, world.node.subscribe());
         let routes = LocalRoutes::new(probe)
             .with(WorkloadApi::new(Sessions::new(world.parts())))
             .build()
             .unwrap();
         let parts = PodSocketParts {
+            most,
+            too_many: too_many.clone(),
             routes,
             admission: Admission::new(64),
             procfs: ProcFs::default(),
@@ -200,7 +214,7 @@ async fn an_agent_that_starts_finds_the_folders_and_their_old_sockets() {
     // Killed, it leaves its sockets behind.
     tree.served.abort();
     drop((&mut tree.served).await);
-    tree.served = tokio::spawn(Tree::run(&tree.world, &tree.settings));
+    tree.served = tokio::spawn(Tree::run(&tree.world, &tree.settings, 64, &tree.too_many));
     assert_eq!(ids(&path).await, ["spiffe://example.org/pod"]);
 }
 
@@ -214,6 +228,37 @@ async fn a_folder_that_says_it_is_another_pods_has_no_socket() {
     // Both were looked at by the time one of them listens.
     listens(&tree.socket(UID, "api.sock")).await;
     assert!(!tree.socket("0a1b", "spire-agent.sock").exists());
+}
+
+#[tokio::test]
+async fn more_pods_than_there_are_files_for_wait_until_others_have_gone() {
+    const LATER: &str = "0a1b";
+    let tree = Tree::serve_for(1, true);
+    let mut told = tree.too_many.subscribe();
+    let within = Duration::from_secs(20);
+    tree.publish(UID, UID);
+    listens(&tree.socket(UID, "api.sock")).await;
+    assert_eq!(*told.borrow(), None);
+    // Its name comes before the other's.
+    tree.publish(LATER, LATER);
+    let is_told = tokio::time::timeout(within, told.wait_for(Option::is_some)).await;
+    let why = is_told.unwrap().unwrap().clone().unwrap();
+    assert!(
+        why.contains("1 pods at most") && why.contains("open files"),
+        "{why}"
+    );
+    assert!(UnixStream::connect(tree.socket(UID, "api.sock")).await.is_ok());
+    assert!(!tree.socket(LATER, "api.sock").exists());
+    tree.unpublish(UID);
+    listens(&tree.socket(LATER, "api.sock")).await;
+    let is_over = tokio::time::timeout(within, told.wait_for(Option::is_none)).await;
+    assert!(is_over.unwrap().is_ok());
+}
+
+#[test]
+fn pods_leave_most_files_to_connections() {
+    let pods = [10, 1024, 4096, u64::MAX].map(pods_for_open_files);
+    assert_eq!(pods, [16, 128, 512, MAX_PODS]);
 }
 
 #[tokio::test]

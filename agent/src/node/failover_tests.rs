@@ -1,0 +1,111 @@
+//! Servers of which one is in trouble of its own: it is left for another address, and not without need.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use super::life_tests::{MINUTE, Repeatable, SECOND, agent_serial, is_serving, serial, settled, state};
+use crate::test_agent::TestAgent;
+use crate::test_server::entry;
+use crate::test_world::World;
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_cannot_serve_is_not_held_on_to() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let connections = agent.node.upstream().connections();
+    world.server.state().is_sick = true;
+    world.server.end_streams();
+    let is_left = || agent.node.upstream().connections() > connections;
+    world
+        .pass_until("other connection", &agent, MINUTE, is_left)
+        .await;
+    world.server.state().is_sick = false;
+    world
+        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+        .await;
+}
+
+/// A settled agent whose server has two addresses, and is connected to the first.
+async fn settled_beside_two(world: &World) -> (TestAgent, [SocketAddr; 2]) {
+    let addresses = [world.server.address, world.server.listen_elsewhere()];
+    world.server.put(entry("a", 1));
+    let agent = world.start(Repeatable);
+    agent.node.upstream().resolve_to(addresses.to_vec());
+    let is_settled = || serial(&agent, "a").is_some() && is_serving(&agent);
+    world.until("an SVID", &agent, is_settled).await;
+    (agent, addresses)
+}
+
+/// Lets time pass for an agent whose stream is alive, until something holds.
+async fn pass_in_touch(world: &World, limit: Duration, holds: impl Fn() -> bool) {
+    let mut passed = Duration::ZERO;
+    while passed < limit && !holds() {
+        let digest = world.server.state().digest();
+        world.server.heartbeat(digest);
+        world.pass(20 * SECOND, 5 * SECOND).await;
+        passed += 20 * SECOND;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_signs_nothing_is_left_for_another_address() {
+    let world = World::new();
+    let (agent, [first, _second]) = settled_beside_two(&world).await;
+    let made = || agent.node.upstream().connections();
+    let connections = made();
+    world.server.state().unsigning.insert(first);
+    world.server.put(entry("b", 1));
+    pass_in_touch(&world, 20 * SECOND, || false).await;
+    assert!(world.server.calls("sign").len() > 1);
+    assert_eq!(made(), connections, "too early");
+    pass_in_touch(&world, MINUTE, || serial(&agent, "b").is_some()).await;
+    assert!(serial(&agent, "b").is_some());
+    pass_in_touch(&world, 5 * MINUTE, || false).await;
+    assert_eq!(made(), connections + 1);
+    assert!(is_serving(&agent), "{}", state(&agent));
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_of_which_none_signs_are_visited_ever_more_rarely() {
+    let world = World::new();
+    let (agent, addresses) = settled_beside_two(&world).await;
+    let connections = agent.node.upstream().connections();
+    world.server.state().unsigning.extend(addresses);
+    world.server.put(entry("b", 1));
+    pass_in_touch(&world, 16 * MINUTE, || false).await;
+    let left = agent.node.upstream().connections() - connections;
+    assert!((3..=5).contains(&left), "left {left} times");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_signs_nothing_is_kept_when_there_is_no_other() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let address = world.server.address;
+    world.server.state().unsigning.insert(address);
+    world.server.put(entry("b", 1));
+    pass_in_touch(&world, 3 * MINUTE, || false).await;
+    assert_eq!(world.server.calls("watch").len(), 1);
+    world.server.state().unsigning.clear();
+    pass_in_touch(&world, MINUTE, || serial(&agent, "b").is_some()).await;
+    assert!(serial(&agent, "b").is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_renew_the_agent_is_left_for_another_address() {
+    let world = World::new();
+    // Workloads' SVIDs are not due while this lasts.
+    world.server.state().svid_ttl = time::Duration::hours(10);
+    let (agent, [first, _second]) = settled_beside_two(&world).await;
+    let before = agent_serial(&agent);
+    world.server.state().unsigning.insert(first);
+    let has_tried = || !world.server.calls("renew").is_empty();
+    pass_in_touch(&world, 35 * MINUTE, has_tried).await;
+    pass_in_touch(&world, MINUTE, || agent_serial(&agent) != before).await;
+    assert_ne!(agent_serial(&agent), before, "{}", state(&agent));
+    assert!(world.server.calls("renew").len() > 3);
+    world
+        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+        .await;
+    assert_eq!(world.server.calls("attest").len(), 1);
+}
