@@ -5,7 +5,7 @@ use std::future::Future;
 use std::path::Path;
 
 use finial_identity::command::workload_api::{self, WorkloadClient};
-use finial_identity::process::Stop;
+use finial_identity::process::{Stop, with_causes};
 use finial_proto::workload::{JwtBundlesRequest, JwtBundlesResponse, X509svidRequest, X509svidResponse};
 use tonic::{Code, Status, Streaming};
 
@@ -52,7 +52,7 @@ impl Feed for JwtBundles {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CallError {
     /// Nobody answers at the socket.
-    #[error("connect to the agent: {}", chain(.0))]
+    #[error("connect to the agent: {}", with_causes(.0))]
     Connect(#[from] tonic::transport::Error),
     /// It says no.
     #[error("agent answers {code:?}: {message}", code = .0.code(), message = .0.message())]
@@ -153,15 +153,4 @@ impl Trouble {
             tracing::info!(what, "agent answers again");
         }
     }
-}
-
-/// An error with what caused it, for the error of the transport alone says nothing.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
 }

@@ -6,6 +6,7 @@
 //! [`AuthorityAdapter`] makes a local socket work with gRPC clients of every language.
 
 pub mod authority;
+mod causes;
 pub mod clock;
 mod header_block;
 pub mod http_get;
@@ -25,5 +26,6 @@ pub mod umask;
 pub mod unix_listener;
 
 pub use authority::AuthorityAdapter;
+pub use causes::with_causes;
 pub use clock::Clock;
 pub use tasks::{Stop, TaskError, TaskSet};

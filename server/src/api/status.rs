@@ -3,6 +3,7 @@
 use std::error::Error;
 
 use bytes::Bytes;
+use finial_identity::process::with_causes;
 use finial_proto::google::rpc;
 use finial_proto::spire::api::types;
 use finial_proto::spire::api::types::permission_denied_details::Reason;
@@ -147,7 +148,7 @@ impl Refusal {
 
     fn log_cause(&self, request_id: Uuid) {
         if let Some(cause) = &self.cause {
-            tracing::error!(%request_id, error = %chain(cause.as_ref()), failed = %self.message, "request failed");
+            tracing::error!(%request_id, error = with_causes(cause.as_ref()), failed = %self.message, "request failed");
         }
     }
 }
@@ -196,21 +197,6 @@ fn pack_reason(code: Code, message: &str, reason: Reason) -> Bytes {
     }
     .encode_to_vec()
     .into()
-}
-
-/// An error and all its sources in one line.
-fn chain(error: &(dyn Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        let inner = source.to_string();
-        if !text.ends_with(&inner) {
-            text.push_str(": ");
-            text.push_str(&inner);
-        }
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]
