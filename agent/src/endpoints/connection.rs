@@ -16,26 +16,24 @@ use super::limits::{Admitted, Pace, Quiet};
 /// Timers run no longer than this.
 const LONGEST_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// A connection, and what requests on it find among their extensions.
+/// A connection.
 #[derive(Debug)]
-pub(super) struct Connection<IO, I> {
+pub(super) struct Connection<IO> {
     io: AuthorityAdapter<Greeting<IO>>,
     pace: Pace,
     quiet: Quiet,
     admitted: Arc<Admitted>,
-    info: I,
     end: Option<Pin<Box<Sleep>>>,
 }
 
-impl<IO, I> Connection<IO, I> {
+impl<IO> Connection<IO> {
     /// A connection that begins now.
-    pub(super) fn new(io: IO, admitted: Arc<Admitted>, info: I) -> Self {
+    pub(super) fn new(io: IO, admitted: Arc<Admitted>) -> Self {
         Self {
             io: AuthorityAdapter::new(Greeting::new(io)),
             pace: Pace::default(),
             quiet: Quiet::begin(),
             admitted,
-            info,
             end: None,
         }
     }
@@ -45,14 +43,9 @@ impl<IO, I> Connection<IO, I> {
         self.end = Some(Box::pin(tokio::time::sleep(life.min(LONGEST_LIFE))));
         self
     }
-
-    /// What requests find.
-    pub(super) fn info(&self) -> &I {
-        &self.info
-    }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin, I: Unpin> AsyncRead for Connection<IO, I> {
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<IO> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -74,7 +67,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, I: Unpin> AsyncRead for Connection<IO, 
     }
 }
 
-impl<IO: AsyncWrite + Unpin, I: Unpin> AsyncWrite for Connection<IO, I> {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -114,7 +107,7 @@ mod tests {
         let _call = admitted.call("/a").unwrap();
         let (near, _far) = tokio::io::duplex(64);
         let life = Duration::from_secs(5);
-        let mut connection = Connection::new(near, admitted, ()).for_at_most(life);
+        let mut connection = Connection::new(near, admitted).for_at_most(life);
         let begun = Instant::now();
         let error = connection.read_u8().await.unwrap_err();
         assert_eq!(

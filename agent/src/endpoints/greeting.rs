@@ -14,7 +14,7 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// More than settings and acknowledgement take; whoever writes more is not held up.
+/// More than settings and acknowledgement take; whoever writes more has answered.
 const MAX_HELD: usize = 256;
 /// The preface of a client (RFC 9113 §3.4) and the head of its first frame. A server that has read less may not get to
 /// flush what it wrote.
@@ -173,7 +173,10 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
     ) -> Poll<io::Result<usize>> {
         let this = &mut *self;
         let length: usize = bufs.iter().map(|buf| buf.len()).sum();
-        if this.stage != Stage::Due && this.held.len() + length <= MAX_HELD {
+        if this.held.len() + length > MAX_HELD {
+            this.stage = Stage::Due; // An answer.
+        }
+        if this.stage != Stage::Due {
             bufs.iter().for_each(|buf| this.held.extend_from_slice(buf));
             return Poll::Ready(Ok(length));
         }
@@ -194,11 +197,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
         Pin::new(&mut this.io).poll_write_vectored(cx, bufs)
     }
 
-    /// Not until the client has spoken. h2 asks when a connection begins: if it is, each message of more than 256 bytes is
-    /// written by itself, and the status behind it by another call; if not, only one of more than 1024, so that a token
-    /// and its status are one write. Whether several pieces are written by one call is asked each time.
     fn is_write_vectored(&self) -> bool {
-        self.stage != Stage::Unheard && self.io.is_write_vectored()
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -223,11 +223,15 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Greeting<IO> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+
     use futures_util::FutureExt as _;
     use futures_util::future::poll_fn;
+    use hyper_util::rt::TokioIo;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
+    use crate::endpoints::serving;
 
     /// What has arrived at the other end.
     fn arrived(far: &mut DuplexStream) -> String {
@@ -325,10 +329,10 @@ mod tests {
     #[tokio::test]
     async fn a_real_server_tells_settings_and_acknowledgement_to_a_client_without_a_request() {
         let (near, mut far) = duplex(4096);
-        let incoming = futures_util::stream::iter([Ok::<_, io::Error>(Served(Greeting::new(near)))]);
-        let routes = tonic::service::RoutesBuilder::default().routes();
-        let server = tonic::transport::Server::builder().add_routes(routes);
-        let serving = server.serve_with_incoming(incoming);
+        let service = hyper::service::service_fn(|_request| async {
+            Ok::<_, Infallible>(http::Response::new(tonic::body::Body::empty()))
+        });
+        let serving = serving::http().serve_connection(TokioIo::new(Greeting::new(near)), service);
         let client = async {
             far.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.unwrap();
             far.write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]).await.unwrap();
@@ -347,38 +351,6 @@ mod tests {
             .await
             .expect("settings were held back for good");
         served.unwrap();
-    }
-
-    struct Served(Greeting<DuplexStream>);
-
-    impl tonic::transport::server::Connected for Served {
-        type ConnectInfo = ();
-
-        fn connect_info(&self) {}
-    }
-
-    impl AsyncRead for Served {
-        fn poll_read(
-            mut self: Pin<&mut Self>,
-            cx: &mut Context<'_>,
-            buf: &mut ReadBuf<'_>,
-        ) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_read(cx, buf)
-        }
-    }
-
-    impl AsyncWrite for Served {
-        fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-            Pin::new(&mut self.0).poll_write(cx, buf)
-        }
-
-        fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_flush(cx)
-        }
-
-        fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-            Pin::new(&mut self.0).poll_shutdown(cx)
-        }
     }
 
     #[tokio::test]

@@ -172,7 +172,7 @@ fn connections(
     pod: Option<Arc<Pod>>,
     admission: Admission,
     procfs: ProcFs,
-) -> impl Stream<Item = Connection<UnixStream, Caller>> {
+) -> impl Stream<Item = (Connection<UnixStream>, Caller)> {
     let state = Accept {
         listener,
         socket,
@@ -200,7 +200,7 @@ struct Accept {
 }
 
 impl Accept {
-    async fn next(&mut self) -> Connection<UnixStream, Caller> {
+    async fn next(&mut self) -> (Connection<UnixStream>, Caller) {
         loop {
             let stream = match self.listener.accept().await {
                 Ok((stream, _address)) => stream,
@@ -243,7 +243,7 @@ impl Accept {
                 peer,
                 admitted: Arc::clone(&admitted),
             };
-            return Connection::new(stream, admitted, caller);
+            return (Connection::new(stream, admitted), caller);
         }
     }
 
@@ -318,11 +318,8 @@ mod tests {
         if admitted.is_some() {
             drop(admitted);
             let _third = UnixStream::connect(&path).await.unwrap();
-            let connection = accept.next().await;
-            assert_eq!(
-                connection.info().peer.process().unwrap().pid(),
-                std::process::id()
-            );
+            let (_connection, caller) = accept.next().await;
+            assert_eq!(caller.peer.process().unwrap().pid(), std::process::id());
             assert!(!accept.failing);
         }
         drop(guard);

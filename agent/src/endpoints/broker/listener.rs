@@ -99,7 +99,7 @@ enum Listener {
 /// A connection before its handshake.
 type Socket = Either<UnixStream, TcpStream>;
 /// A connection of a broker.
-type Brokered = Connection<TlsStream<Socket>, BrokerCaller>;
+type Brokered = (Connection<TlsStream<Socket>>, BrokerCaller);
 
 /// A task that serves one listener, under its name.
 pub type Serving = (&'static str, BoxFuture<'static, Result<(), Infallible>>);
@@ -291,7 +291,8 @@ impl Host {
             chain: broker.chain.into(),
             admitted: Arc::clone(&admitted),
         };
-        Ok(Connection::new(stream, admitted, caller).for_at_most(life.unwrap_or_default()))
+        let connection = Connection::new(stream, admitted).for_at_most(life.unwrap_or_default());
+        Ok((connection, caller))
     }
 }
 

@@ -14,7 +14,7 @@ use tower::Layer;
 use tower_service::Service;
 
 use super::body::RequestBody;
-use super::{AdmittedCall, patience};
+use super::{AdmittedCall, patience_of};
 use crate::endpoints::broker::BrokerCaller;
 use crate::endpoints::listener::Caller;
 
@@ -56,13 +56,13 @@ where
         };
         let (parts, body) = request.into_parts();
         let body = RequestBody::new(body, Arc::clone(&call), parts.uri.path());
-        let patience = patience(&parts.headers);
+        let patience = patience_of(&parts.headers);
         let request = http::Request::from_parts(parts, Body::new(body));
         let answer = self.inner.call(request);
         Box::pin(async move {
             let answer = match patience {
                 None => answer.await,
-                // Its client gives up by then, but may not say so.
+                // Its client gives up by then, but may not say so. An answer that has begun goes on until it does.
                 Some(patience) => Box::pin(tokio::time::timeout(patience, answer))
                     .await
                     .unwrap_or_else(
@@ -139,7 +139,10 @@ mod tests {
         };
         let request = http::Request::builder().header("grpc-timeout", "1500m");
         let request = request.extension(caller).body(Body::empty()).unwrap();
-        let never = tower::service_fn(|_request| std::future::pending());
+        let never = tower::service_fn(|request: http::Request<Body>| async move {
+            let _held = request;
+            std::future::pending().await
+        });
         let begun = Instant::now();
         let answer = LimitLayer.layer(never).call(request).await.unwrap();
         assert_eq!(begun.elapsed(), Duration::from_millis(1500));

@@ -2,9 +2,9 @@
 //!
 //! All limits are applied before a caller's process is inspected: for the uid that the kernel recorded for the socket
 //! and, for a process in another pid namespace than the agent's, for that namespace; with `WorkloadAttestor "k8s"`, for
-//! the pod alone (`who`). `layer` checks each call, `quiet` closes idle connections, `body` counts the bytes of
-//! requests and ends those that stay incomplete, `pace` reads from a connection no faster than its calls can be checked, `patience` is how long a caller itself will
-//! wait, `signing` limits how much is signed for one caller.
+//! the pod alone (`who`). `layer` checks each call and ends one whose client no longer waits (`patience`), `quiet` closes idle
+//! connections, `body` counts the bytes of requests and ends those that stay incomplete, `pace` reads from a connection no
+//! faster than its calls can be checked, `signing` limits how much is signed for one caller.
 //!
 //! No caller is refused for calling often, unless the operator configures that: cached answers cost little. From a
 //! caller that calls faster than this agent can answer, requests are read later.
@@ -29,7 +29,7 @@ use tokio::time::Instant;
 pub use self::layer::LimitLayer;
 pub use self::memory::trim_after_crowds;
 pub use self::pace::Pace;
-pub(in crate::endpoints) use self::patience::patience;
+pub(in crate::endpoints) use self::patience::patience_of;
 pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::signing::Signing;
@@ -58,6 +58,9 @@ pub const WINDOW_BYTES: u32 = 64 * 1024;
 pub const FRAME_BYTES: u32 = 16 * 1024;
 /// Requests that a client may open and reset at once before its connection is closed (rapid reset).
 pub const MAX_PENDING_RESETS: usize = 32;
+/// Requests of one connection that may be reset for errors of the client before it is closed (a client that has the
+/// server reset its requests).
+pub const MAX_OWN_RESETS: usize = 1024;
 
 /// Most calls of one user at a time, on all of its connections; root, whom many containers share, is exempt.
 pub const MAX_CALLS_PER_USER: usize = 8192;

@@ -157,9 +157,7 @@ impl PodSockets {
                 parts.stop.clone(),
             );
             serving.spawn(async move {
-                if let Err(error) = served.await {
-                    tracing::error!(%error, "socket of all pods is served no more");
-                }
+                let Ok(()) = served.await;
             });
         }
         let mut pods = Pods {

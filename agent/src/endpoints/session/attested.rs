@@ -16,7 +16,7 @@ use super::statuses::{denied, ending, stopping};
 use super::view::{Selectors, View};
 use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
 use crate::endpoints::jwt_svids::signing_turns;
-use crate::endpoints::limits::{Admitted, patience};
+use crate::endpoints::limits::{Admitted, patience_of};
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
 use crate::svids::{CachedEntry, Snapshot, Subscription};
@@ -132,7 +132,7 @@ impl Session {
             subscription,
             opened: Instant::now(),
             attested: Instant::now(),
-            patience: patience(metadata.as_ref()),
+            patience: patience_of(metadata.as_ref()),
             incomplete_since: None,
             signing_trouble: None,
             answered: false,
