@@ -35,6 +35,21 @@ fn a_client_that_resets_what_it_opens_is_hung_up_on_and_its_neighbours_are_serve
 }
 
 #[test]
+fn a_client_whose_requests_are_all_malformed_is_hung_up_on_and_its_neighbours_are_served() {
+    let stack = serving();
+    let mut client = greeted(&stack);
+    // Without a method, nor anything else. The agent resets each.
+    let requests = (0..2_000).map(|number| frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, &[]));
+    let written = client.write_all(&requests.collect::<Vec<_>>().concat());
+    let ended = ended(&mut client);
+    assert!(
+        matches!(ended, Ended::GoAway(ENHANCE_YOUR_CALM)) || written.is_err(),
+        "{ended:?}, {written:?}"
+    );
+    is_served(&stack);
+}
+
+#[test]
 fn a_header_block_without_end_is_cut_off_and_costs_no_memory() {
     let mut stack = serving();
     let before = resident(stack.agent().pid());

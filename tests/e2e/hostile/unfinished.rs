@@ -9,11 +9,11 @@ use finial_tests::StackOptions;
 use super::http2::resident;
 use super::{ONE, TWO, open_to_users, play, processors, scene};
 
-/// Calls on two connections, each of whose messages lacks its last byte. Keeps to the windows, so that nothing but the
-/// limit on bytes is in the way, and says how many calls were refused and, once all are over, how long that took.
+/// Calls on eight connections, each of whose messages lacks its last byte. Keeps to the windows and stops sending what was
+/// reset, so that nothing but the limit on bytes is in the way, and says how many calls were refused and, once all are over, how long that took.
 const SENDER: &str = "
-import time
-EACH, LENGTH, WINDOW_UPDATE = 400, 200_000, 8
+import select, time
+EACH, LENGTH, WINDOW_UPDATE = 100, 200_000, 8
 class Sender:
     def __init__(self):
         self.sock = accepted(connect(path))
@@ -35,6 +35,8 @@ class Sender:
         self.streams[stream] = 65535
         left = b'\\0' + LENGTH.to_bytes(4, 'big') + bytes(LENGTH - 1)
         while left and stream not in self.ended:
+            while select.select([self.sock], [], [], 0)[0]:
+                self.hear()
             room = min(self.window, self.streams[stream], 16384)
             if room == 0:
                 self.hear()
@@ -44,7 +46,7 @@ class Sender:
             self.window -= len(part)
             self.streams[stream] -= len(part)
 
-senders = [Sender(), Sender()]
+senders = [Sender() for _ in range(8)]
 for sender in senders:
     for number in range(EACH):
         sender.send(2 * number + 1)
