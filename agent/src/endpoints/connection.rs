@@ -38,10 +38,26 @@ impl<IO> Connection<IO> {
         }
     }
 
-    /// It is closed after so long, whatever happens on it.
+    /// It is closed after so long, whatever happens on it. Brokers' connections are, with their certificates.
     pub(super) fn for_at_most(mut self, life: Duration) -> Self {
         self.end = Some(Box::pin(tokio::time::sleep(life.min(LONGEST_LIFE))));
         self
+    }
+
+    /// Completes with an error when the connection is to be closed at once.
+    fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<io::Error> {
+        match &mut self.end {
+            Some(end) => end.as_mut().poll(cx).map(|()| io::ErrorKind::TimedOut.into()),
+            None => Poll::Pending,
+        }
+    }
+
+    /// What was `polled`, unless nothing can be done now and the client has been quiet for too long.
+    fn unless_quiet<T>(&mut self, cx: &mut Context<'_>, polled: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
+        if polled.is_pending() {
+            return self.quiet.poll(cx, self.admitted.is_idle()).map(Err);
+        }
+        polled
     }
 }
 
@@ -52,24 +68,26 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<IO> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if let Some(end) = &mut this.end
-            && end.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        if let Poll::Ready(error) = this.poll_end(cx) {
+            return Poll::Ready(Err(error));
         }
         let before = buf.filled().len();
         let read = this.pace.poll_read(&mut this.io, &this.admitted, cx, buf);
-        if read.is_pending() {
-            return this.quiet.poll(cx, this.admitted.is_idle()).map(Err);
+        if read.is_ready() {
+            this.quiet.heard(buf.filled().len() - before);
         }
-        this.quiet.heard(buf.filled().len() - before);
-        read
+        this.unless_quiet(cx, read)
     }
 }
 
+/// Nothing is read while something cannot be written, so writes look at the time too.
 impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
+        let written = Pin::new(&mut self.io).poll_write(cx, buf);
+        self.unless_quiet(cx, written)
     }
 
     fn poll_write_vectored(
@@ -77,7 +95,11 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(cx, bufs)
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, bufs);
+        self.unless_quiet(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -85,7 +107,11 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        if let Poll::Ready(error) = self.poll_end(cx) {
+            return Poll::Ready(Err(error));
+        }
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        self.unless_quiet(cx, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -95,7 +121,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
 
 #[cfg(test)]
 mod tests {
-    use tokio::io::AsyncReadExt as _;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::Instant;
 
     use super::*;
@@ -114,5 +140,23 @@ mod tests {
             (error.kind(), begun.elapsed().as_secs()),
             (io::ErrorKind::TimedOut, 5)
         );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_does_not_read_cannot_keep_its_connection_longer() {
+        for (life, expected) in [(Some(5), 5), (None, 10)] {
+            let admitted = Arc::new(Admission::new(8).admit(0).unwrap());
+            let (near, _far) = tokio::io::duplex(64);
+            let mut connection = Connection::new(near, admitted);
+            if let Some(life) = life {
+                connection = connection.for_at_most(Duration::from_secs(life));
+            }
+            let begun = Instant::now();
+            let error = connection.write_all(&[0; 4096]).await.unwrap_err();
+            assert_eq!(
+                (error.kind(), begun.elapsed().as_secs()),
+                (io::ErrorKind::TimedOut, expected)
+            );
+        }
     }
 }

@@ -1,4 +1,4 @@
-//! Serves gRPC on the Unix sockets whose callers are processes: the public one and the admin one.
+//! Serves gRPC on the Unix sockets whose callers are processes: the public one, the admin one and those of pods.
 //!
 //! On every connection `:authority` is repaired, because else clients in Python, C++ and Java are refused; its [`Peer`]
 //! is kept with it, and it counts against the limits.

@@ -139,9 +139,11 @@ impl Feed {
             }
             given_up.mark_unchanged();
             let end = tokio::select! {
-                end = self.session() => end,
+                // First: what the old connection does in the same turn is not to be held against the next one.
+                biased;
                 Ok(()) = given_up.changed() => End::Again,
                 changed = svid.changed() => if changed.is_ok() { End::Again } else { End::Closed },
+                end = self.session() => end,
             };
             let wait = match end {
                 End::Closed => return,

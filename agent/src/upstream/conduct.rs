@@ -1,8 +1,9 @@
 //! Whether the server at the other end does what only its answers tell. One that signs nothing, while its connection and
-//! its streams work, is left for another address.
+//! its streams work, is left for another.
 //!
 //! A single failure tells nothing: there must be some in a row, for some time. Each time that a server is left the agent
-//! becomes more patient, so that it does not go back and forth between servers that have the same trouble.
+//! becomes more patient, so that it does not go back and forth between servers that have the same
+//! trouble, nor because of one entry that no server signs.
 
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -65,9 +66,10 @@ impl Duty {
 }
 
 impl Upstream {
-    /// Notes whether the server did its duty, unless that is not known, and leaves it for another address, if there is
-    /// one, when it has failed for too long.
-    pub(super) async fn note_conduct(&self, line: &Line, duty: Duty, is_done: Option<bool>) {
+    /// Notes whether the server did its duty, unless that is not known, and leaves it when it has failed for too long:
+    /// for another address, or, where there is one address, for whatever server a new connection to it reaches (the
+    /// Service of several replicas).
+    pub(super) fn note_conduct(&self, line: &Line, duty: Duty, is_done: Option<bool>) {
         let shared = &self.shared;
         let server = line.contact.address();
         // What came of a connection that was given up says nothing about the present one.
@@ -77,15 +79,12 @@ impl Upstream {
         if is_done {
             return shared.conduct.done(duty);
         }
-        if shared.conduct.failed(duty, server, Instant::now())
-            && shared.target.has_another(server).await
-            && self.give_up(line)
-        {
-            shared.conduct.left(duty, Instant::now());
+        if shared.conduct.failed(duty, server, Instant::now()) && self.give_up(line) {
+            shared.conduct.note_left(duty, Instant::now());
             tracing::warn!(
                 server = server.map(tracing::field::display),
                 what = duty.name(),
-                "server is left for another address, because this fails there although it can be reached"
+                "server is left for another, if there is one: this fails there although it can be reached"
             );
         }
     }
@@ -113,7 +112,7 @@ pub(super) fn is_signing(answer: &Result<Vec<SignOutcome>, UpstreamError>) -> Op
 }
 
 /// The same of the answer to a renewal.
-pub(super) fn is_renewing<T>(answer: &Result<T, UpstreamError>) -> Option<bool> {
+pub(super) fn is_done<T>(answer: &Result<T, UpstreamError>) -> Option<bool> {
     match answer {
         Ok(_) => Some(true),
         Err(error) => error.may_be_of_one_server().then_some(false),
@@ -146,7 +145,7 @@ impl Conduct {
         is_too_long
     }
 
-    fn left(&self, duty: Duty, now: Instant) {
+    fn note_left(&self, duty: Duty, now: Instant) {
         let mut records = self.locked();
         let record = records.of(duty);
         let times = record.left.map_or(0, |(times, _at)| times);
@@ -200,7 +199,7 @@ mod tests {
             let now = start + SECOND * *second;
             let is_due = conduct.failed(Duty::SignX509, server(1), now);
             if is_due {
-                conduct.left(Duty::SignX509, now);
+                conduct.note_left(Duty::SignX509, now);
             }
             is_due
         };
@@ -250,6 +249,6 @@ mod tests {
             assert_eq!(is_signing(&Ok(outcomes)), expected);
         }
         assert_eq!(is_signing(&Err(UpstreamError::timed_out("x"))), Some(false));
-        assert_eq!(is_renewing::<()>(&Err(UpstreamError::Superseded)), None);
+        assert_eq!(is_done::<()>(&Err(UpstreamError::Superseded)), None);
     }
 }

@@ -84,6 +84,12 @@ impl Target {
         self.inner.rotation.load(Ordering::Relaxed)
     }
 
+    /// The address that comes last.
+    #[cfg(test)]
+    pub(super) fn last(&self) -> Option<SocketAddr> {
+        *self.lock_left()
+    }
+
     /// Resolves the name to these addresses.
     #[cfg(test)]
     pub(super) fn resolve_to(&self, addresses: Vec<SocketAddr>) {
@@ -93,24 +99,16 @@ impl Target {
     /// Starts with another address next time, and comes to this one last.
     pub(super) fn leave(&self, address: Option<SocketAddr>) {
         if address.is_some() {
-            *self.left() = address;
+            *self.lock_left() = address;
         }
         self.rotate();
-    }
-
-    /// Whether the name leads to another address as well, when one has been reached.
-    pub(super) async fn has_another(&self, than: Option<SocketAddr>) -> bool {
-        let (Some(reached), Ok(addresses)) = (than, self.resolve().await) else {
-            return false;
-        };
-        addresses.iter().any(|address| *address != reached)
     }
 
     fn rotate(&self) {
         self.inner.rotation.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn left(&self) -> MutexGuard<'_, Option<SocketAddr>> {
+    fn lock_left(&self) -> MutexGuard<'_, Option<SocketAddr>> {
         // The value is replaced whole, so a panic cannot leave it half-changed.
         self.inner.left.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -147,7 +145,7 @@ impl Target {
 
     async fn connect(&self, tls: Arc<ClientConfig>, contact: Contact) -> Result<Attended, DialError> {
         let start = self.inner.rotation.load(Ordering::Relaxed);
-        let addresses = in_turn(self.resolve().await?, start, *self.left());
+        let addresses = in_turn(self.resolve().await?, start, *self.lock_left());
         let mut worst: Option<UpstreamError> = None;
         for address in addresses {
             match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect_to(address, &tls)).await {
@@ -164,6 +162,8 @@ impl Target {
                 }
             }
             self.rotate();
+            // Then it is worse elsewhere: no address stays the last one for good.
+            *self.lock_left() = None;
         }
         let none = || UpstreamError::Unavailable(format!("resolve {}: no addresses", self.authority()));
         Err(DialError {

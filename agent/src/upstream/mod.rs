@@ -1,7 +1,8 @@
 //! The only code that calls the server.
 //!
 //! There is one channel at a time, over mTLS with the agent's present SVID; watching, signing and bundles use
-//! it and fail over together. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
+//! it and fail over together: `reconnect` opens another channel, `leave` to another address first, and `give_up` does that
+//! once for all who find one useless. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
 //! run in a separate [`Session`] without a client certificate. Wire types are not used outside of this module.
 
 mod attended;
@@ -189,8 +190,7 @@ impl Upstream {
         let answer = self.timed(&line, Duty::RenewAgent.name(), call).await;
         let chain =
             answer.and_then(|answer| signed::chain_from_wire(answer.svid).map_err(UpstreamError::Malformed));
-        self.note_conduct(&line, Duty::RenewAgent, conduct::is_renewing(&chain))
-            .await;
+        self.note_conduct(&line, Duty::RenewAgent, conduct::is_done(&chain));
         chain
     }
 
@@ -241,8 +241,7 @@ impl Upstream {
         let call = client.batch_new_x509svid(BatchNewX509svidRequest { params });
         let answer = self.timed(&line, Duty::SignX509.name(), call).await;
         let outcomes = answer.and_then(|answer| signed::outcomes(answer.results, expected));
-        self.note_conduct(&line, Duty::SignX509, conduct::is_signing(&outcomes))
-            .await;
+        self.note_conduct(&line, Duty::SignX509, conduct::is_signing(&outcomes));
         outcomes
     }
 
@@ -461,6 +460,25 @@ mod tests {
         server.stop();
         let lost = upstream.bundle().await.unwrap_err();
         assert!(matches!(lost, UpstreamError::Unavailable(_)), "{lost:?}");
+    }
+
+    #[tokio::test]
+    async fn an_address_that_was_left_is_not_last_any_longer_when_others_cannot_be_reached() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0")
+            .unwrap()
+            .local_addr()
+            .unwrap();
+        let left = std::net::SocketAddr::from(([127, 0, 0, 2], 1));
+        let svid = Arc::new(Authority::new("example.org").svid(ID));
+        let (_svid, receiver) = channel::channel(Some(svid));
+        let bundles = SharedBundles::fixed(BTreeMap::new());
+        let settings = settings("server.invalid", 1);
+        let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
+        upstream.resolve_to(vec![left, closed]);
+        upstream.leave(Some(left));
+        assert_eq!(upstream.shared.target.last(), Some(left));
+        upstream.post_status("1").await.unwrap_err();
+        assert_eq!(upstream.shared.target.last(), None);
     }
 
     #[test]

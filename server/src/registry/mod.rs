@@ -1,8 +1,8 @@
 //! Who may have which identity: entries, nodes and bundles in memory, and the push of each change to
 //! exactly the agents that it concerns.
 //!
-//! `store` commits -> `tail` applies the change to `core`, in order -> `feed` wakes the watches of the
-//! agents that it affects. `index`, `authorized`, `watchers` and `core` are pure.
+//! `store` commits -> `tail` applies the change to `core`, in order -> `watchers` finds the agents that it affects ->
+//! `feed` wakes their watches. `index`, `authorized`, `watchers` and `core` are pure.
 //!
 //! A refusal is never decided from memory alone: before a refusal the registry catches up with the store.
 

@@ -1,7 +1,8 @@
 //! Envoy, unchanged, with certificates and bundles from the real agent.
 //!
 //! Every Envoy runs under a different path, which is its selector: so they have different identities although
-//! one user runs them all. The bootstraps in this folder are valid files; a test replaces ports and paths in them.
+//! one user runs them all. The bootstraps in this folder are valid files for the uses that Envoys have of
+//! SPIRE: mTLS in and out, federation, tokens and external authorization; a test replaces ports and paths in them.
 
 mod authorizer;
 mod http;
