@@ -66,6 +66,24 @@ async fn a_server_that_signs_nothing_is_left_for_another_address() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_server_that_signs_no_tokens_is_left_for_another_address() {
+    let world = World::new();
+    let (agent, [first, _second]) = settled_beside_two(&world).await;
+    let upstream = agent.node.upstream();
+    let connections = upstream.connections();
+    world.server.state().unsigning.insert(first);
+    let mut outcomes = Vec::new();
+    for _ in 0..5 {
+        let signed = upstream.sign_jwt("a", &["audience".to_owned()]).await;
+        outcomes.push(signed.is_ok());
+        pass_in_touch(&world, 20 * SECOND, || false).await;
+    }
+    // Those after 0, 20 and 40 s are failures enough, for long enough.
+    assert_eq!(outcomes, [false, false, false, true, true]);
+    assert_eq!(upstream.connections(), connections + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn servers_of_which_none_signs_are_visited_ever_more_rarely() {
     let world = World::new();
     let (agent, addresses) = settled_beside_two(&world).await;

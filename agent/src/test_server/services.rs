@@ -265,6 +265,9 @@ impl svid::svid_server::Svid for Service {
         let caller = Caller::of(&request);
         let state = self.called("jwt");
         state.deny(&caller)?;
+        if !state.is_signing(&caller) {
+            return Err(Status::internal("signing failed"));
+        }
         let id = request.into_inner().entry_id;
         let entry = state.entries.get(&id).ok_or_else(|| Status::not_found("entry"))?;
         let now = state.authority.clock().now();

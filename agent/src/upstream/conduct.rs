@@ -17,6 +17,7 @@ use super::{Line, SignOutcome, Upstream, UpstreamError};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duty {
     SignX509,
+    SignJwt,
     RenewAgent,
 }
 
@@ -29,6 +30,7 @@ pub(super) struct Conduct {
 #[derive(Debug, Default)]
 struct Records {
     sign_x509: Record,
+    sign_jwt: Record,
     renew_agent: Record,
 }
 
@@ -51,7 +53,7 @@ impl Duty {
     /// For how long failures are borne at first. An SVID of the agent that is due may not have long to live.
     fn patience(self) -> Duration {
         match self {
-            Self::SignX509 => Duration::from_secs(30),
+            Self::SignX509 | Self::SignJwt => Duration::from_secs(30),
             Self::RenewAgent => Duration::from_secs(10),
         }
     }
@@ -60,6 +62,7 @@ impl Duty {
     pub(super) fn name(self) -> &'static str {
         match self {
             Self::SignX509 => "sign X509-SVIDs",
+            Self::SignJwt => "sign JWT-SVID",
             Self::RenewAgent => "renew agent",
         }
     }
@@ -72,8 +75,9 @@ impl Upstream {
     pub(super) fn note_conduct(&self, line: &Line, duty: Duty, is_done: Option<bool>) {
         let shared = &self.shared;
         let server = line.contact.address();
-        // What came of a connection that was given up says nothing about the present one.
-        let Some(is_done) = is_done.filter(|_| self.is_held(line)) else {
+        // What came of a connection that was given up says nothing about the present one, nor does one that was never made
+        // about a server.
+        let Some(is_done) = is_done.filter(|_| server.is_some() && self.is_held(line)) else {
             return;
         };
         if is_done {
@@ -111,7 +115,7 @@ pub(super) fn is_signing(answer: &Result<Vec<SignOutcome>, UpstreamError>) -> Op
     (is_done || has_failed).then_some(is_done)
 }
 
-/// The same of the answer to a renewal.
+/// The same of an answer to one request.
 pub(super) fn is_done<T>(answer: &Result<T, UpstreamError>) -> Option<bool> {
     match answer {
         Ok(_) => Some(true),
@@ -162,6 +166,7 @@ impl Records {
     fn of(&mut self, duty: Duty) -> &mut Record {
         match duty {
             Duty::SignX509 => &mut self.sign_x509,
+            Duty::SignJwt => &mut self.sign_jwt,
             Duty::RenewAgent => &mut self.renew_agent,
         }
     }

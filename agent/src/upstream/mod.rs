@@ -256,13 +256,14 @@ impl Upstream {
         };
         let line = self.line()?;
         let mut client = SvidClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
-        let answer = self
-            .timed(&line, "sign JWT-SVID", client.new_jwtsvid(request))
-            .await?;
-        let svid = answer
-            .svid
-            .ok_or_else(|| UpstreamError::Malformed("JWT-SVID: none in the answer".to_owned()))?;
-        signed::jwt_from_wire(svid)
+        let call = client.new_jwtsvid(request);
+        let answer = self.timed(&line, Duty::SignJwt.name(), call).await;
+        let svid = answer.and_then(|answer| {
+            let none = || UpstreamError::Malformed("JWT-SVID: none in the answer".to_owned());
+            answer.svid.ok_or_else(none).and_then(signed::jwt_from_wire)
+        });
+        self.note_conduct(&line, Duty::SignJwt, conduct::is_done(&svid));
+        svid
     }
 
     /// The bundle of the agent's trust domain (`GetBundle`).
