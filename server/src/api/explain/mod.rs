@@ -180,7 +180,8 @@ impl ExplainService {
                 .take(MAX_ENTRIES)
                 .map(Found::into_message)
                 .collect(),
-            now_ms: milliseconds(Some(now)),
+            // Not that of before: what was signed meanwhile is among the entries.
+            now_ms: milliseconds(Some(services.clock.now())),
             started_at_ms: milliseconds(Some(services.started_at)),
             silent_clusters: silent.iter().map(|cluster| cluster.to_string()).collect(),
         }
