@@ -25,6 +25,25 @@ use super::limits;
 /// How long requests may take to end after the stop signal.
 const DRAIN: Duration = Duration::from_secs(3);
 
+/// What answers the requests of all connections of a socket.
+pub(super) trait Answers:
+    Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
+    + Clone
+    + Send
+    + Sync
+    + 'static
+{
+}
+
+impl<S> Answers for S where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible, Future: Send>
+        + Clone
+        + Send
+        + Sync
+        + 'static
+{
+}
+
 /// Serves each connection as it comes, until `stop`; then no more come, and requests have a moment to end. Requests
 /// find among their extensions what is known of their connection, which comes with it.
 ///
@@ -40,12 +59,7 @@ pub(super) async fn serve<IO, I, S>(
 where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     I: Clone + Unpin + Send + Sync + 'static,
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send,
+    S: Answers,
 {
     let (http, open) = (http(), TaskTracker::new());
     {
@@ -95,12 +109,7 @@ async fn until_closed<IO, I, S>(
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     I: Clone + Unpin + Send + Sync + 'static,
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + Sync
-        + 'static,
-    S::Future: Send,
+    S: Answers,
 {
     let closed = tokio::select! {
         biased;
@@ -132,11 +141,7 @@ struct ConnectionService<I, S> {
 impl<I, S> hyper::service::Service<http::Request<Incoming>> for ConnectionService<I, S>
 where
     I: Clone + Send + Sync + 'static,
-    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible>
-        + Clone
-        + Send
-        + 'static,
-    S::Future: Send,
+    S: Answers,
 {
     type Response = http::Response<Body>;
     type Error = Infallible;
