@@ -134,6 +134,7 @@ impl<P: Protocol> Exchange<P> {
 
     fn receive(&mut self, request: P::Request) -> Result<(), Status> {
         self.protocol.receive(request)?;
+        self.session.mark_new();
         let asked = self.protocol.asked();
         if asked.is_some_and(|asked| secrets::wants_svids(asked, &self.settings)) {
             self.session.want_svids();

@@ -11,7 +11,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 use super::attestation::{attest, describe};
-use super::recent::{Asked, Stream};
+use super::recent::{Found, News};
 use super::refusals::{Refused, refuse_unknown};
 use super::statuses::{denied, ending, stopping};
 use super::view::{Selectors, View};
@@ -42,7 +42,10 @@ pub struct Session {
     /// Tells of what concerns these selectors, and marks the identities as wanted when SVIDs are asked for.
     subscription: Subscription,
     opened: Instant,
+    /// When the attestation that the selectors are from was begun, or later.
     attested: Instant,
+    /// Nothing that was found out about the process before counts for what the caller gets next.
+    new_since: Instant,
     /// The snapshot that was looked at last.
     seen: u64,
     /// How long the caller itself is going to wait.
@@ -135,6 +138,7 @@ impl Session {
             subscription,
             opened: Instant::now(),
             attested: Instant::now(),
+            new_since: Instant::now(),
             seen: 0,
             patience: patience_of(metadata.as_ref()),
             incomplete_since: None,
@@ -212,23 +216,57 @@ impl Session {
     /// # Errors
     /// When the process has ended or cannot be attested, or no more can be sent.
     pub async fn attest_again(&mut self) -> Result<bool, Status> {
-        if let Workload::Process(process) = &self.workload {
-            let stream = Stream {
-                since: self.opened,
-                version: self.seen,
-            };
-            if let Some(selectors) = self.shared.recent.find(process, stream) {
-                return Ok(self.take_up(selectors));
-            }
-        }
-        // Seldom, so the room for it is not in each stream.
-        let selectors = Box::pin(self.attest()).await?;
-        self.attested = Instant::now();
-        Ok(self.take_up(selectors))
+        let known = match &self.workload {
+            Workload::Process(process) => self.shared.recent.find(process, self.news()),
+            Workload::Pod(_) => None,
+        };
+        let found = match known {
+            Some(found) => found,
+            // Seldom, so the room for it is not in each stream.
+            None => Box::pin(self.find_out()).await?,
+        };
+        Ok(self.take_up(found))
     }
 
-    async fn attest(&self) -> Result<Arc<Selectors>, Status> {
-        let asked = Asked::now(self.seen);
+    /// What the caller gets next did not exist until now, or it has asked for it only now: what was found out about the
+    /// process before proves nothing for it. Snapshots need no such mark.
+    pub fn mark_new(&mut self) {
+        self.new_since = Instant::now();
+    }
+
+    fn news(&self) -> News {
+        News {
+            since: self.attested.max(self.new_since),
+            version: self.seen,
+        }
+    }
+
+    /// What holds for the workload now, by an attestation that is under way for another stream, or by its own.
+    async fn find_out(&self) -> Result<Found, Status> {
+        let Workload::Process(process) = &self.workload else {
+            let begun = Instant::now();
+            let selectors = self.attest_alone().await?;
+            return Ok(Found { selectors, begun });
+        };
+        let (recent, news) = (&self.shared.recent, self.news());
+        if let Some(mut end) = recent.under_way(process, news) {
+            self.during(async { while end.changed().await.is_ok() {} })
+                .await?;
+            if let Some(found) = recent.find(process, news) {
+                return Ok(found);
+            }
+        }
+        let turn = recent.begin(process, news);
+        match self.attest_alone().await {
+            Ok(selectors) => Ok(turn.succeeded(selectors)),
+            Err(status) => {
+                turn.failed();
+                Err(status)
+            }
+        }
+    }
+
+    async fn attest_alone(&self) -> Result<Arc<Selectors>, Status> {
         let attested = attest(
             &self.shared,
             &self.admitted,
@@ -236,18 +274,13 @@ impl Session {
             self.access,
             self.is_on_behalf,
         );
-        let selectors = match select(pin!(ended(&self.workload, &self.shared)), pin!(attested)).await {
-            Either::Left((status, _)) => return Err(status),
-            Either::Right((selectors, _)) => selectors?,
-        };
-        if let Workload::Process(process) = &self.workload {
-            self.shared.recent.keep(process, asked, &selectors);
-        }
-        Ok(selectors)
+        self.during(attested).await?
     }
 
-    /// Whether these are the selectors as before.
-    fn take_up(&mut self, selectors: Arc<Selectors>) -> bool {
+    /// Whether the selectors are those as before.
+    fn take_up(&mut self, found: Found) -> bool {
+        self.attested = found.begun;
+        let selectors = found.selectors;
         if Arc::ptr_eq(&selectors, &self.selectors) || *selectors == *self.selectors {
             return true;
         }

@@ -93,6 +93,7 @@ impl Messages {
             let bundle = Arc::clone(view.own_bundle());
             drop(view);
             self.renew(&wanted, &bundle).await?;
+            self.session.mark_new();
 
             // Signing takes a while: what was granted may have been taken back, and more may have come.
             let view = self.session.view().await?;
