@@ -3,7 +3,9 @@
 //! Server and agent run in this process, whose clock is the test's; the workload and the operator are programs.
 #![allow(
     clippy::disallowed_methods,
-    reason = "server and agent run beside the test that watches them"
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "server and agent run beside the test that watches them, and a failure ends it"
 )]
 
 use std::path::PathBuf;
@@ -48,7 +50,7 @@ struct Workload {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stack_that_slept_past_every_certificate_serves_again_by_itself() {
-    let pod = AgentPod::new();
+    let pod = AgentPod::start();
     let options = pod.options(StackOptions {
         agent: "rebootstrap_mode = \"auto\" rebootstrap_delay = \"2s\"".to_owned(),
         ..StackOptions::default()
@@ -57,8 +59,7 @@ async fn a_stack_that_slept_past_every_certificate_serves_again_by_itself() {
     let workload = machine.workload("/before");
     let (agent, authority) = (machine.stack.agent_id(), machine.stack.authority_id("active"));
 
-    let slept_until = machine.sleep();
-    machine.assert_recovers(&workload, slept_until);
+    machine.sleep_and_recover(&workload);
     let next = machine.stack.authority_id("active");
     assert_ne!(next, authority, "the former authority has expired");
     assert_eq!(machine.stack.agent_id(), agent);
@@ -78,8 +79,7 @@ async fn a_stack_whose_authority_outlived_the_sleep_serves_again_as_the_same_age
     let serial = machine.stack.agent_serial();
     let authority = machine.stack.authority_id("active");
 
-    let slept_until = machine.sleep();
-    machine.assert_recovers(&workload, slept_until);
+    machine.sleep_and_recover(&workload);
     assert_eq!(
         machine.stack.authority_id("active"),
         authority,
@@ -158,16 +158,13 @@ impl Machine {
         }
     }
 
-    /// Two days pass for all at once, and nobody does anything meanwhile.
-    fn sleep(&self) -> OffsetDateTime {
-        assert!(self.clock.shift(TWO_DAYS));
-        self.clock.now()
-    }
-
-    /// The stream that was open brings an SVID again, and none that has expired; the agent is in order.
-    fn assert_recovers(&self, workload: &Workload, slept_until: OffsetDateTime) {
-        assert!(workload.svid.not_after() < slept_until);
+    /// Two days pass for all at once, and nobody does anything meanwhile. Then the stream that was open brings an SVID
+    /// again, and none that has expired, and the agent is in order.
+    fn sleep_and_recover(&self, workload: &Workload) {
         let seen = ends_of_svids(&workload.program).len();
+        assert!(self.clock.shift(TWO_DAYS));
+        let slept_until = self.clock.now();
+        assert!(workload.svid.not_after() < slept_until);
         wait_for(
             "the open stream to bring a new SVID and the agent to be in order",
             LIMIT,

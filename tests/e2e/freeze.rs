@@ -121,7 +121,7 @@ fn a_server_that_outlived_its_authority_makes_another_and_its_agents_say_what_th
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stack_that_outlived_every_certificate_in_its_sleep_heals_without_a_hand_on_it() {
-    let pod = AgentPod::new();
+    let pod = AgentPod::start();
     let mut stack = Stack::server_only(pod.options(StackOptions {
         ca_ttl: "30s".into(),
         x509_svid_ttl: "20s".into(),

@@ -29,7 +29,7 @@ pub struct MountedBundle {
 }
 
 impl AgentPod {
-    pub fn new() -> Self {
+    pub fn start() -> Self {
         let cluster = FakeCluster::start();
         cluster.put(json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "n1"}}));
         let pod = cluster.put(json!({

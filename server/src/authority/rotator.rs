@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use finial_identity::process::tasks::Stop;
+use finial_identity::process::with_causes;
 use time::OffsetDateTime;
 use tonic::Code;
 use tracing::{error, info};
@@ -184,15 +185,4 @@ impl Task {
             Self::PruneJournals => "prune the journals",
         }
     }
-}
-
-fn with_causes(error: &AuthorityError) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text.push_str(": ");
-        text.push_str(&inner.to_string());
-        cause = inner.source();
-    }
-    text
 }

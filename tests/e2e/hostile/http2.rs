@@ -38,7 +38,7 @@ fn a_client_that_resets_what_it_opens_is_hung_up_on_and_its_neighbours_are_serve
 fn a_client_whose_requests_are_all_malformed_is_hung_up_on_and_its_neighbours_are_served() {
     let stack = serving();
     let mut client = greeted(&stack);
-    // Without a method, nor anything else. The agent resets each.
+    // Without a method, nor anything else. The agent resets each; the limit is also what hyper would have.
     let requests = (0..2_000).map(|number| frame(HEADERS, END_HEADERS | END_STREAM, 2 * number + 1, &[]));
     let written = client.write_all(&requests.collect::<Vec<_>>().concat());
     let ended = ended(&mut client);

@@ -60,7 +60,7 @@ fn a_file_that_is_empty_or_longer_than_it_was_written_is_named_and_left_alone() 
 
 #[test]
 fn a_file_that_is_cut_off_is_kept_aside_by_an_agent_that_can_attest_again() {
-    let pod = AgentPod::new();
+    let pod = AgentPod::start();
     let port = TcpListener::bind(("127.0.0.1", 0))
         .and_then(|listener| listener.local_addr())
         .expect("a free port")

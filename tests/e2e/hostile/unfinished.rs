@@ -10,7 +10,8 @@ use super::http2::resident;
 use super::{ONE, TWO, open_to_users, play, processors, scene};
 
 /// Calls on eight connections, each of whose messages lacks its last byte. Keeps to the windows and stops sending what was
-/// reset, so that nothing but the limit on bytes is in the way, and says how many calls were refused and, once all are over, how long that took.
+/// reset, so that nothing but the limit on bytes is in the way, and says how many calls were refused and, once all are
+/// over, how long that took.
 const SENDER: &str = "
 import select, time
 EACH, LENGTH, WINDOW_UPDATE = 100, 200_000, 8

@@ -1,7 +1,8 @@
 //! Events on pods that something is wrong with: a few each second, and of each pod and kind of trouble one in each period of
 //! the pod's life while the trouble lasts: clusters forget Events after a while. Each is a new object, as the server may create
-//! Events and not change any; it counts those before it. Its name follows from the trouble and the period, so that servers of
-//! one installation, and one that was restarted, make no second one: the API server says that it is there.
+//! Events and not change any; it counts those that this server knows of before it. Its name follows from the trouble and
+//! the period, so that servers of one installation, and one that was restarted, make no second one: the API server says
+//! that it is there.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 
