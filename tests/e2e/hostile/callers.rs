@@ -6,21 +6,10 @@ use std::time::Instant;
 
 use finial_tests::{Entry, Stack, StackOptions, wait_until};
 
-use super::{LIMIT, ONE, TWO, open_to_users, permitted, play};
+use super::{LIMIT, ONE, PID_NAMESPACE, TWO, open_to_users, permitted, play};
 use crate::raw_http2::{FETCH, SECURITY, Split, connect, exchange};
 
 const BUNDLES: &str = "/SpiffeWorkloadAPI/FetchX509Bundles";
-
-/// A mount namespace of its own too, so that no mount of a test is ever seen outside.
-const PID_NAMESPACE: [&str; 7] = [
-    "unshare",
-    "--pid",
-    "--fork",
-    "--mount",
-    "--propagation",
-    "private",
-    "--mount-proc",
-];
 
 #[test]
 fn a_connection_that_is_passed_on_speaks_for_the_process_that_connected_while_that_lives() {
