@@ -17,7 +17,7 @@ use clap::{ArgMatches, Command};
 
 /// What Go's command library exits with when no command or an unknown one is named.
 const NO_SUCH_COMMAND: u8 = 127;
-/// What `finial why` exits with when the pod that it was asked about has no identity.
+/// What `finial why` exits with when the process or pod that it was asked about has no identity.
 const NO_IDENTITY: u8 = 3;
 /// What Go's flag library exits with when a flag is wrong, as in spiffe-helper.
 const NO_SUCH_FLAG: u8 = 2;

@@ -19,16 +19,15 @@ pub fn agent(matches: &ArgMatches) -> anyhow::Result<()> {
     with_console(|console| runtime.block_on(finial_agent::cli::run(matches, console)))
 }
 
-/// `finial why`: one call to the agent's admin socket, or about a pod to the server's private one. Gives whether there
-/// is an identity, where that was asked.
+/// `finial why`: one call to the agent's admin socket or the Workload API, or about a pod to the server's private socket.
+/// Gives whether there is an identity, where that was asked.
 pub fn why(matches: &ArgMatches) -> anyhow::Result<bool> {
     let runtime = current_thread()?;
     with_console(|console| {
         if finial_server::cli::why::is_about_pod(matches) {
             return runtime.block_on(finial_server::cli::why::run(matches, console));
         }
-        runtime.block_on(finial_agent::cli::why::run(matches, console))?;
-        Ok(true)
+        runtime.block_on(finial_agent::cli::why::run(matches, console))
     })
 }
 

@@ -224,6 +224,34 @@ fn a_cluster_of_agents_alone_refuses_what_only_a_server_would_take() {
     }
 }
 
+/// `""` is no storage class at all, and 0 is a number of pods: neither is what the chart has when nothing is said.
+#[test]
+fn a_cluster_of_agents_alone_refuses_values_that_look_empty_and_are_not() {
+    let Some(engine) = engine() else { return };
+    let sets = sets(engine);
+    let (_, member) = sets.iter().find(|(name, _)| name == "member").expect("the set");
+    for (path, said, unsaid) in [
+        ("spire-server.persistence.storageClass", json!(""), json!(null)),
+        (
+            "spire-server.podDisruptionBudget.minAvailable",
+            json!(0),
+            json!(""),
+        ),
+    ] {
+        let mut values = member.clone();
+        merge(&mut values, &at(path, unsaid));
+        assert!(engine.render(&values).is_ok(), "{path}");
+        merge(&mut values, &at(path, said));
+        let refusal = engine
+            .render(&values)
+            .err()
+            .unwrap_or_else(|| panic!("{path} is taken"));
+        let expected = format!("{path} does nothing with spire-server.externalServer: write it into");
+        assert!(refusal.contains(&expected), "{path}: {refusal}");
+        assert_eq!(refusal.trim().lines().count(), 1, "{path}: {refusal}");
+    }
+}
+
 #[test]
 fn sockets_of_delegates_and_brokers_are_on_the_node_only_where_values_say_so() {
     let Some(engine) = engine() else { return };

@@ -222,11 +222,40 @@ fn fed(command: &mut Command, input: &str) -> io::Result<process::Output> {
 fn collect(pipe: impl Read + Send + 'static, prefix: &'static str, lines: &Arc<Mutex<Vec<String>>>) {
     let lines = Arc::clone(lines);
     std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+        for line in BufReader::new(pipe).split(b'\n').map_while(Result::ok) {
+            // What is not UTF-8 is printed too, and does not keep what follows from being read.
+            let line = String::from_utf8_lossy(line.strip_suffix(b"\r").unwrap_or(&line));
             lines
                 .lock()
                 .expect("no reader panics while it holds the lock")
                 .push(format!("{prefix}{line}"));
         }
     });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_that_is_not_utf8_is_kept_and_so_are_those_after_it() {
+        let script = r"printf 'first\r\nbad \377 line\nlast\n'; printf 'a \376\nb' >&2; exec sleep 60";
+        let mut program = Program::start("shell", Command::new("sh").args(["-c", script]));
+        let limit = Duration::from_secs(60);
+        program.wait_for_line("last", limit);
+        // Without a line end it is there when the program ends.
+        program.wait_for_line("stderr: a \u{fffd}", limit);
+        program.kill_hard();
+        wait_for("the rest", limit, || {
+            let found = program.lines().contains(&"stderr: b".to_owned());
+            found.then_some(()).ok_or_else(|| anyhow::anyhow!("not yet"))
+        });
+        let lines = program.lines();
+        let said: Vec<&str> = lines
+            .iter()
+            .map(String::as_str)
+            .filter(|line| !line.starts_with("stderr: "))
+            .collect();
+        assert_eq!(said, ["first", "bad \u{fffd} line", "last"]);
+    }
 }

@@ -52,20 +52,24 @@ pub async fn within<T>(
         })
 }
 
-/// The first message of a stream.
+/// The first message of a stream, within `-timeout`.
 pub async fn first<T>(
     matches: &ArgMatches,
     what: &str,
     open: impl Future<Output = Result<Response<tonic::Streaming<T>>, Status>>,
 ) -> anyhow::Result<T> {
-    let answer = async {
-        let mut stream = open.await?.into_inner();
-        stream
-            .message()
-            .await?
-            .ok_or_else(|| Status::unavailable("the stream ended without an answer"))
-    };
-    within(matches, what, answer).await
+    within(matches, what, first_message(open)).await
+}
+
+/// The first message of a stream, as long as that may take.
+pub async fn first_message<T>(
+    open: impl Future<Output = Result<Response<tonic::Streaming<T>>, Status>>,
+) -> Result<T, Status> {
+    let mut stream = open.await?.into_inner();
+    stream
+        .message()
+        .await?
+        .ok_or_else(|| Status::unavailable("the stream ended without an answer"))
 }
 
 fn timeout(matches: &ArgMatches) -> anyhow::Result<Duration> {

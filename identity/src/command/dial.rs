@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use anyhow::Context;
 use clap::ArgMatches;
+use clap::parser::ValueSource;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::Code;
@@ -116,6 +117,14 @@ impl Socket {
     }
 }
 
+/// What was typed after `-socketPath`, in a command whose default of it does not hold for all that it can be asked.
+pub fn typed_path(matches: &ArgMatches) -> Option<PathBuf> {
+    let is_typed = matches.value_source("socketPath") == Some(ValueSource::CommandLine);
+    value(matches, "socketPath")
+        .filter(|_| is_typed)
+        .map(PathBuf::from)
+}
+
 /// A plaintext channel over the Unix socket at `path`.
 ///
 /// # Errors
@@ -149,17 +158,18 @@ pub fn status(what: &str, status: &tonic::Status) -> anyhow::Error {
         Code::Cancelled => "Canceled".to_owned(), // as Go spells it
         code => format!("{code:?}"),
     };
-    let reference = status
-        .metadata()
-        .get(REFERENCE)
-        .and_then(|value| value.to_str().ok());
-    let reference = reference
+    let reference = reference(status)
         .map(|code| format!(" (reference {code})"))
         .unwrap_or_default();
     anyhow::anyhow!(
         "{what}: rpc error: code = {code} desc = {}{reference}",
         status.message()
     )
+}
+
+/// The code by which an operator looks a refusal up, if the agent gave one.
+pub fn reference(status: &tonic::Status) -> Option<&str> {
+    status.metadata().get(REFERENCE)?.to_str().ok()
 }
 
 /// The trailer with the code by which an operator looks a refusal up (`finial why -reference`).

@@ -1,10 +1,8 @@
 //! `finial why <namespace>/<pod>`: asks the server why a pod has the identities it has, or none.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 
 use anyhow::Context;
-use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Command};
 use finial_identity::command::flags::{text, value};
 use finial_identity::command::{Console, dial, utc, wants_json};
@@ -61,7 +59,7 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
         name: name.to_owned(),
         cluster: value(matches, "cluster").unwrap_or_default().to_owned(),
     };
-    let channel = match given_socket(matches) {
+    let channel = match dial::typed_path(matches) {
         Some(path) => dial::unix_channel(path).await?,
         None => dial::SERVER.channel_by_variables(matches, console).await?,
     };
@@ -78,14 +76,6 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
 }
 
 const POD: &str = "pod";
-
-/// The default of the flag is another program's socket, so only what was typed counts.
-fn given_socket(matches: &ArgMatches) -> Option<PathBuf> {
-    let is_typed = matches.value_source("socketPath") == Some(ValueSource::CommandLine);
-    value(matches, "socketPath")
-        .filter(|_| is_typed)
-        .map(PathBuf::from)
-}
 
 fn explained(answer: &ExplainPodResponse) -> String {
     let mut out = String::new();

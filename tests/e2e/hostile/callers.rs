@@ -4,23 +4,12 @@ use std::io::Write as _;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use finial_tests::{Entry, Stack, StackOptions, wait_until};
+use finial_tests::{Entry, Output, Peer, Stack, StackOptions, wait_until};
 
-use super::{LIMIT, ONE, TWO, open_to_users, permitted, play};
+use super::{LIMIT, ONE, PID_NAMESPACE, TWO, open_to_users, permitted, play, scene};
 use crate::raw_http2::{FETCH, SECURITY, Split, connect, exchange};
 
 const BUNDLES: &str = "/SpiffeWorkloadAPI/FetchX509Bundles";
-
-/// A mount namespace of its own too, so that no mount of a test is ever seen outside.
-const PID_NAMESPACE: [&str; 7] = [
-    "unshare",
-    "--pid",
-    "--fork",
-    "--mount",
-    "--propagation",
-    "private",
-    "--mount-proc",
-];
 
 #[test]
 fn a_connection_that_is_passed_on_speaks_for_the_process_that_connected_while_that_lives() {
@@ -185,19 +174,25 @@ os.wait()
     );
 }
 
-#[test]
-fn twenty_thousand_failing_callers_leave_no_descriptor_behind() {
-    failing_callers(20_000);
-}
+/// Each on a connection of its own.
+const FAILING: usize = 100_000;
+/// Those of them that are processes of their own, and end before they are answered.
+const ENDED: usize = 2_000;
 
+const END_BEFORE_THE_ANSWER: &str = "
+for _ in range(int(sys.argv[2])):
+    if os.fork() == 0:
+        connect(path).sendall(request(1))
+        os._exit(0)
+    os.wait()
+";
+
+/// Each of them fails in one of six ways.
 #[test]
-#[ignore = "takes up to a minute with an unoptimised agent"]
 fn a_hundred_thousand_failing_callers_leave_no_descriptor_behind() {
-    failing_callers(100_000);
-}
-
-/// So many callers, each of whom fails in one of five ways.
-fn failing_callers(count: usize) {
+    let Some(python) = Peer::find("FINIAL_TEST_PYTHON", "python3", &["-c", "import socket"]) else {
+        return;
+    };
     let _busy = super::processors();
     // Also for root.
     let mut stack = Stack::start(StackOptions {
@@ -219,12 +214,15 @@ fn failing_callers(count: usize) {
     refused(FETCH, &[SECURITY]);
     let at_first = open();
     let (begun, made, over_limit) = (Instant::now(), AtomicUsize::new(0), AtomicUsize::new(0));
+    let mut ending = scene(&stack, &python, &[], END_BEFORE_THE_ANSWER);
+    ending.arg(ENDED.to_string());
     std::thread::scope(|scope| {
+        scope.spawn(|| Output::of(&mut ending).ok("callers that end"));
         for _ in 0..4 {
             scope.spawn(|| {
                 loop {
                     let number = made.fetch_add(1, Ordering::Relaxed);
-                    if number >= count {
+                    if number >= FAILING - ENDED {
                         return;
                     }
                     match number % 5 {
@@ -242,9 +240,13 @@ fn failing_callers(count: usize) {
         }
     });
     let (took, over_limit) = (begun.elapsed(), over_limit.into_inner());
-    println!("{count} failing callers in {took:?}, {over_limit} of them over their limit");
+    println!("{FAILING} failing callers in {took:?}, {over_limit} of them over their limit");
     // One a second is within it.
-    assert!(over_limit + usize::try_from(took.as_secs()).expect("seconds") + 2 >= count / 5);
+    let within_limit = usize::try_from(took.as_secs()).expect("seconds") + 2;
+    assert!(over_limit + within_limit >= (FAILING - ENDED) / 5);
+    let gone =
+        |line: &String| line.contains("process ended during attestation") || line.contains("process is gone");
+    assert!(stack.agent_lines().iter().any(gone), "no caller was seen to end");
     wait_until("the agent to close what it opened", LIMIT, || {
         open() <= at_first + 2
     });

@@ -4,6 +4,7 @@ mod callers;
 mod flood;
 mod greedy;
 mod http2;
+mod namespaces;
 mod pid_reuse;
 mod state_files;
 mod unfinished;
@@ -18,6 +19,18 @@ use finial_tests::{Entry, Output, Peer, Stack, StackOptions, absent, wait_until}
 const LIMIT: Duration = Duration::from_secs(60);
 /// Held by tests that keep all processors busy or measure time.
 static PROCESSORS: Mutex<()> = Mutex::new(());
+
+/// A mount namespace of its own too, so that no mount of a test is ever seen outside.
+const PID_NAMESPACE: [&str; 8] = [
+    "unshare",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount",
+    "--propagation",
+    "private",
+    "--mount-proc",
+];
 
 /// Users that need no name on this machine.
 const ONE: u32 = 64_001;

@@ -2,7 +2,7 @@
 
 use finial_tests::{Entry, Peer, Program, Stack, StackOptions, absent, finial, wait_until};
 
-use super::{LIMIT, scene};
+use super::{LIMIT, PID_NAMESPACE, permitted, scene};
 
 /// Pids below 300 are not given twice, so a first process has to come after those.
 const SCENARIO: &str = "
@@ -78,20 +78,10 @@ fn a_process_that_got_the_pid_of_a_caller_that_ended_is_not_taken_for_it() {
     let stack = Stack::server_only(StackOptions::default());
     stack.write_bundle();
     let token = stack.join_token();
-    let namespace = [
-        "unshare",
-        "--pid",
-        "--fork",
-        "--kill-child",
-        "--mount",
-        "--propagation",
-        "private",
-        "--mount-proc",
-    ];
-    if !super::permitted(&namespace, "a pid namespace") {
+    if !permitted(&PID_NAMESPACE, "a pid namespace") {
         return;
     }
-    let mut command = scene(&stack, &python, &namespace, SCENARIO);
+    let mut command = scene(&stack, &python, &PID_NAMESPACE, SCENARIO);
     command.arg(finial()).args(["agent", "run", "-config"]);
     command
         .arg(stack.dir().join("agent.conf"))

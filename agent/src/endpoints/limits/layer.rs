@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use finial_identity::process::grpc_timeout;
 use futures_util::future::BoxFuture;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tonic::Status;
@@ -13,8 +14,8 @@ use tonic::body::Body;
 use tower::Layer;
 use tower_service::Service;
 
+use super::AdmittedCall;
 use super::body::RequestBody;
-use super::{AdmittedCall, patience_of};
 use crate::endpoints::broker::BrokerCaller;
 use crate::endpoints::listener::Caller;
 
@@ -56,7 +57,7 @@ where
         };
         let (parts, body) = request.into_parts();
         let body = RequestBody::new(body, Arc::clone(&call), parts.uri.path());
-        let patience = patience_of(&parts.headers);
+        let patience = grpc_timeout(&parts.headers);
         let request = http::Request::from_parts(parts, Body::new(body));
         let answer = self.inner.call(request);
         Box::pin(async move {

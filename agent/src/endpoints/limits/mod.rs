@@ -2,10 +2,10 @@
 //!
 //! All limits are applied before a caller's process is inspected: for the uid that the kernel recorded for the socket
 //! and, for a process in another pid namespace than the agent's, for that namespace; with `WorkloadAttestor "k8s"`, for
-//! the pod alone (`who`). `layer` checks each call and ends one whose client no longer waits (`patience`), `quiet`
-//! closes idle connections, `body` counts the bytes of requests and ends those that stay incomplete, `pace` reads from a
-//! connection no faster than its calls can be checked, `signing` limits how much is signed for one caller. `connection`
-//! beside this module drives `pace` and `quiet`, and `serving` hands the limits of HTTP/2 to hyper.
+//! the pod alone (`who`). `layer` checks each call and ends one whose client no longer waits, `quiet` closes idle
+//! connections, `body` counts the bytes of requests and ends those that stay incomplete, `pace` reads from a connection no
+//! faster than its calls can be checked, `signing` limits how much is signed for one caller. `connection` beside this module
+//! drives `pace` and `quiet`, and `serving` hands the limits of HTTP/2 to hyper.
 //!
 //! No caller is refused for calling often, unless the operator configures that: cached answers cost little. From a
 //! caller that calls faster than this agent can answer, requests are read later.
@@ -14,7 +14,6 @@ mod body;
 mod layer;
 mod memory;
 mod pace;
-mod patience;
 mod quiet;
 mod rates;
 mod signing;
@@ -30,7 +29,6 @@ use tokio::time::Instant;
 pub use self::layer::LimitLayer;
 pub use self::memory::trim_after_crowds;
 pub use self::pace::Pace;
-pub(in crate::endpoints) use self::patience::patience_of;
 pub use self::quiet::Quiet;
 use self::rates::{Rate, Rates};
 use self::signing::Signing;

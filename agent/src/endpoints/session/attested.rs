@@ -4,6 +4,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use finial_identity::process::grpc_timeout;
 use futures_util::future::{Either, select};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -17,7 +18,7 @@ use super::statuses::{denied, ending, stopping};
 use super::view::{Selectors, View};
 use super::{Access, ISSUE_WAIT, SessionParts, Sessions, Shared};
 use crate::endpoints::jwt_svids::signing_turns;
-use crate::endpoints::limits::{Admitted, patience_of};
+use crate::endpoints::limits::Admitted;
 use crate::endpoints::listener::Caller;
 use crate::node::NodeState;
 use crate::svids::{CachedEntry, Snapshot, Subscription};
@@ -140,7 +141,7 @@ impl Session {
             attested: Instant::now(),
             new_since: Instant::now(),
             seen: 0,
-            patience: patience_of(metadata.as_ref()),
+            patience: grpc_timeout(metadata.as_ref()),
             incomplete_since: None,
             signing_trouble: None,
             answered: false,

@@ -1,17 +1,20 @@
-//! `finial why`: asks the agent's admin socket why a process has the identities it has, or none.
+//! `finial why`: asks the agent's admin socket why a process has the identities it has, or none. A workload that cannot
+//! open that socket asks about itself on the Workload API's (`workload`).
+
+mod workload;
 
 use std::fmt::Write as _;
 
 use clap::{ArgMatches, Command};
-
+use finial_identity::command::dial::{self, Channel};
 use finial_identity::command::flags::{query, text, value};
-
-use finial_identity::command::{Console, dial, utc, wants_json};
+use finial_identity::command::{Console, utc, wants_json};
 use finial_proto::finial::agent::explain::v1::explain_client::ExplainClient;
 use finial_proto::finial::agent::explain::v1::{
     Attestor, ExplainProcessRequest, ExplainProcessResponse, ExplainRefusalRequest, ExplainRefusalResponse,
     Match, NearMiss, Pod, Process, State, Verdict,
 };
+use tonic::{Code, Status};
 
 /// `finial why`
 pub fn command() -> Command {
@@ -38,23 +41,77 @@ pub fn command() -> Command {
     )
 }
 
-/// Runs it.
+/// Runs it. Gives whether the one that it was asked about has an identity; a refusal that was found counts as such.
 ///
 /// # Errors
 /// One sentence for the operator.
-pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<()> {
-    let mut client = ExplainClient::new(dial::AGENT_ADMIN.channel(matches, console).await?);
-    if let Some(reference) = value(matches, "reference") {
-        let request = ExplainRefusalRequest {
-            reference: reference.to_owned(),
-        };
-        let answer = client.explain_refusal(request).await;
-        let answer = answer.map_err(|status| dial::status("could not look the refusal up", &status))?;
-        if wants_json(matches) {
-            return console.message("finial.agent.explain.v1.ExplainRefusalResponse", answer.get_ref());
+pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<bool> {
+    match reach(matches, console).await? {
+        Reached::Socket(channel) if value(matches, "reference").is_some() => {
+            look_up(channel, matches, console).await
         }
-        return console.raw(&refusal(answer.get_ref()));
+        Reached::Socket(channel) => examine(channel, matches, console).await,
+        Reached::WorkloadApi(channel) => workload::ask(channel, matches, console).await,
     }
+}
+
+/// Who answers.
+enum Reached {
+    /// The socket that was named, whichever it is, or the admin socket.
+    Socket(Channel),
+    /// The Workload API, as no socket was named and the admin socket is not there for this user.
+    WorkloadApi(Channel),
+}
+
+async fn reach(matches: &ArgMatches, console: &Console<'_>) -> anyhow::Result<Reached> {
+    if let Some(path) = dial::typed_path(matches) {
+        return dial::unix_channel(path).await.map(Reached::Socket);
+    }
+    match dial::AGENT_ADMIN.channel(matches, console).await {
+        Ok(channel) => Ok(Reached::Socket(channel)),
+        Err(no_admin) if is_about_the_caller(matches) => {
+            let public = dial::AGENT.channel_by_variables(matches, console).await;
+            public
+                .map(Reached::WorkloadApi)
+                .map_err(|error| anyhow::anyhow!("{no_admin:#}; nor does the workload API answer: {error:#}"))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn is_about_the_caller(matches: &ArgMatches) -> bool {
+    ["pid", "podUID", "reference"]
+        .into_iter()
+        .all(|flag| value(matches, flag).is_none())
+}
+
+/// What an operator reads of a failed call on the admin socket, if it is that.
+fn failed(what: &str, status: &Status) -> anyhow::Error {
+    if status.code() == Code::Unimplemented {
+        return anyhow::anyhow!(
+            "{what}: only the agent's admin socket (admin_socket_path) tells about others, and this is another socket"
+        );
+    }
+    dial::status(what, status)
+}
+
+/// The refusal with a code.
+async fn look_up(channel: Channel, matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<bool> {
+    let request = ExplainRefusalRequest {
+        reference: value(matches, "reference").unwrap_or_default().to_owned(),
+    };
+    let answer = ExplainClient::new(channel).explain_refusal(request).await;
+    let answer = answer.map_err(|status| failed("could not look the refusal up", &status))?;
+    if wants_json(matches) {
+        console.message("finial.agent.explain.v1.ExplainRefusalResponse", answer.get_ref())?;
+    } else {
+        console.raw(&refusal(answer.get_ref()))?;
+    }
+    Ok(true)
+}
+
+/// A process or a pod as it is now.
+async fn examine(channel: Channel, matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Result<bool> {
     let pid = match value(matches, "pid") {
         None => 0,
         Some(text) => text
@@ -65,15 +122,29 @@ pub async fn run(matches: &ArgMatches, console: &mut Console<'_>) -> anyhow::Res
     };
     let pod_uid = value(matches, "podUID").unwrap_or_default().to_owned();
     let what = if pod_uid.is_empty() { "process" } else { "pod" };
-    let answer = client
+    let answer = ExplainClient::new(channel.clone())
         .explain_process(ExplainProcessRequest { pid, pod_uid })
         .await;
-    let answer =
-        answer.map_err(|status| dial::status(&format!("could not look into the {what}"), &status))?;
+    let answer = match answer {
+        Ok(answer) => answer.into_inner(),
+        // It is the Workload API's socket.
+        Err(status) if status.code() == Code::Unimplemented && is_about_the_caller(matches) => {
+            return workload::ask(channel, matches, console).await;
+        }
+        Err(status) => return Err(failed(&format!("could not look into the {what}"), &status)),
+    };
     if wants_json(matches) {
-        return console.message("finial.agent.explain.v1.ExplainProcessResponse", answer.get_ref());
+        console.message("finial.agent.explain.v1.ExplainProcessResponse", &answer)?;
+    } else {
+        console.raw(&process(&answer))?;
     }
-    console.raw(&process(answer.get_ref()))
+    Ok(has_identity(&answer))
+}
+
+/// Either by itself or by its pod's socket.
+fn has_identity(answer: &ExplainProcessResponse) -> bool {
+    let of_pod = answer.pod.as_ref().map(Pod::verdict);
+    [Some(answer.verdict()), of_pod].contains(&Some(Verdict::HasIdentity))
 }
 
 fn process(answer: &ExplainProcessResponse) -> String {
@@ -282,6 +353,7 @@ mod tests {
                 ..Pod::default()
             }),
         };
+        assert!(has_identity(&answer), "its pod has one");
         let text = process(&answer);
         for part in [
             "Process    : 7, started 2026-01-31",
@@ -301,6 +373,12 @@ mod tests {
             state: answer.state,
             ..ExplainProcessResponse::default()
         };
+        assert!(has_identity(&about_pod));
+        let without = ExplainProcessResponse {
+            verdict: Verdict::WaitingForSvid.into(),
+            ..ExplainProcessResponse::default()
+        };
+        assert!(!has_identity(&without));
         let text = process(&about_pod);
         assert_eq!(text.matches("Verdict").count(), 1, "{text}");
         assert!(text.starts_with("Agent      : serving"), "{text}");
