@@ -16,7 +16,7 @@ use super::attest::AttestError;
 use super::bootstrapping::Bootstrapping;
 use super::obtain::saved_svid;
 use super::rebootstrap::ReturnPolicy;
-use super::renew::RenewalTime;
+use super::renewal_time::{Moment, RenewalTime};
 use super::saving::Unsaved;
 use super::storage::{AgentStorage, SetAside};
 use super::{
@@ -248,7 +248,7 @@ impl Node {
         let look = match self.renewal_time {
             _ if evicted => renew::CHECK_INTERVAL,
             _ if self.forced && self.renewal.next.is_none() => Duration::ZERO,
-            Some(due) if self.renewal.next.is_none() => due.until_check(self.clock.now()),
+            Some(due) if self.renewal.next.is_none() => renew::until_check(due, Moment::now(&self.clock)),
             _ => renew::CHECK_INTERVAL,
         };
         let former = self.held().and_then(|_held| self.svid());
@@ -274,6 +274,7 @@ impl Node {
         if !self.status_posted && self.is_linked() {
             self.post_status().await?;
         }
+        let now = Moment::now(&self.clock);
         let due = self.forced || self.renewal_time.is_some_and(|time| time.is_due(now));
         if !due || !self.renewal.is_due() {
             return Ok(());

@@ -23,6 +23,7 @@ mod rebootstrap;
 #[cfg(test)]
 mod rebootstrap_tests;
 mod renew;
+mod renewal_time;
 mod rotation;
 mod saving;
 #[cfg(test)]
@@ -54,6 +55,7 @@ pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleR
 pub use self::join_token::JoinTokenAttestor;
 pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
+pub use self::renewal_time::{Moment, RenewalTime};
 pub use self::rotation::{RotationStrategy, remaining_at_renewal};
 pub use self::state::NodeState;
 pub use self::storage::{AgentData, AgentStorage, SetAside, StorageError};

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use super::attest::{self, AttestError};
 use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
 use super::rebootstrap::Trusted;
-use super::renew::RenewalTime;
+use super::renewal_time::{Moment, RenewalTime};
 use super::saving::Use;
 use super::storage::AgentData;
 use super::{Backoff, Node, NodeError, NodeSettings, renew};
@@ -213,7 +213,8 @@ impl Node {
         self.unused_key = None;
         self.reattestable = reattestable;
         let drawn = self.jitter.draw();
-        let time = RenewalTime::of_new(self.settings.rotation, svid.leaf(), self.clock.now(), drawn);
+        let now = Moment::now(&self.clock);
+        let time = RenewalTime::of_new(self.settings.rotation, svid.leaf(), now, drawn);
         self.renewal_time = Some(time);
         self.is_returning = false;
         tracing::info!(

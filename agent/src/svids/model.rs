@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::TrustDomain;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::cache::{CachedEntry, IssuedSvid, Snapshot};
 use super::counters::CacheCounters;
@@ -18,6 +20,7 @@ use super::subscriptions::News;
 use super::trust::{Distrust, Forget, Step, Worth};
 #[cfg(test)]
 use super::visits;
+use crate::node::{Moment, RenewalTime};
 use crate::telemetry::metrics;
 use crate::upstream::{AuthorizedEntry, BundleChanges};
 
@@ -51,11 +54,16 @@ type IsWanted<'a> = &'a dyn Fn(&CachedEntry) -> bool;
 
 impl Model {
     /// Holds nothing yet but a bundle; at most `limit` SVIDs that nobody wants.
-    pub(super) fn new(own_bundle: Arc<Bundle>, limit: usize, counters: Arc<CacheCounters>) -> Self {
+    pub(super) fn new(
+        own_bundle: Arc<Bundle>,
+        limit: usize,
+        counters: Arc<CacheCounters>,
+        now: Moment,
+    ) -> Self {
         Self {
             records: HashMap::new(),
             entries: Entries::default(),
-            schedule: Schedule::new(limit),
+            schedule: Schedule::new(limit, now),
             federating: HashMap::new(),
             failing: HashSet::new(),
             own_bundle,
@@ -94,7 +102,7 @@ impl Model {
 
     /// Takes up the own bundle. What newly revoked authorities signed is dropped; what newly tainted ones signed
     /// is replaced from now on, a part at a time, the SVIDs that are wanted first.
-    pub(super) fn set_own_bundle(&mut self, bundle: Arc<Bundle>, now: OffsetDateTime) -> Forget {
+    pub(super) fn set_own_bundle(&mut self, bundle: Arc<Bundle>, now: Instant) -> Forget {
         if *self.own_bundle == *bundle {
             return Forget::default();
         }
@@ -165,11 +173,8 @@ impl Model {
         }
     }
 
-    /// Takes up the time: drops SVIDs that expired or are too many. Pauses end when the clock was set back.
-    pub(super) fn advance(&mut self, now: OffsetDateTime) {
-        if self.schedule.was_after(now) {
-            self.retry_now();
-        }
+    /// Takes up the time: drops SVIDs that expired or are too many.
+    pub(super) fn advance(&mut self, now: Moment) {
         loop {
             let drop = self.schedule.advance(now);
             if drop.is_empty() {
@@ -180,7 +185,7 @@ impl Model {
                 let Some(held) = record.and_then(|record| record.held.as_ref()) else {
                     continue;
                 };
-                if held.times.expires_at <= now {
+                if held.times.expires_at <= now.clock {
                     self.counters.x509_expired.add(1);
                 } else {
                     self.counters.x509_evicted.add(1);
@@ -195,7 +200,7 @@ impl Model {
         self.schedule.ready_len()
     }
 
-    /// When something becomes due or expires.
+    /// What the clock shows when something becomes due or expires.
     pub(super) fn next(&self) -> Option<OffsetDateTime> {
         self.schedule.next()
     }
@@ -233,7 +238,7 @@ impl Model {
         }
     }
 
-    /// Takes up a new SVID, to be renewed at `renew_at`. Passed over when the entry is gone or has become another
+    /// Takes up a new SVID and when it is to be renewed. Passed over when the entry is gone or has become another
     /// identity meanwhile.
     ///
     /// # Errors
@@ -242,8 +247,8 @@ impl Model {
         &mut self,
         request: &SvidRequest,
         svid: IssuedSvid,
-        renew_at: OffsetDateTime,
-        now: OffsetDateTime,
+        renewal: RenewalTime,
+        now: Instant,
     ) -> Result<(), &'static str> {
         let Some(id) = self.key(&request.entry_id) else {
             return Ok(());
@@ -260,7 +265,7 @@ impl Model {
             Worth::Nothing => return Err("SVID is signed by a revoked authority"),
         };
         let times = HeldTimes {
-            renew_at,
+            renewal,
             expires_at: svid.usable_until(),
         };
         let held = Held {
@@ -279,7 +284,7 @@ impl Model {
     }
 
     /// An entry could not be signed; it is tried again, later after each failure. Returns how often it failed.
-    pub(super) fn sign_failed(&mut self, id: &str, now: OffsetDateTime) -> u32 {
+    pub(super) fn sign_failed(&mut self, id: &str, now: Instant) -> u32 {
         let Some(id) = self.key(id) else {
             return 0;
         };
@@ -385,7 +390,7 @@ impl Model {
     }
 
     /// Looks at everything that is held, which happens when an authority goes and not otherwise.
-    fn replace_distrusted(&mut self, step: &Step, now: OffsetDateTime) {
+    fn replace_distrusted(&mut self, step: &Step, now: Instant) {
         let mut replace = Vec::new();
         let mut useless = Vec::new();
         for (id, record) in &self.records {
@@ -420,7 +425,7 @@ impl Model {
         }
         replace.sort_unstable();
         for (at, (.., id)) in replace.into_iter().enumerate() {
-            let part = i32::try_from(at / TAINTED_PART).unwrap_or(i32::MAX);
+            let part = u32::try_from(at / TAINTED_PART).unwrap_or(u32::MAX);
             let Some(record) = self.records.get_mut(&id) else {
                 continue;
             };
@@ -488,6 +493,6 @@ impl Model {
 /// So many SVIDs of a tainted authority are replaced at once, as SPIRE's agents do.
 const TAINTED_PART: usize = 100;
 /// Between two such parts.
-const TAINTED_PAUSE: Duration = Duration::seconds(5);
+const TAINTED_PAUSE: Duration = Duration::from_secs(5);
 /// An SVID that comes from an authority known to be tainted is asked for again after this.
-const STILL_TAINTED: Duration = Duration::minutes(1);
+const STILL_TAINTED: Duration = Duration::from_secs(60);

@@ -20,7 +20,7 @@ use super::feed::{Feed, FeedSettings, SyncCounters, Update};
 use super::keys::{KeyPool, Order, SvidRequest};
 use super::model::Model;
 use super::trust::Forget;
-use crate::node::{Backoff, Denial, Jitter, NodeHandle, Report, RotationStrategy};
+use crate::node::{Backoff, Denial, Jitter, Moment, NodeHandle, RenewalTime, Report, RotationStrategy};
 use crate::upstream::{BundleChanges, SignOutcome, SignRequest, Upstream, UpstreamError};
 
 /// How the agent syncs, checked.
@@ -116,6 +116,7 @@ impl Synchronizer {
                 self.node.own_bundle(),
                 self.settings.x509_svid_cache_max_size,
                 Arc::clone(self.cache.counters()),
+                Moment::now(&self.clock),
             ),
             keys: Arc::new(KeyPool::new(self.settings.workload_key_type)),
             hold: Backoff::new(HOLD_FIRST, HOLD_LIMIT, self.jitter.clone()),
@@ -199,7 +200,7 @@ impl Writer {
                 () = self.cache.subscribers().touched() => {}
                 Ok(()) = own_bundle.changed() => {
                     let bundle = Arc::clone(&own_bundle.borrow_and_update());
-                    let forget = self.model.set_own_bundle(bundle, self.clock.now());
+                    let forget = self.model.set_own_bundle(bundle, Instant::now());
                     self.forget(&forget);
                 }
                 Ok(()) = svid.changed() => {}
@@ -216,11 +217,11 @@ impl Writer {
     /// Does what is due, publishes what came of it, and returns how long there is nothing to do.
     fn work(&mut self) -> Duration {
         self.note_subscriptions();
-        let now = self.clock.now();
+        let now = Moment::now(&self.clock);
         self.model.advance(now);
         let pause = self
             .held_until
-            .map(|until| until.saturating_duration_since(Instant::now()));
+            .map(|until| until.saturating_duration_since(now.passed));
         let may_sign = self.node.svid().borrow().is_some() && pause.is_none_or(|left| left.is_zero());
         // Expensive keys are ordered a few at a time, so that the first SVID does not wait for the last key.
         let most = if self.keys.is_cheap() {
@@ -238,7 +239,7 @@ impl Writer {
         self.cache
             .note_signing_trouble(self.is_failing || self.node.is_cut_off());
         let next = self.model.next();
-        let next = next.map(|at| Duration::try_from(at - now).unwrap_or(Duration::ZERO));
+        let next = next.map(|at| Duration::try_from(at - now.clock).unwrap_or(Duration::ZERO));
         let wait = [next, held].into_iter().flatten().min();
         let wait = wait.unwrap_or(LONGEST_SLEEP);
         // Not too long, for the clock may be set; not too short, for what is due now may have to wait.
@@ -315,12 +316,12 @@ impl Writer {
     }
 
     fn issued(&mut self, wanted: &SvidRequest, chain: Vec<Certificate>, key: Arc<PrivateKey>) {
-        let now = self.clock.now();
-        let taken = usable_svid(wanted, chain, key, now).and_then(|svid| {
+        let now = Moment::now(&self.clock);
+        let taken = usable_svid(wanted, chain, key, now.clock).and_then(|svid| {
             let leaf = svid.leaf().clone();
-            let renew_at = self.rotation.renew_at(&leaf, now, self.jitter.draw());
+            let renewal = RenewalTime::of_new(self.rotation, &leaf, now, self.jitter.draw());
             self.model
-                .issued(wanted, IssuedSvid::new(svid), renew_at, now)
+                .issued(wanted, IssuedSvid::new(svid), renewal, now.passed)
                 .map_err(str::to_owned)?;
             Ok(leaf)
         });
@@ -350,7 +351,7 @@ impl Writer {
     }
 
     fn item_failed(&mut self, wanted: &SvidRequest, why: &str) {
-        let failures = self.model.sign_failed(&wanted.entry_id, self.clock.now());
+        let failures = self.model.sign_failed(&wanted.entry_id, Instant::now());
         if failures == 1 {
             tracing::warn!(
                 entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id, error = why,
