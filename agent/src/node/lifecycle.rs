@@ -20,8 +20,8 @@ use super::renewal_time::{Moment, RenewalTime};
 use super::saving::Unsaved;
 use super::storage::{AgentStorage, SetAside};
 use super::{
-    Backoff, Denial, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Shared,
-    StateFacts, bundle_of, renew,
+    Backoff, Denial, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Reminder,
+    Shared, StateFacts, bundle_of, renew,
 };
 use crate::config::BootstrapSource;
 use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
@@ -57,6 +57,8 @@ pub struct Node {
     /// Renew at the next look, whatever the SVID's age.
     pub(super) forced: bool,
     pub(super) status_posted: bool,
+    /// Of an SVID that is due and cannot be renewed.
+    pub(super) reminder: Reminder,
 }
 
 /// When to try something again after failures.
@@ -163,6 +165,7 @@ impl Node {
             warned_insecure: false,
             forced: false,
             status_posted: false,
+            reminder: Reminder::default(),
             jitter,
             settings,
         })
@@ -194,7 +197,10 @@ impl Node {
         self.post_status().await?;
         loop {
             match self.wake().await {
-                Wake::Look => self.look().await?,
+                Wake::Look => {
+                    self.look().await?;
+                    self.remind();
+                }
                 Wake::News(News::Denied(denial)) if self.is_present(&denial) => {
                     self.denied(denial.reason).await?;
                 }

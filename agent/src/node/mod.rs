@@ -22,6 +22,7 @@ mod obtain;
 mod rebootstrap;
 #[cfg(test)]
 mod rebootstrap_tests;
+mod reminder;
 mod renew;
 mod renewal_time;
 mod rotation;
@@ -55,6 +56,7 @@ pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleR
 pub use self::join_token::JoinTokenAttestor;
 pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
+pub use self::reminder::{Reminder, valid_for};
 pub use self::renewal_time::{Moment, RenewalTime};
 pub use self::rotation::{RotationStrategy, remaining_at_renewal};
 pub use self::state::NodeState;

@@ -13,6 +13,8 @@ use tokio::time::Instant;
 use super::cache::{CachedEntry, IssuedSvid, Snapshot};
 use super::counters::CacheCounters;
 use super::entries::Entries;
+use super::failing::{Failing, Failure};
+use super::federating::Federating;
 use super::keys::SvidRequest;
 use super::record::{Held, Record};
 use super::renewal::{HeldTimes, Schedule};
@@ -32,9 +34,9 @@ pub(super) struct Model {
     entries: Entries,
     schedule: Schedule,
     /// Entries by the trust domains they federate with.
-    federating: HashMap<TrustDomain, HashSet<Arc<str>>>,
-    /// Entries that wait for another try.
-    failing: HashSet<Arc<str>>,
+    federating: Federating,
+    /// Entries whose last try failed.
+    failing: Failing,
     own_bundle: Arc<Bundle>,
     distrust: Distrust,
     federated: BTreeMap<TrustDomain, Arc<Bundle>>,
@@ -64,8 +66,8 @@ impl Model {
             records: HashMap::new(),
             entries: Entries::default(),
             schedule: Schedule::new(limit, now),
-            federating: HashMap::new(),
-            failing: HashSet::new(),
+            federating: Federating::default(),
+            failing: Failing::default(),
             own_bundle,
             distrust: Distrust::default(),
             federated: BTreeMap::new(),
@@ -283,25 +285,27 @@ impl Model {
         Ok(())
     }
 
-    /// An entry could not be signed; it is tried again, later after each failure. Returns how often it failed.
-    pub(super) fn sign_failed(&mut self, id: &str, now: Instant) -> u32 {
-        let Some(id) = self.key(id) else {
-            return 0;
-        };
-        let Some(record) = self.records.get_mut(&id) else {
-            return 0;
-        };
-        let failures = record.retry_later(now);
+    /// An entry could not be signed; it is tried again, later after each failure.
+    pub(super) fn sign_failed(&mut self, id: &str, now: Instant) -> Option<Failure> {
+        let id = self.key(id)?;
+        let record = self.records.get_mut(&id)?;
+        record.retry_later(now);
         let is_news = record.show_failure();
+        let failure = self.failing.add(&id, record.expires_at(), now);
         self.counters.x509_failed.add(1);
-        self.failing.insert(Arc::clone(&id));
         if is_news {
             // Whoever waits for it need not any longer.
             self.show(&id);
         } else {
             self.file(&id);
         }
-        failures
+        Some(failure)
+    }
+
+    /// When the first of the SVIDs expires that are to be replaced now.
+    pub(super) fn first_end(&self) -> Option<OffsetDateTime> {
+        let due = self.schedule.ready().filter_map(|id| self.records.get(id));
+        due.filter_map(Record::expires_at).min()
     }
 
     /// Whether the server's not knowing an entry calls for a snapshot: once for each revision of the entry.
@@ -312,7 +316,7 @@ impl Model {
 
     /// Entries that failed are due at once, as when the server is back.
     pub(super) fn retry_now(&mut self) {
-        for id in std::mem::take(&mut self.failing) {
+        for id in self.failing.ids() {
             if let Some(record) = self.records.get_mut(&id) {
                 record.retry.at = None;
                 self.file(&id);
@@ -341,7 +345,7 @@ impl Model {
     fn upsert(&mut self, entry: AuthorizedEntry, is_wanted: IsWanted<'_>) -> Option<String> {
         let Some(id) = self.key(&entry.id) else {
             let id: Arc<str> = Arc::from(entry.id.as_str());
-            self.federate(&id, &entry.federates_with);
+            self.federating.add(&id, &entry.federates_with);
             self.take_record(&id, Record::new(entry), is_wanted);
             self.counters.entries_added.add(1);
             return None;
@@ -351,8 +355,8 @@ impl Model {
             self.records.insert(id, record);
             return None;
         }
-        self.part(&id, &record.entry.federates_with);
-        self.federate(&id, &entry.federates_with);
+        self.federating.remove(&id, &record.entry.federates_with);
+        self.federating.add(&id, &entry.federates_with);
         self.held -= usize::from(record.replace(entry));
         self.failing.remove(&id);
         self.take_record(&id, record, is_wanted);
@@ -370,7 +374,7 @@ impl Model {
         let Some((id, record)) = self.records.remove_entry(id) else {
             return false;
         };
-        self.part(&id, &record.entry.federates_with);
+        self.federating.remove(&id, &record.entry.federates_with);
         self.schedule.remove(&id);
         self.failing.remove(&id);
         self.held -= usize::from(record.held.is_some());
@@ -434,26 +438,8 @@ impl Model {
         }
     }
 
-    fn federate(&mut self, id: &Arc<str>, names: &[TrustDomain]) {
-        for name in names {
-            let ids = self.federating.entry(name.clone()).or_default();
-            ids.insert(Arc::clone(id));
-        }
-    }
-
-    fn part(&mut self, id: &Arc<str>, names: &[TrustDomain]) {
-        for name in names {
-            if let Some(ids) = self.federating.get_mut(name) {
-                ids.remove(id);
-                if ids.is_empty() {
-                    self.federating.remove(name);
-                }
-            }
-        }
-    }
-
     fn bundle_changed(&mut self, name: &TrustDomain) {
-        let ids = self.federating.get(name).into_iter().flatten();
+        let ids = self.federating.with(name);
         let concerned = ids.filter_map(|id| self.entries.get(id)).map(Arc::clone);
         self.news.entries.extend(concerned);
         self.changed = true;

@@ -407,13 +407,18 @@ fn many_svids_of_a_tainted_authority_are_replaced_a_part_at_a_time_those_in_use_
 fn a_failed_entry_waits_longer_each_time_and_not_at_all_when_the_server_is_back() {
     let mut model = model(vec![entry("a", &["uid:1"])]);
     model.advance(moment(NOW));
-    for (failure, millis) in [(1, 500), (2, 1000), (3, 2000), (4, 4000), (5, 5000), (6, 5000)] {
-        assert_eq!(model.sign_failed("a", moment(NOW).passed), failure);
+    for (at, millis) in [500, 1000, 2000, 4000, 5000, 5000].into_iter().enumerate() {
+        let failure = model.sign_failed("a", moment(NOW).passed).unwrap();
+        assert_eq!((failure.is_first, failure.is_to_tell), (at == 0, at == 0));
         assert!(due(&mut model, NOW).is_empty());
         assert_eq!(model.next(), Some(NOW + Duration::milliseconds(millis)));
     }
     model.retry_now();
     assert_eq!(due(&mut model, NOW), ["a"]);
+    let later = moment(NOW + Duration::MINUTE).passed;
+    let failure = model.sign_failed("a", later).unwrap();
+    assert!(!failure.is_first && failure.is_to_tell && failure.expires_at.is_none());
+    assert!(model.sign_failed("gone", later).is_none());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use time::OffsetDateTime;
 use tokio::time::Instant;
 
 use super::cache::{CachedEntry, IssuedSvid};
@@ -91,12 +92,16 @@ impl Record {
         }
     }
 
-    /// Has it tried again, later after each failure. Returns how often it failed.
-    pub(super) fn retry_later(&mut self, now: Instant) -> u32 {
+    /// Has it tried again, later after each failure.
+    pub(super) fn retry_later(&mut self, now: Instant) {
         self.retry.failures = self.retry.failures.saturating_add(1);
         let doubled = RETRY_FIRST * 2_u32.saturating_pow(self.retry.failures.min(10) - 1);
         self.retry.at = Some(now + doubled.min(RETRY_LIMIT));
-        self.retry.failures
+    }
+
+    /// When the SVID expires, if there is one.
+    pub(super) fn expires_at(&self) -> Option<OffsetDateTime> {
+        self.cached.svid.as_ref().map(|svid| svid.expires_at())
     }
 
     /// Shows that there is no SVID and that one could not be had. Returns whether that was not shown before.
