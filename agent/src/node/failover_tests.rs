@@ -44,7 +44,8 @@ async fn a_server_that_signs_nothing_is_left_for_another_address() {
     world.server.state().unsigning.insert(first);
     world.server.put(entry("b", 1));
     world.pass_in_touch(20 * SECOND, || false).await;
-    assert!(world.server.calls("sign").len() > 1);
+    let calls = world.server.calls("");
+    assert!(world.server.calls("sign").len() > 1, "{calls:?}");
     assert_eq!(made(), connections, "too early");
     world
         .pass_in_touch(MINUTE, || serial(&agent, "b").is_some())
@@ -121,4 +122,47 @@ async fn a_server_that_does_not_renew_the_agent_is_left_for_another_address() {
         .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
         .await;
     assert_eq!(world.server.calls("attest").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_is_left_for_another_address_at_once() {
+    let world = World::new();
+    let (agent, [first, _second]) = settled_beside_two(&world).await;
+    let connections = agent.node.upstream().connections();
+    world.server.state().mute.insert(first);
+    world.server.put(entry("b", 1));
+    world
+        .pass_in_touch(MINUTE, || serial(&agent, "b").is_some())
+        .await;
+    assert!(serial(&agent, "b").is_some());
+    world.pass_in_touch(5 * MINUTE, || false).await;
+    assert_eq!(agent.node.upstream().connections(), connections + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_of_which_none_answers_are_visited_ever_more_rarely() {
+    let world = World::new();
+    let (agent, addresses) = settled_beside_two(&world).await;
+    let connections = agent.node.upstream().connections();
+    world.server.state().mute.extend(addresses);
+    world.server.put(entry("b", 1));
+    world.pass_in_touch(16 * MINUTE, || false).await;
+    let left = agent.node.upstream().connections() - connections;
+    // After half a minute, a minute, and then every two minutes.
+    assert!((6..=9).contains(&left), "left {left} times");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_again_after_a_long_silence_is_asked_within_a_minute() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let address = world.server.address;
+    world.server.state().mute.insert(address);
+    world.server.put(entry("b", 1));
+    world.pass_in_touch(20 * MINUTE, || false).await;
+    world.server.state().mute.clear();
+    world
+        .pass_in_touch(MINUTE, || serial(&agent, "b").is_some())
+        .await;
+    assert!(serial(&agent, "b").is_some(), "{}", state(&agent));
 }
