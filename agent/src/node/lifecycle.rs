@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::attest::AttestError;
 use super::bootstrapping::Bootstrapping;
+use super::disk::Disk;
 use super::obtain::saved_svid;
 use super::rebootstrap::ReturnPolicy;
 use super::renewal_time::{Moment, RenewalTime};
@@ -31,6 +32,7 @@ use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
 pub struct Node {
     pub(super) settings: NodeSettings,
     pub(super) storage: Arc<AgentStorage>,
+    pub(super) disk: Disk,
     set_aside: Option<SetAside>,
     pub(super) keys: Arc<dyn PrivateKeyManager>,
     pub(super) attestors: NodeAttestors,
@@ -73,6 +75,7 @@ enum Wake {
     Look,
     News(News),
     BundleChanged,
+    DiskAnswered,
 }
 
 impl Node {
@@ -144,6 +147,7 @@ impl Node {
         };
         Ok(Self {
             storage: Arc::new(storage),
+            disk: Disk::new(settings.data_dir.clone()),
             set_aside,
             keys,
             attestors,
@@ -210,6 +214,7 @@ impl Node {
                 Wake::News(News::Denied(_) | News::Refused { .. }) => {}
                 Wake::News(News::Distrusted) => self.distrusted().await?,
                 Wake::BundleChanged => self.bundle_changed().await,
+                Wake::DiskAnswered => self.persist().await,
             }
         }
     }
@@ -235,6 +240,7 @@ impl Node {
         tokio::select! {
             Some(news) = self.news.recv() => Wake::News(news),
             Ok(()) = self.bundle.changed() => Wake::BundleChanged,
+            () = self.disk.answered() => Wake::DiskAnswered,
             () = tokio::time::sleep(wait) => Wake::Look,
         }
     }

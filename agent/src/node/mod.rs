@@ -8,6 +8,7 @@ mod attestors;
 mod backoff;
 mod bootstrap;
 mod bootstrapping;
+mod disk;
 mod facts;
 #[cfg(test)]
 mod failover_tests;

@@ -223,7 +223,10 @@ impl Node {
         };
         self.unused_key = Some((slot, Arc::clone(&key)));
         if let Err(error) = self.keep_key(slot, &key).await {
-            tracing::debug!(%error, "the next key is in memory only");
+            tracing::debug!(error, "the next key is in memory only");
+            if self.disk.is_late() {
+                self.unsaved_for(&error);
+            }
         }
         Ok((slot, key))
     }
