@@ -54,7 +54,7 @@ struct Left(Option<(u32, Instant)>);
 
 #[derive(Clone, Copy, Debug)]
 struct Failing {
-    server: Option<SocketAddr>,
+    server: SocketAddr,
     since: Instant,
     times: u32,
 }
@@ -83,20 +83,20 @@ impl Upstream {
     /// for another address, or, where there is one address, for whatever server a new connection to it reaches (the
     /// Service of several replicas).
     pub(super) fn note_conduct(&self, line: &Line, duty: Duty, is_done: Option<bool>) {
-        let shared = &self.shared;
-        let server = line.contact.address();
+        let conduct = &self.shared.conduct;
         // What came of a connection that was given up says nothing about the present one, nor does one that was never made
         // about a server.
-        let Some(is_done) = is_done.filter(|_| server.is_some() && self.is_held(line)) else {
+        let server = line.contact.address().filter(|_| self.is_held(line));
+        let (Some(is_done), Some(server)) = (is_done, server) else {
             return;
         };
         if is_done {
-            return shared.conduct.done(duty);
+            return conduct.done(duty);
         }
-        if shared.conduct.failed(duty, server, Instant::now()) && self.give_up(line) {
-            shared.conduct.note_left(duty, Instant::now());
+        if conduct.failed(duty, server, Instant::now()) && self.give_up(line) {
+            conduct.note_left(duty, Instant::now());
             tracing::warn!(
-                server = server.map(tracing::field::display),
+                %server,
                 what = duty.name(),
                 "server is left for another, if there is one: this fails there although it can be reached"
             );
@@ -158,7 +158,7 @@ impl Conduct {
     }
 
     /// Notes a failure; tells whether the server has failed for too long. Then the failures are counted anew.
-    fn failed(&self, duty: Duty, server: Option<SocketAddr>, now: Instant) -> bool {
+    fn failed(&self, duty: Duty, server: SocketAddr, now: Instant) -> bool {
         let mut records = self.locked();
         let record = records.of(duty);
         let patience = record.left.patience(duty.patience(), MOST_PATIENT, now);
@@ -178,8 +178,11 @@ impl Conduct {
         is_too_long
     }
 
+    /// What is asked of the next server is counted anew.
     fn note_left(&self, duty: Duty, now: Instant) {
-        self.locked().of(duty).left.note(now);
+        let mut records = self.locked();
+        records.unanswered.clear();
+        records.of(duty).left.note(now);
     }
 
     /// A call of this kind got an answer.
@@ -195,18 +198,18 @@ impl Conduct {
             .left_unanswered
             .patience(RPC_TIMEOUT, LONGEST_SILENCE, now);
         let first = Failing {
-            server: Some(server),
+            server,
             since: now.checked_sub(RPC_TIMEOUT).unwrap_or(now),
             times: 0,
         };
         let failing = records.unanswered.entry(what).or_insert(first);
-        if failing.server != first.server {
+        if failing.server != server {
             *failing = first;
         }
         now.duration_since(failing.since) >= patience
     }
 
-    /// What is asked of the next server is counted anew.
+    /// The same because of silence.
     fn note_left_unanswered(&self, now: Instant) {
         let mut records = self.locked();
         records.unanswered.clear();
@@ -257,8 +260,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn server(port: u16) -> Option<SocketAddr> {
-        Some(([127, 0, 0, 1], port).into())
+    fn server(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
     }
 
     /// A failure each second, for so long; the seconds after which it was too long.
@@ -304,7 +307,7 @@ mod tests {
     fn a_server_that_is_silent_is_left_at_once_and_each_time_later_up_to_two_minutes() {
         let conduct = Conduct::default();
         let start = Instant::now();
-        let one = server(1).unwrap();
+        let one = server(1);
         let silent = |what, second: u32| {
             let now = start + SECOND * second;
             let is_due = conduct.unanswered(what, one, now);
@@ -323,7 +326,7 @@ mod tests {
         assert!(!silent("watch", 1200) && !silent("watch", 1259));
         conduct.answered("watch");
         assert!(!silent("watch", 1290));
-        let other = |second| conduct.unanswered("watch", server(2).unwrap(), start + SECOND * second);
+        let other = |second| conduct.unanswered("watch", server(2), start + SECOND * second);
         assert!(!other(1379) && !other(1468) && other(1470));
         // Long after the last time one call is enough again.
         let later = start + SECOND * 1170 + FORGOTTEN;

@@ -5,9 +5,9 @@
 //! once for all who find one useless. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
 //! run in a separate [`Session`] without a client certificate. Wire types are not used outside of this module.
 
-mod attended;
 mod attest;
 mod conduct;
+mod connection;
 mod dial;
 mod entries;
 mod error;
