@@ -4,10 +4,9 @@ use std::time::{Duration, Instant};
 
 use finial_identity::x509::Certificate;
 use finial_proto::workload::X509svidResponse;
-use finial_tests::{Entry, Stack, StackOptions, wait_until};
+use finial_tests::{AgentPod, Entry, Stack, StackOptions, wait_until};
 use rustix::process::Signal;
 
-use crate::agent_pod::AgentPod;
 use crate::watcher::{MANY, watcher};
 use crate::wire::x509_stream;
 
@@ -130,7 +129,7 @@ async fn a_stack_that_outlived_every_certificate_in_its_sleep_heals_without_a_ha
         agent: "rebootstrap_mode = \"auto\" rebootstrap_delay = \"2s\"".into(),
         ..StackOptions::default()
     }));
-    let _mounted = pod.mount_bundle(&stack);
+    let _mounted = pod.mount_bundle(stack.dir().join("bundle.pem"));
     stack.start_agent(&[]);
     stack.wait_agent();
     stack.create_entry(&Entry::for_me("/me"));

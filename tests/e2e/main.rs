@@ -1,7 +1,6 @@
 //! The real program from outside: what an operator types, what a workload sees, what goes wrong.
 
 mod admin;
-mod agent_pod;
 mod authorization;
 mod bad_input;
 mod bench;

@@ -61,6 +61,75 @@ impl Default for StackOptions {
     }
 }
 
+impl StackOptions {
+    /// `server.conf` of a server that keeps everything in a directory and listens on a port of loopback.
+    pub fn server_configuration(&self, dir: &Path, port: u16) -> String {
+        let dir = dir.display();
+        format!(
+            r#"server {{
+  trust_domain = "{td}"
+  bind_address = "127.0.0.1"
+  bind_port = {port}
+  socket_path = "{dir}/server.sock"
+  data_dir = "{dir}/server"
+  ca_ttl = "{ca_ttl}"
+  default_x509_svid_ttl = "{x509}"
+  default_jwt_svid_ttl = "{jwt}"
+  log_level = "DEBUG"
+  ratelimit {{ attestation = false }}
+  {extra}
+}}
+plugins {{
+  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{dir}/server/datastore.sqlite3" }} }}
+  KeyManager "disk" {{ plugin_data {{ keys_path = "{dir}/server/keys.json" }} }}
+  NodeAttestor "join_token" {{ plugin_data {{}} }}
+}}
+{blocks}
+"#,
+            blocks = self.server_blocks,
+            td = self.trust_domain,
+            ca_ttl = self.ca_ttl,
+            x509 = self.x509_svid_ttl,
+            jwt = self.jwt_svid_ttl,
+            extra = self.server,
+        )
+    }
+
+    /// `agent.conf` of an agent of that server, in the same directory.
+    pub fn agent_configuration(&self, dir: &Path, port: u16) -> String {
+        let dir = dir.display();
+        let unix = match &self.unix_attestor_file {
+            Some(file) => format!("plugin_data_file = \"{}\"", file.display()),
+            None => format!("plugin_data {{ {} }}", self.unix_attestor),
+        };
+        format!(
+            r#"agent {{
+  trust_domain = "{td}"
+  server_address = "127.0.0.1"
+  server_port = {port}
+  socket_path = "{dir}/agent.sock"
+  data_dir = "{dir}/agent"
+  trust_bundle_path = "{dir}/bundle.pem"
+  log_level = "DEBUG"
+  {extra}
+}}
+plugins {{
+  KeyManager "disk" {{ plugin_data {{ directory = "{dir}/agent" }} }}
+  {node_attestor}
+  WorkloadAttestor "unix" {{ {unix} }}
+  {plugins}
+}}
+{blocks}
+"#,
+            blocks = self.agent_blocks,
+            td = self.trust_domain,
+            extra = self.agent,
+            node_attestor = self.node_attestor,
+            plugins = self.agent_plugins,
+        )
+    }
+}
+
 /// A registration entry below the stack's agent; the default selector is the calling user's uid.
 #[derive(Debug, Clone)]
 pub struct Entry<'a> {
@@ -109,9 +178,17 @@ impl Stack {
 
     /// Only the server, answering.
     pub fn server_only(options: StackOptions) -> Self {
+        let mut stack = Self::configured(options);
+        stack.start_server();
+        stack.wait_server();
+        stack
+    }
+
+    /// A directory with `server.conf` and `agent.conf`, for a server and an agent that somebody else runs.
+    pub fn configured(options: StackOptions) -> Self {
         let dir = TempDir::with_prefix("finial-").expect("a temporary directory");
         let port = free_port();
-        let mut stack = Stack {
+        let stack = Stack {
             dir,
             port,
             options,
@@ -119,8 +196,6 @@ impl Stack {
             agent: None,
         };
         stack.write_configuration();
-        stack.start_server();
-        stack.wait_server();
         stack
     }
 
@@ -328,67 +403,8 @@ impl Stack {
     }
 
     fn write_configuration(&self) {
-        let dir = self.dir().display();
-        let options = &self.options;
-        let server = format!(
-            r#"server {{
-  trust_domain = "{td}"
-  bind_address = "127.0.0.1"
-  bind_port = {port}
-  socket_path = "{dir}/server.sock"
-  data_dir = "{dir}/server"
-  ca_ttl = "{ca_ttl}"
-  default_x509_svid_ttl = "{x509}"
-  default_jwt_svid_ttl = "{jwt}"
-  log_level = "DEBUG"
-  ratelimit {{ attestation = false }}
-  {extra}
-}}
-plugins {{
-  DataStore "sql" {{ plugin_data {{ database_type = "sqlite3" connection_string = "{dir}/server/datastore.sqlite3" }} }}
-  KeyManager "disk" {{ plugin_data {{ keys_path = "{dir}/server/keys.json" }} }}
-  NodeAttestor "join_token" {{ plugin_data {{}} }}
-}}
-{blocks}
-"#,
-            blocks = options.server_blocks,
-            td = options.trust_domain,
-            port = self.port,
-            ca_ttl = options.ca_ttl,
-            x509 = options.x509_svid_ttl,
-            jwt = options.jwt_svid_ttl,
-            extra = options.server,
-        );
-        let unix = match &options.unix_attestor_file {
-            Some(file) => format!("plugin_data_file = \"{}\"", file.display()),
-            None => format!("plugin_data {{ {} }}", options.unix_attestor),
-        };
-        let agent = format!(
-            r#"agent {{
-  trust_domain = "{td}"
-  server_address = "127.0.0.1"
-  server_port = {port}
-  socket_path = "{dir}/agent.sock"
-  data_dir = "{dir}/agent"
-  trust_bundle_path = "{dir}/bundle.pem"
-  log_level = "DEBUG"
-  {extra}
-}}
-plugins {{
-  KeyManager "disk" {{ plugin_data {{ directory = "{dir}/agent" }} }}
-  {node_attestor}
-  WorkloadAttestor "unix" {{ {unix} }}
-  {plugins}
-}}
-{blocks}
-"#,
-            blocks = options.agent_blocks,
-            td = options.trust_domain,
-            port = self.port,
-            extra = options.agent,
-            node_attestor = options.node_attestor,
-            plugins = options.agent_plugins,
-        );
+        let server = self.options.server_configuration(self.dir(), self.port);
+        let agent = self.options.agent_configuration(self.dir(), self.port);
         std::fs::write(self.dir().join("server.conf"), server).expect("server.conf is written");
         std::fs::write(self.dir().join("agent.conf"), agent).expect("agent.conf is written");
     }

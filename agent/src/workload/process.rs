@@ -116,6 +116,13 @@ impl Process {
         self
     }
 
+    /// The same process, as if it had executed another program when it was taken hold of.
+    #[cfg(test)]
+    pub(crate) fn that_executes(mut self, program: Option<FileId>) -> Self {
+        self.program = program;
+        self
+    }
+
     /// The ids that it connected with; `None` when it was taken hold of by its pid alone.
     pub fn ids_at_connect(&self) -> Option<ConnectedAs> {
         self.connected_as

@@ -5,10 +5,9 @@ use std::net::TcpListener;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use finial_tests::{Entry, Stack, StackOptions, wait_until};
+use finial_tests::{AgentPod, Entry, Stack, StackOptions, wait_until};
 
 use super::LIMIT;
-use crate::agent_pod::AgentPod;
 use crate::helper::get;
 
 const FILES: [&str; 2] = ["agent/keys.json", "agent/agent-data.json"];
@@ -70,7 +69,7 @@ fn a_file_that_is_cut_off_is_kept_aside_by_an_agent_that_can_attest_again() {
         agent_blocks: format!("health_checks {{ listener_enabled = true bind_port = \"{port}\" }}"),
         ..StackOptions::default()
     }));
-    let _mounted = pod.mount_bundle(&stack);
+    let _mounted = pod.mount_bundle(stack.dir().join("bundle.pem"));
     stack.start_agent(&[]);
     stack.wait_agent();
     for file in FILES {

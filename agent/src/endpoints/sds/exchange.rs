@@ -113,7 +113,7 @@ impl<P: Protocol> Exchange<P> {
         loop {
             if let Some(reply) = self.reply()? {
                 let is_fresh = !self.is_answered && self.session.attested_ago() < FRESH;
-                if is_fresh || Box::pin(self.session.attest_again()).await? {
+                if is_fresh || self.session.attest_again().await? {
                     self.is_answered = true;
                     return Ok(Some(self.protocol.sent(reply)));
                 }

@@ -11,6 +11,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Status};
 
 use super::attestation::{attest, describe};
+use super::recent::{Asked, Stream};
 use super::refusals::{Refused, refuse_unknown};
 use super::statuses::{denied, ending, stopping};
 use super::view::{Selectors, View};
@@ -42,6 +43,8 @@ pub struct Session {
     subscription: Subscription,
     opened: Instant,
     attested: Instant,
+    /// The snapshot that was looked at last.
+    seen: u64,
     /// How long the caller itself is going to wait.
     patience: Option<Duration>,
     /// Since when an identity has been waiting for its SVID.
@@ -132,6 +135,7 @@ impl Session {
             subscription,
             opened: Instant::now(),
             attested: Instant::now(),
+            seen: 0,
             patience: patience_of(metadata.as_ref()),
             incomplete_since: None,
             signing_trouble: None,
@@ -208,6 +212,23 @@ impl Session {
     /// # Errors
     /// When the process has ended or cannot be attested, or no more can be sent.
     pub async fn attest_again(&mut self) -> Result<bool, Status> {
+        if let Workload::Process(process) = &self.workload {
+            let stream = Stream {
+                since: self.opened,
+                version: self.seen,
+            };
+            if let Some(selectors) = self.shared.recent.find(process, stream) {
+                return Ok(self.take_up(selectors));
+            }
+        }
+        // Seldom, so the room for it is not in each stream.
+        let selectors = Box::pin(self.attest()).await?;
+        self.attested = Instant::now();
+        Ok(self.take_up(selectors))
+    }
+
+    async fn attest(&self) -> Result<Arc<Selectors>, Status> {
+        let asked = Asked::now(self.seen);
         let attested = attest(
             &self.shared,
             &self.admitted,
@@ -219,9 +240,16 @@ impl Session {
             Either::Left((status, _)) => return Err(status),
             Either::Right((selectors, _)) => selectors?,
         };
-        self.attested = Instant::now();
-        if *selectors == *self.selectors {
-            return Ok(true);
+        if let Workload::Process(process) = &self.workload {
+            self.shared.recent.keep(process, asked, &selectors);
+        }
+        Ok(selectors)
+    }
+
+    /// Whether these are the selectors as before.
+    fn take_up(&mut self, selectors: Arc<Selectors>) -> bool {
+        if Arc::ptr_eq(&selectors, &self.selectors) || *selectors == *self.selectors {
+            return true;
         }
         tracing::info!(
             pid = self.workload.pid(),
@@ -231,7 +259,7 @@ impl Session {
         self.subscription = self.subscription.with_selectors(Arc::clone(&selectors));
         self.selectors = selectors;
         (self.incomplete_since, self.signing_trouble) = (None, None);
-        Ok(false)
+        false
     }
 
     /// Completes when the view may be another.
@@ -256,7 +284,9 @@ impl Session {
     /// The present snapshot; changes of it from now on are waited for.
     fn present(&mut self) -> Arc<Snapshot> {
         self.subscription.mark_seen();
-        self.shared.parts.svids.snapshot()
+        let snapshot = self.shared.parts.svids.snapshot();
+        self.seen = snapshot.version;
+        snapshot
     }
 
     /// Gives a denial the code by which an operator finds out more. Other statuses stay as they are.

@@ -7,6 +7,7 @@
 mod attestation;
 mod call;
 mod logged;
+mod recent;
 mod refusals;
 mod statuses;
 mod view;
@@ -20,6 +21,7 @@ use finial_identity::process::{Clock, Stop};
 use finial_identity::selector::Selector;
 use tokio::sync::watch;
 
+use self::recent::RecentAttestations;
 use self::views::Views;
 use crate::node::NodeState;
 use crate::svids::SvidCache;
@@ -123,6 +125,7 @@ pub struct Sessions {
 struct Shared {
     parts: SessionParts,
     views: Views,
+    recent: RecentAttestations,
 }
 
 impl SyncMode {
@@ -151,6 +154,7 @@ impl Sessions {
             shared: Arc::new(Shared {
                 parts,
                 views: Views::default(),
+                recent: RecentAttestations::default(),
             }),
         }
     }

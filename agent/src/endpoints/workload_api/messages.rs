@@ -68,7 +68,7 @@ impl Messages {
             let view = self.session.view().await?;
             let content = self.content.of(&view);
             let is_new = self.sent.as_ref() != Some(&content);
-            if is_new && (self.sent.is_none() || Box::pin(self.session.attest_again()).await?) {
+            if is_new && (self.sent.is_none() || self.session.attest_again().await?) {
                 self.session.mark_answered();
                 self.sent = Some(content.clone());
                 return Ok(content);

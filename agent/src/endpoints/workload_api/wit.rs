@@ -106,7 +106,7 @@ impl Messages {
             let is_new = content.is_some() && self.sent != content;
             match content {
                 Some(content) if is_new => {
-                    if self.sent.is_none() || Box::pin(self.session.attest_again()).await? {
+                    if self.sent.is_none() || self.session.attest_again().await? {
                         self.session.mark_answered();
                         self.sent = Some(content.clone());
                         return Ok(content);

@@ -1,16 +1,18 @@
 //! An agent that is a pod of a Kubernetes cluster, as far as server and agent can tell: an API server that knows its
 //! token, and what the kubelet does for it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use finial_tests::kubernetes::FakeCluster;
-use finial_tests::{Stack, StackOptions, wait_until};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+use crate::kubernetes::FakeCluster;
+use crate::stack::StackOptions;
+use crate::wait::wait_until;
 
 /// See the module's text.
 #[derive(Debug)]
@@ -87,9 +89,8 @@ impl AgentPod {
         }
     }
 
-    /// Mounts the ConfigMap where the stack's agent looks for its bundle, and waits until there is one.
-    pub fn mount_bundle(&self, stack: &Stack) -> MountedBundle {
-        let file = stack.dir().join("bundle.pem");
+    /// Mounts the ConfigMap as this file, where the agent looks for its bundle, and waits until there is one.
+    pub fn mount_bundle(&self, file: PathBuf) -> MountedBundle {
         let stops = Arc::new(AtomicBool::new(false));
         let (cluster, stopped, target) = (Arc::clone(&self.cluster), Arc::clone(&stops), file.clone());
         let thread = std::thread::spawn(move || {
