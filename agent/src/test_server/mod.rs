@@ -463,6 +463,8 @@ async fn serve(
     tokio::spawn(async move {
         while let Ok((stream, _from)) = listener.accept().await {
             let (tls, sender) = (tls.clone(), sender.clone());
+            // Else the system may hold back for 40 ms what tests in paused time wait for.
+            stream.set_nodelay(true).unwrap();
             tokio::spawn(async move {
                 if let Ok(stream) = tls.accept(stream).await {
                     let _closed = sender.send(Ok::<_, std::io::Error>(Secured(stream))).await;
