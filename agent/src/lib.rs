@@ -23,6 +23,8 @@ mod test_agent;
 #[cfg(test)]
 mod test_http;
 #[cfg(test)]
+mod test_log;
+#[cfg(test)]
 mod test_pki;
 #[cfg(test)]
 mod test_server;

@@ -107,6 +107,18 @@ impl World {
         }
     }
 
+    /// Lets time pass for an agent whose stream is alive, until something holds.
+    pub(crate) async fn pass_in_touch(&self, limit: Duration, holds: impl Fn() -> bool) {
+        let (beat, step) = (Duration::from_secs(20), Duration::from_secs(5));
+        let mut passed = Duration::ZERO;
+        while passed < limit && !holds() {
+            let digest = self.server.state().digest();
+            self.server.heartbeat(digest);
+            self.pass(beat, step).await;
+            passed += beat;
+        }
+    }
+
     /// The machine is suspended: clocks continue, timers do not.
     pub(crate) fn sleep(&self, time: Duration) {
         let time = time::Duration::try_from(time).unwrap();

@@ -1,7 +1,6 @@
 //! Servers of which one is in trouble of its own: it is left for another address, and not without need.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use super::life_tests::{MINUTE, Repeatable, SECOND, agent_serial, is_serving, serial, settled, state};
 use crate::test_agent::TestAgent;
@@ -36,17 +35,6 @@ async fn settled_beside_two(world: &World) -> (TestAgent, [SocketAddr; 2]) {
     (agent, addresses)
 }
 
-/// Lets time pass for an agent whose stream is alive, until something holds.
-async fn pass_in_touch(world: &World, limit: Duration, holds: impl Fn() -> bool) {
-    let mut passed = Duration::ZERO;
-    while passed < limit && !holds() {
-        let digest = world.server.state().digest();
-        world.server.heartbeat(digest);
-        world.pass(20 * SECOND, 5 * SECOND).await;
-        passed += 20 * SECOND;
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_server_that_signs_nothing_is_left_for_another_address() {
     let world = World::new();
@@ -55,12 +43,15 @@ async fn a_server_that_signs_nothing_is_left_for_another_address() {
     let connections = made();
     world.server.state().unsigning.insert(first);
     world.server.put(entry("b", 1));
-    pass_in_touch(&world, 20 * SECOND, || false).await;
-    assert!(world.server.calls("sign").len() > 1);
+    world.pass_in_touch(20 * SECOND, || false).await;
+    let calls = world.server.calls("");
+    assert!(world.server.calls("sign").len() > 1, "{calls:?}");
     assert_eq!(made(), connections, "too early");
-    pass_in_touch(&world, MINUTE, || serial(&agent, "b").is_some()).await;
+    world
+        .pass_in_touch(MINUTE, || serial(&agent, "b").is_some())
+        .await;
     assert!(serial(&agent, "b").is_some());
-    pass_in_touch(&world, 5 * MINUTE, || false).await;
+    world.pass_in_touch(5 * MINUTE, || false).await;
     assert_eq!(made(), connections + 1);
     assert!(is_serving(&agent), "{}", state(&agent));
 }
@@ -76,7 +67,7 @@ async fn a_server_that_signs_no_tokens_is_left_for_another_address() {
     for _ in 0..5 {
         let signed = upstream.sign_jwt("a", &["audience".to_owned()]).await;
         outcomes.push(signed.is_ok());
-        pass_in_touch(&world, 20 * SECOND, || false).await;
+        world.pass_in_touch(20 * SECOND, || false).await;
     }
     // Those after 0, 20 and 40 s are failures enough, for long enough.
     assert_eq!(outcomes, [false, false, false, true, true]);
@@ -90,7 +81,7 @@ async fn servers_of_which_none_signs_are_visited_ever_more_rarely() {
     let connections = agent.node.upstream().connections();
     world.server.state().unsigning.extend(addresses);
     world.server.put(entry("b", 1));
-    pass_in_touch(&world, 16 * MINUTE, || false).await;
+    world.pass_in_touch(16 * MINUTE, || false).await;
     let left = agent.node.upstream().connections() - connections;
     assert!((3..=5).contains(&left), "left {left} times");
 }
@@ -102,11 +93,13 @@ async fn a_server_that_signs_nothing_is_connected_to_again_where_there_is_one_ad
     let address = world.server.address;
     world.server.state().unsigning.insert(address);
     world.server.put(entry("b", 1));
-    pass_in_touch(&world, 3 * MINUTE, || false).await;
+    world.pass_in_touch(3 * MINUTE, || false).await;
     // After half a minute and a minute; behind one address may be several servers.
     assert_eq!(world.server.calls("watch").len(), 3);
     world.server.state().unsigning.clear();
-    pass_in_touch(&world, MINUTE, || serial(&agent, "b").is_some()).await;
+    world
+        .pass_in_touch(MINUTE, || serial(&agent, "b").is_some())
+        .await;
     assert!(serial(&agent, "b").is_some());
 }
 
@@ -119,12 +112,57 @@ async fn a_server_that_does_not_renew_the_agent_is_left_for_another_address() {
     let before = agent_serial(&agent);
     world.server.state().unsigning.insert(first);
     let has_tried = || !world.server.calls("renew").is_empty();
-    pass_in_touch(&world, 35 * MINUTE, has_tried).await;
-    pass_in_touch(&world, MINUTE, || agent_serial(&agent) != before).await;
+    world.pass_in_touch(35 * MINUTE, has_tried).await;
+    world
+        .pass_in_touch(MINUTE, || agent_serial(&agent) != before)
+        .await;
     assert_ne!(agent_serial(&agent), before, "{}", state(&agent));
     assert!(world.server.calls("renew").len() > 3);
     world
         .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
         .await;
     assert_eq!(world.server.calls("attest").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_is_left_for_another_address_at_once() {
+    let world = World::new();
+    let (agent, [first, _second]) = settled_beside_two(&world).await;
+    let connections = agent.node.upstream().connections();
+    world.server.state().mute.insert(first);
+    world.server.put(entry("b", 1));
+    world
+        .pass_in_touch(MINUTE, || serial(&agent, "b").is_some())
+        .await;
+    assert!(serial(&agent, "b").is_some());
+    world.pass_in_touch(5 * MINUTE, || false).await;
+    assert_eq!(agent.node.upstream().connections(), connections + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_of_which_none_answers_are_visited_ever_more_rarely() {
+    let world = World::new();
+    let (agent, addresses) = settled_beside_two(&world).await;
+    let connections = agent.node.upstream().connections();
+    world.server.state().mute.extend(addresses);
+    world.server.put(entry("b", 1));
+    world.pass_in_touch(16 * MINUTE, || false).await;
+    let left = agent.node.upstream().connections() - connections;
+    // After half a minute, a minute, and then every two minutes.
+    assert!((6..=9).contains(&left), "left {left} times");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_answers_again_after_a_long_silence_is_asked_within_a_minute() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let address = world.server.address;
+    world.server.state().mute.insert(address);
+    world.server.put(entry("b", 1));
+    world.pass_in_touch(20 * MINUTE, || false).await;
+    world.server.state().mute.clear();
+    world
+        .pass_in_touch(MINUTE, || serial(&agent, "b").is_some())
+        .await;
+    assert!(serial(&agent, "b").is_some(), "{}", state(&agent));
 }

@@ -325,6 +325,24 @@ async fn a_clock_that_is_set_back_or_ahead_by_an_hour_causes_no_storm() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_puts_off_the_renewal_of_no_svid() {
+    let world = World::new();
+    world.server.state().agent_ttl = time::Duration::days(10);
+    let agent = settled(&world, token()).await;
+    let mut serials = vec![serial(&agent, "a")];
+    for by in [0, 1, 3] {
+        world.clock.shift(-time::Duration::hours(by));
+        world.pass_in_touch(28 * MINUTE, || false).await;
+        assert_eq!(serial(&agent, "a"), serials[serials.len() - 1], "too early");
+        let is_next = || !serials.contains(&serial(&agent, "a"));
+        world.pass_in_touch(4 * MINUTE, is_next).await;
+        assert!(is_next(), "too late after a step of {by} hours");
+        serials.push(serial(&agent, "a"));
+    }
+    assert_eq!(world.server.calls("sign").len(), 4);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_could_not_be_signed_does_not_wait_for_a_clock_that_was_set_back() {
     let world = World::new();
     let agent = settled(&world, Repeatable).await;

@@ -14,14 +14,15 @@ use tokio::time::Instant;
 
 use super::attest::AttestError;
 use super::bootstrapping::Bootstrapping;
+use super::disk::Disk;
 use super::obtain::saved_svid;
 use super::rebootstrap::ReturnPolicy;
-use super::renew::RenewalTime;
+use super::renewal_time::{Moment, RenewalTime};
 use super::saving::Unsaved;
 use super::storage::{AgentStorage, SetAside};
 use super::{
-    Backoff, Denial, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Shared,
-    StateFacts, bundle_of, renew,
+    Backoff, Denial, HeldBundle, Jitter, News, NodeAttestors, NodeError, NodeHandle, NodeSettings, Reminder,
+    Shared, StateFacts, bundle_of, renew,
 };
 use crate::config::BootstrapSource;
 use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
@@ -31,6 +32,7 @@ use crate::upstream::{DenialReason, Upstream, UpstreamError, UpstreamSettings};
 pub struct Node {
     pub(super) settings: NodeSettings,
     pub(super) storage: Arc<AgentStorage>,
+    pub(super) disk: Disk,
     set_aside: Option<SetAside>,
     pub(super) keys: Arc<dyn PrivateKeyManager>,
     pub(super) attestors: NodeAttestors,
@@ -57,6 +59,8 @@ pub struct Node {
     /// Renew at the next look, whatever the SVID's age.
     pub(super) forced: bool,
     pub(super) status_posted: bool,
+    /// Of an SVID that is due and cannot be renewed.
+    pub(super) reminder: Reminder,
 }
 
 /// When to try something again after failures.
@@ -71,6 +75,7 @@ enum Wake {
     Look,
     News(News),
     BundleChanged,
+    DiskAnswered,
 }
 
 impl Node {
@@ -142,6 +147,7 @@ impl Node {
         };
         Ok(Self {
             storage: Arc::new(storage),
+            disk: Disk::new(settings.data_dir.clone()),
             set_aside,
             keys,
             attestors,
@@ -163,6 +169,7 @@ impl Node {
             warned_insecure: false,
             forced: false,
             status_posted: false,
+            reminder: Reminder::default(),
             jitter,
             settings,
         })
@@ -194,7 +201,10 @@ impl Node {
         self.post_status().await?;
         loop {
             match self.wake().await {
-                Wake::Look => self.look().await?,
+                Wake::Look => {
+                    self.look().await?;
+                    self.remind();
+                }
                 Wake::News(News::Denied(denial)) if self.is_present(&denial) => {
                     self.denied(denial.reason).await?;
                 }
@@ -204,6 +214,7 @@ impl Node {
                 Wake::News(News::Denied(_) | News::Refused { .. }) => {}
                 Wake::News(News::Distrusted) => self.distrusted().await?,
                 Wake::BundleChanged => self.bundle_changed().await,
+                Wake::DiskAnswered => self.persist().await,
             }
         }
     }
@@ -229,6 +240,7 @@ impl Node {
         tokio::select! {
             Some(news) = self.news.recv() => Wake::News(news),
             Ok(()) = self.bundle.changed() => Wake::BundleChanged,
+            () = self.disk.answered() => Wake::DiskAnswered,
             () = tokio::time::sleep(wait) => Wake::Look,
         }
     }
@@ -248,7 +260,7 @@ impl Node {
         let look = match self.renewal_time {
             _ if evicted => renew::CHECK_INTERVAL,
             _ if self.forced && self.renewal.next.is_none() => Duration::ZERO,
-            Some(due) if self.renewal.next.is_none() => due.until_check(self.clock.now()),
+            Some(due) if self.renewal.next.is_none() => renew::until_check(due, Moment::now(&self.clock)),
             _ => renew::CHECK_INTERVAL,
         };
         let former = self.held().and_then(|_held| self.svid());
@@ -274,6 +286,7 @@ impl Node {
         if !self.status_posted && self.is_linked() {
             self.post_status().await?;
         }
+        let now = Moment::now(&self.clock);
         let due = self.forced || self.renewal_time.is_some_and(|time| time.is_due(now));
         if !due || !self.renewal.is_due() {
             return Ok(());

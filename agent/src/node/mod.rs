@@ -8,6 +8,7 @@ mod attestors;
 mod backoff;
 mod bootstrap;
 mod bootstrapping;
+mod disk;
 mod facts;
 #[cfg(test)]
 mod failover_tests;
@@ -22,7 +23,9 @@ mod obtain;
 mod rebootstrap;
 #[cfg(test)]
 mod rebootstrap_tests;
+mod reminder;
 mod renew;
+mod renewal_time;
 mod rotation;
 mod saving;
 #[cfg(test)]
@@ -54,6 +57,8 @@ pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleR
 pub use self::join_token::JoinTokenAttestor;
 pub use self::k8s_psat::K8sPsatAttestor;
 pub use self::lifecycle::Node;
+pub use self::reminder::{Reminder, valid_for};
+pub use self::renewal_time::{Moment, RenewalTime};
 pub use self::rotation::{RotationStrategy, remaining_at_renewal};
 pub use self::state::NodeState;
 pub use self::storage::{AgentData, AgentStorage, SetAside, StorageError};

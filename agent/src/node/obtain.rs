@@ -7,14 +7,15 @@ use finial_identity::key::{KeyType, PrivateKey, PrivateKeyManager};
 use finial_identity::process::Clock;
 use finial_identity::x509::{X509Error, X509Svid};
 use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::attest::{self, AttestError};
 use super::lifecycle::{FIRST_RETRY, LONGEST_RETRY};
 use super::rebootstrap::Trusted;
-use super::renew::RenewalTime;
+use super::renewal_time::{Moment, RenewalTime};
 use super::saving::Use;
 use super::storage::AgentData;
-use super::{Backoff, Node, NodeError, NodeSettings, renew};
+use super::{Backoff, Node, NodeError, NodeSettings, Reminder, renew, valid_for};
 use crate::telemetry::metrics;
 use crate::upstream::{ServerTrust, UpstreamError};
 
@@ -44,9 +45,30 @@ impl Node {
         Ok(())
     }
 
+    /// Tells of an SVID that is due and cannot be renewed, as long as that goes on.
+    pub(super) fn remind(&mut self) {
+        let now = Moment::now(&self.clock);
+        let is_due = self.renewal_time.is_some_and(|time| time.is_due(now));
+        let Some(svid) = self.svid().filter(|_| is_due) else {
+            self.reminder.end();
+            return;
+        };
+        if self.reminder.is_due(now.passed) {
+            let expires_at = svid.leaf().not_after();
+            let state = self.handle.state().borrow().clone();
+            tracing::warn!(
+                %state, %expires_at,
+                valid_for = ?valid_for(expires_at, now.clock),
+                "the agent's SVID could not be renewed; it is tried again"
+            );
+        }
+    }
+
     /// Works until there is an SVID and a bundle. Only at the first start can it give up.
     pub(super) async fn establish(&mut self, first: bool) -> Result<(), NodeError> {
         let mut backoff = Backoff::new(FIRST_RETRY, LONGEST_RETRY, self.jitter.clone());
+        // The state has it first.
+        let mut reminder = Reminder::told(Instant::now());
         loop {
             let was_joining = self.attestors.are_joining();
             let error = match self.try_establish().await {
@@ -69,7 +91,11 @@ impl Node {
             let wait = backoff.failed();
             self.shared()
                 .note(|facts| facts.attest_trouble = Some(error.to_string()));
-            tracing::debug!(%error, retry_in = ?wait, "attestation failed");
+            if reminder.is_due(Instant::now()) {
+                tracing::warn!(%error, "there is no agent SVID yet; attestation is tried again");
+            } else {
+                tracing::debug!(%error, retry_in = ?wait, "attestation failed");
+            }
             tokio::time::sleep(wait).await;
         }
     }
@@ -197,7 +223,10 @@ impl Node {
         };
         self.unused_key = Some((slot, Arc::clone(&key)));
         if let Err(error) = self.keep_key(slot, &key).await {
-            tracing::debug!(%error, "the next key is in memory only");
+            tracing::debug!(error, "the next key is in memory only");
+            if self.disk.is_late() {
+                self.unsaved_for(&error);
+            }
         }
         Ok((slot, key))
     }
@@ -213,7 +242,8 @@ impl Node {
         self.unused_key = None;
         self.reattestable = reattestable;
         let drawn = self.jitter.draw();
-        let time = RenewalTime::of_new(self.settings.rotation, svid.leaf(), self.clock.now(), drawn);
+        let now = Moment::now(&self.clock);
+        let time = RenewalTime::of_new(self.settings.rotation, svid.leaf(), now, drawn);
         self.renewal_time = Some(time);
         self.is_returning = false;
         tracing::info!(

@@ -1,4 +1,4 @@
-//! When the agent's own SVID is due, and which key the next one gets.
+//! How often the agent looks after its own SVID, and which key the next one gets.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -6,9 +6,9 @@ use std::time::Duration;
 use finial_identity::key::{PrivateKey, PrivateKeyManager};
 use finial_identity::x509::Certificate;
 use time::OffsetDateTime;
-use tokio::time::Instant;
 
-use super::rotation::{RotationStrategy, life};
+use super::renewal_time::{Moment, RenewalTime};
+use super::rotation::life;
 
 /// Where the agent's keys are kept, one after the other, as SPIRE's agents do: the key of the present SVID
 /// stays until the next SVID is there.
@@ -20,52 +20,10 @@ pub(super) const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Looking more often would find nothing new.
 pub(super) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 
-/// When the agent's SVID is to be renewed. Settled once, when the SVID is taken up: drawn again at each look, it would
-/// nearly always come early.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RenewalTime {
-    /// By the clock.
-    at: OffsetDateTime,
-    /// By the time that has passed since, in case the clock is set back.
-    after: Option<Instant>,
-}
-
-impl RenewalTime {
-    /// For an SVID of an earlier run.
-    pub(super) fn of_saved(rotation: RotationStrategy, leaf: &Certificate, drawn: f64) -> Self {
-        Self {
-            at: leaf.not_after() - rotation.remaining_at_renewal(leaf, drawn),
-            after: None,
-        }
-    }
-
-    /// For an SVID that was issued `now`.
-    pub(super) fn of_new(
-        rotation: RotationStrategy,
-        leaf: &Certificate,
-        now: OffsetDateTime,
-        drawn: f64,
-    ) -> Self {
-        let at = rotation.renew_at(leaf, now, drawn);
-        let wait = (at - now).min(life(leaf) - rotation.remaining_at_renewal(leaf, drawn));
-        let wait = Duration::try_from(wait).unwrap_or(Duration::ZERO);
-        Self {
-            at,
-            after: Instant::now().checked_add(wait),
-        }
-    }
-
-    pub(super) fn is_due(&self, now: OffsetDateTime) -> bool {
-        self.at <= now || self.after.is_some_and(|after| after <= Instant::now())
-    }
-
-    /// How long until it is due, at most [`CHECK_INTERVAL`]: the clock may be set, and machines be suspended.
-    pub(super) fn until_check(&self, now: OffsetDateTime) -> Duration {
-        let by_clock = Duration::try_from(self.at - now).unwrap_or(Duration::ZERO);
-        let passed = |after: Instant| after.saturating_duration_since(Instant::now());
-        let wait = self.after.map_or(by_clock, |after| passed(after).min(by_clock));
-        wait.clamp(SHORTEST_WAIT, CHECK_INTERVAL)
-    }
+/// How long until it is due, at most [`CHECK_INTERVAL`]: the clock may be set, and machines be suspended.
+pub(super) fn until_check(due: RenewalTime, now: Moment) -> Duration {
+    let wait = Duration::try_from(due.by_clock(now) - now.clock).unwrap_or(Duration::ZERO);
+    wait.clamp(SHORTEST_WAIT, CHECK_INTERVAL)
 }
 
 /// Whether an SVID can be used no longer, a second early.
@@ -116,9 +74,11 @@ pub(super) fn next_slot(present: Option<&str>) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::rotation::RotationStrategy;
     use crate::test_pki::Authority;
     use finial_identity::key::{KeyManager, KeyType, manager::MemoryKeyManager};
     use time::macros::datetime;
+    use tokio::time::Instant;
 
     const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
 
@@ -126,15 +86,11 @@ mod tests {
         RotationStrategy::default()
     }
 
-    #[test]
-    fn is_due_at_half_of_its_life_give_or_take_a_tenth() {
-        let leaf =
-            Authority::new("example.org").leaf("/spire/agent/x/1", NOW, NOW + time::Duration::seconds(1010));
-        let at = |seconds: i64| NOW + time::Duration::seconds(10 + seconds);
-        let early = RenewalTime::of_saved(half(), &leaf, 1.0);
-        assert!(!early.is_due(at(449)) && early.is_due(at(450)));
-        let late = RenewalTime::of_saved(half(), &leaf, 0.0);
-        assert!(!late.is_due(at(549)) && late.is_due(at(550)));
+    fn moment(clock: OffsetDateTime) -> Moment {
+        Moment {
+            clock,
+            passed: Instant::now(),
+        }
     }
 
     /// What a fleet does whose SVIDs live for an hour and which looks every five seconds.
@@ -144,12 +100,14 @@ mod tests {
         let leaf = Authority::new("example.org").leaf("/spire/agent/x/1", from, until);
         let mut tenths = [0; 10];
         for agent in 0..1000 {
-            let time = RenewalTime::of_new(half(), &leaf, NOW, (f64::from(agent) * 0.618).fract());
-            let mut now = NOW;
+            let time = RenewalTime::of_new(half(), &leaf, moment(NOW), (f64::from(agent) * 0.618).fract());
+            let mut now = moment(NOW);
             while !time.is_due(now) {
-                now += time.until_check(now);
+                let wait = until_check(time, now);
+                now.clock += wait;
+                now.passed += wait;
             }
-            let share = (until - now) / time::Duration::hours(1);
+            let share = (until - now.clock) / time::Duration::hours(1);
             assert!((0.448..=0.551).contains(&share), "{share}");
             tenths[((share - 0.45).max(0.0) * 100.0).min(9.0) as usize] += 1;
         }
@@ -157,33 +115,6 @@ mod tests {
             tenths.iter().all(|count| (70..=130).contains(count)),
             "{tenths:?}"
         );
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_clock_that_is_set_back_does_not_put_a_renewal_off() {
-        let (from, until) = (NOW - time::Duration::seconds(10), NOW + time::Duration::hours(1));
-        let leaf = Authority::new("example.org").leaf("/spire/agent/x/1", from, until);
-        let hour = time::Duration::hours(1);
-        for clock in [NOW, NOW - hour] {
-            let time = RenewalTime::of_new(half(), &leaf, clock, 0.5);
-            tokio::time::advance(Duration::from_secs(29 * 60)).await;
-            assert!(!time.is_due(NOW - hour));
-            tokio::time::advance(Duration::from_secs(61)).await;
-            assert!(time.is_due(NOW - hour));
-            assert_eq!(time.until_check(NOW - hour), SHORTEST_WAIT);
-        }
-    }
-
-    #[test]
-    fn with_an_availability_target_is_due_when_that_much_is_left() {
-        let rotation = RotationStrategy::new(Some(Duration::from_secs(24 * 3600)));
-        let end = NOW + time::Duration::hours(40);
-        let leaf = Authority::new("example.org").leaf("/spire/agent/x/1", NOW, end);
-        let left = |minutes: i64| end - time::Duration::hours(24) - time::Duration::minutes(minutes);
-        let late = RenewalTime::of_saved(rotation, &leaf, 0.0);
-        assert!(!late.is_due(left(1)) && late.is_due(left(0)));
-        let early = RenewalTime::of_saved(rotation, &leaf, 1.0);
-        assert!(!early.is_due(left(11)) && early.is_due(left(10)));
     }
 
     #[test]
@@ -195,11 +126,12 @@ mod tests {
             NOW + time::Duration::seconds(4),
         );
         let short = RenewalTime::of_saved(half(), &short, 0.0);
-        assert_eq!(short.until_check(NOW), Duration::from_millis(2200));
+        assert_eq!(until_check(short, moment(NOW)), Duration::from_millis(2200));
         let long = authority.leaf("/spire/agent/x/1", NOW, NOW + time::Duration::hours(1));
         let long = RenewalTime::of_saved(half(), &long, 0.0);
-        assert_eq!(long.until_check(NOW), CHECK_INTERVAL);
-        assert!(short.until_check(NOW + time::Duration::days(1)) < Duration::from_secs(1));
+        assert_eq!(until_check(long, moment(NOW)), CHECK_INTERVAL);
+        let late = moment(NOW + time::Duration::days(1));
+        assert_eq!(until_check(short, late), SHORTEST_WAIT);
     }
 
     #[test]

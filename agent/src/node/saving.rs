@@ -4,16 +4,16 @@
 //! cannot be written, a renewed SVID is not used yet: after a restart the agent presents the SVID on disk and is
 //! accepted. In the last eighth of the former one's lifetime the new one is used from memory. An SVID from
 //! `AttestAgent` is used at once, because the server has deleted the former one already. Either way saving is tried
-//! again until it works.
+//! again until it works. A disk that does not answer is one that fails ([`Disk`](super::disk::Disk)).
 
 use std::sync::Arc;
 
-use finial_identity::key::{KeyError, PrivateKey};
+use finial_identity::key::PrivateKey;
 use finial_identity::x509::X509Svid;
 
 use super::attest::Attested;
 use super::lifecycle::is_tainted;
-use super::storage::AgentData;
+use super::storage::{AgentData, StorageError};
 use super::{Node, renew};
 
 /// The newest SVID while the disk does not have it.
@@ -46,10 +46,10 @@ impl Node {
 
     /// Saves what an attestation brought before anything else is asked of the server. What fails is tried again when the
     /// SVID is put to use.
-    pub(super) async fn save_early(&self, slot: &'static str, attested: &Attested) {
+    pub(super) async fn save_early(&mut self, slot: &'static str, attested: &Attested) {
         let (chain, reattestable) = (attested.svid.chain().to_vec(), attested.reattestable);
         let saved = match self.keep_key(slot, attested.svid.key()).await {
-            Err(error) => Err(error.to_string()),
+            Err(error) => Err(error),
             Ok(()) => {
                 self.write(move |data| {
                     data.svid = chain;
@@ -127,24 +127,29 @@ impl Node {
     }
 
     /// Whether what a single-use attestor brings could be saved: its key, and a file of the size that is needed.
-    pub(super) async fn check_room(&self, slot: &'static str, key: &Arc<PrivateKey>) -> Result<(), String> {
-        self.keep_key(slot, key)
-            .await
-            .map_err(|error| error.to_string())?;
+    pub(super) async fn check_room(
+        &mut self,
+        slot: &'static str,
+        key: &Arc<PrivateKey>,
+    ) -> Result<(), String> {
+        self.keep_key(slot, key).await?;
         let storage = Arc::clone(&self.storage);
-        match tokio::task::spawn_blocking(move || storage.check_room()).await {
-            Ok(checked) => checked.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        }
+        let check = in_blocking_thread(move || storage.check_room());
+        self.disk.work("write a file for trial", check).await
     }
 
     /// Writes a key to its slot, unless it is there.
-    pub(super) async fn keep_key(&self, slot: &'static str, key: &Arc<PrivateKey>) -> Result<(), KeyError> {
+    pub(super) async fn keep_key(&mut self, slot: &'static str, key: &Arc<PrivateKey>) -> Result<(), String> {
         let kept = self.keys.private_key(slot);
         if kept.is_some_and(|kept| kept.public_key() == key.public_key()) {
             return Ok(());
         }
-        self.keys.set_private_key(slot, Arc::clone(key)).await
+        let (keys, key) = (Arc::clone(&self.keys), Arc::clone(key));
+        let set = async move {
+            let set = keys.set_private_key(slot, key).await;
+            set.map_err(|error| error.to_string())
+        };
+        self.disk.work("write keys", set).await
     }
 
     /// Forgets the SVID, on disk too.
@@ -157,10 +162,9 @@ impl Node {
     }
 
     /// The key first: an SVID without its key is of no use to the next start.
-    async fn write_all(&self, unsaved: Option<&Unsaved>) -> Result<(), String> {
+    async fn write_all(&mut self, unsaved: Option<&Unsaved>) -> Result<(), String> {
         if let Some(Unsaved { slot, svid, .. }) = unsaved {
-            let kept = self.keep_key(slot, svid.key()).await;
-            kept.map_err(|error| error.to_string())?;
+            self.keep_key(slot, svid.key()).await?;
         }
         let chain = unsaved.map(|unsaved| unsaved.svid.chain().to_vec());
         let reattestable = self.reattestable;
@@ -177,12 +181,10 @@ impl Node {
         .await
     }
 
-    async fn write(&self, change: impl FnOnce(&mut AgentData) + Send + 'static) -> Result<(), String> {
+    async fn write(&mut self, change: impl FnOnce(&mut AgentData) + Send + 'static) -> Result<(), String> {
         let storage = Arc::clone(&self.storage);
-        match tokio::task::spawn_blocking(move || storage.update(change)).await {
-            Ok(written) => written.map_err(|error| error.to_string()),
-            Err(error) => Err(error.to_string()),
-        }
+        let update = in_blocking_thread(move || storage.update(change));
+        self.disk.work("write agent data", update).await
     }
 
     /// Whether an SVID that is held back may stay so: the server accepts the one in use, which has more than an
@@ -201,7 +203,7 @@ impl Node {
     }
 
     /// Says what is not on disk and why; logged the first time and when it changes.
-    fn unsaved_for(&self, why: &str) {
+    pub(super) fn unsaved_for(&self, why: &str) {
         let what = match &self.unsaved {
             None => "agent data cannot be saved",
             Some(_) if self.held().is_some() && self.can_wait() => {
@@ -217,6 +219,15 @@ impl Node {
             tracing::error!(error = why, what, "agent data could not be saved");
             self.shared().note(|facts| facts.disk_trouble = Some(trouble));
         }
+    }
+}
+
+async fn in_blocking_thread(
+    work: impl FnOnce() -> Result<(), StorageError> + Send + 'static,
+) -> Result<(), String> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

@@ -5,15 +5,19 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use finial_identity::key::manager::DiskKeyManager;
-use finial_identity::key::{KeyType, PrivateKey, PrivateKeyManager};
+use finial_identity::key::{KeyError, KeyManager, KeyType, PrivateKey, PrivateKeyManager, Signer};
 use finial_identity::process::{Clock, Stop};
 use finial_identity::x509::X509Svid;
 use tempfile::TempDir;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::saving::Use;
 use super::{AgentStorage, Denial, JoinTokenAttestor, Node, NodeSettings, NodeState, renew};
 use crate::test_agent::{TestAgent, open, open_at};
+use crate::test_log::TestLog;
 use crate::test_server::TestServer;
 use crate::test_world::World;
 use crate::upstream::DenialReason;
@@ -57,6 +61,41 @@ impl Disk {
         let path = self.dir().join("agent-data.json");
         std::fs::remove_dir(&path).unwrap();
         std::fs::rename(self.base.path().join("data-file"), path).unwrap();
+    }
+}
+
+/// Keys on a disk that does not answer before it is told to.
+#[derive(Debug)]
+struct Stalled {
+    keys: Arc<dyn PrivateKeyManager>,
+    answers: watch::Receiver<bool>,
+}
+
+#[async_trait]
+impl KeyManager for Stalled {
+    async fn generate_key(&self, id: &str, key_type: KeyType) -> Result<Arc<dyn Signer>, KeyError> {
+        self.keys.generate_key(id, key_type).await
+    }
+
+    async fn key(&self, id: &str) -> Result<Option<Arc<dyn Signer>>, KeyError> {
+        self.keys.key(id).await
+    }
+
+    async fn keys(&self) -> Result<Vec<(String, Arc<dyn Signer>)>, KeyError> {
+        self.keys.keys().await
+    }
+}
+
+#[async_trait]
+impl PrivateKeyManager for Stalled {
+    fn private_key(&self, id: &str) -> Option<Arc<PrivateKey>> {
+        self.keys.private_key(id)
+    }
+
+    async fn set_private_key(&self, id: &str, key: Arc<PrivateKey>) -> Result<(), KeyError> {
+        let answered = self.answers.clone().wait_for(|answers| *answers).await.is_ok();
+        assert!(answered);
+        self.keys.set_private_key(id, key).await
     }
 }
 
@@ -114,6 +153,14 @@ impl Fixture {
         let serial = svid.leaf().serial_hex();
         self.node.take_up(slot, svid, false, when).await;
         serial
+    }
+
+    /// From now on keys are not written before this says so.
+    fn stall_keys(&mut self) -> watch::Sender<bool> {
+        let (sender, answers) = watch::channel(false);
+        let keys = Arc::clone(&self.node.keys);
+        self.node.keys = Arc::new(Stalled { keys, answers });
+        sender
     }
 
     /// The loop of [`Node::run`] for some time; gives how often it looked.
@@ -395,4 +442,93 @@ async fn renewals_go_on_while_the_disk_fails_and_the_last_one_is_saved() {
     let saved = saved.svid.first().map(|leaf| leaf.serial_hex());
     assert!(saved == used() && saved != first);
     assert_eq!(world.server.calls("attest").len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_disk_does_not_answer_the_agent_says_so_and_does_as_if_it_had_failed() {
+    let log = TestLog::start();
+    let mut fixture = Fixture::new().await;
+    let disk = fixture.stall_keys();
+    let begun = Instant::now();
+    let renewed = fixture.take_up(Use::OnceSaved).await;
+    assert_eq!(begun.elapsed().as_secs(), 10);
+    fixture.live(HOUR / 2).await;
+    assert_eq!(fixture.used(), fixture.first);
+    let state = fixture.state();
+    assert!(
+        state.starts_with("degraded: ") && state.contains("held back") && state.contains("no answer"),
+        "{state}"
+    );
+    // As long as the former one lasts.
+    fixture.live(HOUR * 24 / 60).await;
+    assert_eq!(fixture.used(), renewed);
+    assert_eq!(log.lines("the disk does not answer").len(), 1);
+    disk.send_replace(true);
+    fixture.live(MINUTE).await;
+    assert_eq!(fixture.state(), "serving");
+    assert_eq!(fixture.after_restart(), Some(renewed));
+    let ended = log.lines("the disk answers again");
+    assert!(ended.len() == 1 && ended[0].contains("after=3"), "{ended:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_renewed_svid_is_used_as_soon_as_the_disk_answers() {
+    let mut fixture = Fixture::new().await;
+    let disk = fixture.stall_keys();
+    let renewed = fixture.take_up(Use::OnceSaved).await;
+    let handle = fixture.node.handle();
+    let run = tokio::spawn(fixture.node.run(Stop::never()));
+    tokio::time::sleep(MINUTE).await;
+    let used = |svid: &Option<Arc<X509Svid>>| svid.as_deref().map(serial);
+    assert_eq!(used(&handle.svid().borrow()), Some(fixture.first));
+    disk.send_replace(true);
+    let mut svids = handle.svid();
+    let is_used = svids.wait_for(|svid| used(svid).as_ref() == Some(&renewed));
+    let waited = tokio::time::timeout(Duration::from_millis(10), is_used).await;
+    assert!(waited.is_ok(), "{:?}", handle.state());
+    let mut states = handle.state();
+    states.wait_for(NodeState::is_serving).await.unwrap();
+    run.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_the_data_file_is_written_for_long_the_data_can_be_read() {
+    let mut fixture = Fixture::new().await;
+    // What is tested is the other file.
+    fixture.node.next_key().await.unwrap();
+    let storage = Arc::clone(&fixture.node.storage);
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (hold, is_held) = std::sync::mpsc::channel();
+    let holder = std::thread::spawn(move || {
+        storage.update(|_data| {
+            hold.send(()).unwrap();
+            released.recv().unwrap_err();
+        })
+    });
+    is_held.recv().unwrap();
+    let passing = async {
+        // Time does not pass by itself while a thread waits for the disk.
+        loop {
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    };
+    let renewed = tokio::select! {
+        serial = fixture.take_up(Use::OnceSaved) => serial,
+        () = passing => unreachable!("it never ends"),
+    };
+    assert_eq!(fixture.used(), fixture.first);
+    let state = fixture.state();
+    assert!(
+        state.contains("write agent data") && state.contains("no answer"),
+        "{state}"
+    );
+    // What is asked for next does not wait.
+    assert_eq!(fixture.node.next_key().await.unwrap().0, "agent-svid-B");
+    drop(release);
+    holder.join().unwrap().unwrap();
+    fixture.node.disk.answered().await;
+    fixture.node.persist().await;
+    assert_eq!(fixture.used(), renewed);
+    assert_eq!(fixture.after_restart(), Some(renewed));
+    assert_eq!(fixture.state(), "serving");
 }

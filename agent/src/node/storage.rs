@@ -6,7 +6,7 @@
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use data_encoding::BASE64;
 use finial_identity::process::private_file::{self, FileError, FileMode};
@@ -40,6 +40,8 @@ pub struct BootstrapRecord {
 pub struct AgentStorage {
     path: PathBuf,
     held: Mutex<Held>,
+    /// Locked while the file is replaced, which may take long; the data can be read meanwhile.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -112,6 +114,7 @@ impl AgentStorage {
         Self {
             path,
             held: Mutex::new(Held { data, in_the_way }),
+            writing: Mutex::new(()),
         }
     }
 
@@ -131,22 +134,25 @@ impl AgentStorage {
     /// # Errors
     /// [`StorageError::File`].
     pub fn update(&self, change: impl FnOnce(&mut AgentData)) -> Result<(), StorageError> {
-        let mut held = self.locked();
-        let mut next = held.data.clone();
+        let _writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.data();
+        let mut next = before.clone();
         change(&mut next);
-        if next != held.data {
-            if let Some(since) = held.in_the_way {
-                match private_file::set_aside(&self.path, CORRUPT, since) {
-                    Ok(kept) => tracing::info!(kept_as = %kept.display(), "corrupted file is set aside"),
-                    // Somebody took it away.
-                    Err(FileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
-                    Err(error) => return Err(error.into()),
-                }
-                held.in_the_way = None;
-            }
-            private_file::write(&self.path, &encode(&next), FileMode::SECRET)?;
-            held.data = next;
+        if next == before {
+            return Ok(());
         }
+        let in_the_way = self.locked().in_the_way;
+        if let Some(since) = in_the_way {
+            match private_file::set_aside(&self.path, CORRUPT, since) {
+                Ok(kept) => tracing::info!(kept_as = %kept.display(), "corrupted file is set aside"),
+                // Somebody took it away.
+                Err(FileError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {}
+                Err(error) => return Err(error.into()),
+            }
+            self.locked().in_the_way = None;
+        }
+        private_file::write(&self.path, &encode(&next), FileMode::SECRET)?;
+        self.locked().data = next;
         Ok(())
     }
 
@@ -163,11 +169,9 @@ impl AgentStorage {
         Ok(())
     }
 
-    fn locked(&self) -> std::sync::MutexGuard<'_, Held> {
+    fn locked(&self) -> MutexGuard<'_, Held> {
         // The data is replaced whole, so a panic cannot leave it half-changed.
-        self.held
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -4,9 +4,12 @@
 //! signed and publishes snapshots of its `model`, `renewal` (pure) decides what is due and `trust` what is no longer
 //! trusted, `cache` is what sockets read, and `subscriptions` notifies them when to read it again.
 
+mod batch;
 pub mod cache;
 mod counters;
 mod entries;
+mod failing;
+mod federating;
 mod feed;
 mod index;
 mod keys;
@@ -19,6 +22,8 @@ pub mod tokens;
 mod trust;
 pub mod wit;
 
+#[cfg(test)]
+mod failing_tests;
 #[cfg(test)]
 mod model_tests;
 #[cfg(test)]

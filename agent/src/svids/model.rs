@@ -2,15 +2,19 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::TrustDomain;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::cache::{CachedEntry, IssuedSvid, Snapshot};
 use super::counters::CacheCounters;
 use super::entries::Entries;
+use super::failing::{Failing, Failure};
+use super::federating::Federating;
 use super::keys::SvidRequest;
 use super::record::{Held, Record};
 use super::renewal::{HeldTimes, Schedule};
@@ -18,6 +22,7 @@ use super::subscriptions::News;
 use super::trust::{Distrust, Forget, Step, Worth};
 #[cfg(test)]
 use super::visits;
+use crate::node::{Moment, RenewalTime};
 use crate::telemetry::metrics;
 use crate::upstream::{AuthorizedEntry, BundleChanges};
 
@@ -29,9 +34,9 @@ pub(super) struct Model {
     entries: Entries,
     schedule: Schedule,
     /// Entries by the trust domains they federate with.
-    federating: HashMap<TrustDomain, HashSet<Arc<str>>>,
-    /// Entries that wait for another try.
-    failing: HashSet<Arc<str>>,
+    federating: Federating,
+    /// Entries whose last try failed.
+    failing: Failing,
     own_bundle: Arc<Bundle>,
     distrust: Distrust,
     federated: BTreeMap<TrustDomain, Arc<Bundle>>,
@@ -51,13 +56,18 @@ type IsWanted<'a> = &'a dyn Fn(&CachedEntry) -> bool;
 
 impl Model {
     /// Holds nothing yet but a bundle; at most `limit` SVIDs that nobody wants.
-    pub(super) fn new(own_bundle: Arc<Bundle>, limit: usize, counters: Arc<CacheCounters>) -> Self {
+    pub(super) fn new(
+        own_bundle: Arc<Bundle>,
+        limit: usize,
+        counters: Arc<CacheCounters>,
+        now: Moment,
+    ) -> Self {
         Self {
             records: HashMap::new(),
             entries: Entries::default(),
-            schedule: Schedule::new(limit),
-            federating: HashMap::new(),
-            failing: HashSet::new(),
+            schedule: Schedule::new(limit, now),
+            federating: Federating::default(),
+            failing: Failing::default(),
             own_bundle,
             distrust: Distrust::default(),
             federated: BTreeMap::new(),
@@ -94,7 +104,7 @@ impl Model {
 
     /// Takes up the own bundle. What newly revoked authorities signed is dropped; what newly tainted ones signed
     /// is replaced from now on, a part at a time, the SVIDs that are wanted first.
-    pub(super) fn set_own_bundle(&mut self, bundle: Arc<Bundle>, now: OffsetDateTime) -> Forget {
+    pub(super) fn set_own_bundle(&mut self, bundle: Arc<Bundle>, now: Instant) -> Forget {
         if *self.own_bundle == *bundle {
             return Forget::default();
         }
@@ -165,11 +175,8 @@ impl Model {
         }
     }
 
-    /// Takes up the time: drops SVIDs that expired or are too many. Pauses end when the clock was set back.
-    pub(super) fn advance(&mut self, now: OffsetDateTime) {
-        if self.schedule.was_after(now) {
-            self.retry_now();
-        }
+    /// Takes up the time: drops SVIDs that expired or are too many.
+    pub(super) fn advance(&mut self, now: Moment) {
         loop {
             let drop = self.schedule.advance(now);
             if drop.is_empty() {
@@ -180,7 +187,7 @@ impl Model {
                 let Some(held) = record.and_then(|record| record.held.as_ref()) else {
                     continue;
                 };
-                if held.times.expires_at <= now {
+                if held.times.expires_at <= now.clock {
                     self.counters.x509_expired.add(1);
                 } else {
                     self.counters.x509_evicted.add(1);
@@ -195,7 +202,7 @@ impl Model {
         self.schedule.ready_len()
     }
 
-    /// When something becomes due or expires.
+    /// What the clock shows when something becomes due or expires.
     pub(super) fn next(&self) -> Option<OffsetDateTime> {
         self.schedule.next()
     }
@@ -233,7 +240,7 @@ impl Model {
         }
     }
 
-    /// Takes up a new SVID, to be renewed at `renew_at`. Passed over when the entry is gone or has become another
+    /// Takes up a new SVID and when it is to be renewed. Passed over when the entry is gone or has become another
     /// identity meanwhile.
     ///
     /// # Errors
@@ -242,8 +249,8 @@ impl Model {
         &mut self,
         request: &SvidRequest,
         svid: IssuedSvid,
-        renew_at: OffsetDateTime,
-        now: OffsetDateTime,
+        renewal: RenewalTime,
+        now: Instant,
     ) -> Result<(), &'static str> {
         let Some(id) = self.key(&request.entry_id) else {
             return Ok(());
@@ -260,7 +267,7 @@ impl Model {
             Worth::Nothing => return Err("SVID is signed by a revoked authority"),
         };
         let times = HeldTimes {
-            renew_at,
+            renewal,
             expires_at: svid.usable_until(),
         };
         let held = Held {
@@ -278,25 +285,27 @@ impl Model {
         Ok(())
     }
 
-    /// An entry could not be signed; it is tried again, later after each failure. Returns how often it failed.
-    pub(super) fn sign_failed(&mut self, id: &str, now: OffsetDateTime) -> u32 {
-        let Some(id) = self.key(id) else {
-            return 0;
-        };
-        let Some(record) = self.records.get_mut(&id) else {
-            return 0;
-        };
-        let failures = record.retry_later(now);
+    /// An entry could not be signed; it is tried again, later after each failure.
+    pub(super) fn sign_failed(&mut self, id: &str, now: Instant) -> Option<Failure> {
+        let id = self.key(id)?;
+        let record = self.records.get_mut(&id)?;
+        record.retry_later(now);
         let is_news = record.show_failure();
+        let failure = self.failing.add(&id, record.expires_at(), now);
         self.counters.x509_failed.add(1);
-        self.failing.insert(Arc::clone(&id));
         if is_news {
             // Whoever waits for it need not any longer.
             self.show(&id);
         } else {
             self.file(&id);
         }
-        failures
+        Some(failure)
+    }
+
+    /// When the first of the SVIDs expires that are to be replaced now.
+    pub(super) fn first_end(&self) -> Option<OffsetDateTime> {
+        let due = self.schedule.ready().filter_map(|id| self.records.get(id));
+        due.filter_map(Record::expires_at).min()
     }
 
     /// Whether the server's not knowing an entry calls for a snapshot: once for each revision of the entry.
@@ -307,7 +316,7 @@ impl Model {
 
     /// Entries that failed are due at once, as when the server is back.
     pub(super) fn retry_now(&mut self) {
-        for id in std::mem::take(&mut self.failing) {
+        for id in self.failing.ids() {
             if let Some(record) = self.records.get_mut(&id) {
                 record.retry.at = None;
                 self.file(&id);
@@ -336,7 +345,7 @@ impl Model {
     fn upsert(&mut self, entry: AuthorizedEntry, is_wanted: IsWanted<'_>) -> Option<String> {
         let Some(id) = self.key(&entry.id) else {
             let id: Arc<str> = Arc::from(entry.id.as_str());
-            self.federate(&id, &entry.federates_with);
+            self.federating.add(&id, &entry.federates_with);
             self.take_record(&id, Record::new(entry), is_wanted);
             self.counters.entries_added.add(1);
             return None;
@@ -346,8 +355,8 @@ impl Model {
             self.records.insert(id, record);
             return None;
         }
-        self.part(&id, &record.entry.federates_with);
-        self.federate(&id, &entry.federates_with);
+        self.federating.remove(&id, &record.entry.federates_with);
+        self.federating.add(&id, &entry.federates_with);
         self.held -= usize::from(record.replace(entry));
         self.failing.remove(&id);
         self.take_record(&id, record, is_wanted);
@@ -365,7 +374,7 @@ impl Model {
         let Some((id, record)) = self.records.remove_entry(id) else {
             return false;
         };
-        self.part(&id, &record.entry.federates_with);
+        self.federating.remove(&id, &record.entry.federates_with);
         self.schedule.remove(&id);
         self.failing.remove(&id);
         self.held -= usize::from(record.held.is_some());
@@ -385,7 +394,7 @@ impl Model {
     }
 
     /// Looks at everything that is held, which happens when an authority goes and not otherwise.
-    fn replace_distrusted(&mut self, step: &Step, now: OffsetDateTime) {
+    fn replace_distrusted(&mut self, step: &Step, now: Instant) {
         let mut replace = Vec::new();
         let mut useless = Vec::new();
         for (id, record) in &self.records {
@@ -420,7 +429,7 @@ impl Model {
         }
         replace.sort_unstable();
         for (at, (.., id)) in replace.into_iter().enumerate() {
-            let part = i32::try_from(at / TAINTED_PART).unwrap_or(i32::MAX);
+            let part = u32::try_from(at / TAINTED_PART).unwrap_or(u32::MAX);
             let Some(record) = self.records.get_mut(&id) else {
                 continue;
             };
@@ -429,26 +438,8 @@ impl Model {
         }
     }
 
-    fn federate(&mut self, id: &Arc<str>, names: &[TrustDomain]) {
-        for name in names {
-            let ids = self.federating.entry(name.clone()).or_default();
-            ids.insert(Arc::clone(id));
-        }
-    }
-
-    fn part(&mut self, id: &Arc<str>, names: &[TrustDomain]) {
-        for name in names {
-            if let Some(ids) = self.federating.get_mut(name) {
-                ids.remove(id);
-                if ids.is_empty() {
-                    self.federating.remove(name);
-                }
-            }
-        }
-    }
-
     fn bundle_changed(&mut self, name: &TrustDomain) {
-        let ids = self.federating.get(name).into_iter().flatten();
+        let ids = self.federating.with(name);
         let concerned = ids.filter_map(|id| self.entries.get(id)).map(Arc::clone);
         self.news.entries.extend(concerned);
         self.changed = true;
@@ -488,6 +479,6 @@ impl Model {
 /// So many SVIDs of a tainted authority are replaced at once, as SPIRE's agents do.
 const TAINTED_PART: usize = 100;
 /// Between two such parts.
-const TAINTED_PAUSE: Duration = Duration::seconds(5);
+const TAINTED_PAUSE: Duration = Duration::from_secs(5);
 /// An SVID that comes from an authority known to be tainted is asked for again after this.
-const STILL_TAINTED: Duration = Duration::minutes(1);
+const STILL_TAINTED: Duration = Duration::from_secs(60);

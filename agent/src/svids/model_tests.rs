@@ -12,10 +12,12 @@ use time::{Duration, OffsetDateTime};
 use super::cache::{CachedEntry, IssuedSvid, Snapshot};
 use super::counters::CacheCounters;
 use super::model::Model;
-use super::tests::{authorized, identity, selectors, sorted};
+use super::tests::{authorized, identity, moment, selectors, sorted};
+use crate::node::{Moment, RenewalTime};
 use crate::test_pki::Authority;
 use crate::upstream::{AuthorizedEntry, BundleChanges};
 
+const START: OffsetDateTime = OffsetDateTime::UNIX_EPOCH;
 const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
 
 fn entry(id: &str, values: &[&str]) -> AuthorizedEntry {
@@ -38,7 +40,7 @@ fn on_demand(id: &str, values: &[&str]) -> AuthorizedEntry {
 
 fn model_of(limit: usize, entries: Vec<AuthorizedEntry>) -> Model {
     let bundle = Bundle::new(identity("/x").trust_domain().clone());
-    let mut model = Model::new(Arc::new(bundle), limit, Arc::default());
+    let mut model = Model::new(Arc::new(bundle), limit, Arc::default(), moment(START));
     apply(&mut model, entries);
     model
 }
@@ -59,6 +61,10 @@ fn touch(model: &mut Model, values: &[&str], is_wanted: bool) {
 
 /// What is to be signed at a time, the most urgent first. It is looked at only.
 fn due(model: &mut Model, now: OffsetDateTime) -> Vec<String> {
+    due_at(model, moment(now))
+}
+
+fn due_at(model: &mut Model, now: Moment) -> Vec<String> {
     model.advance(now);
     let requests = model.start_signing(usize::MAX);
     let ids: Vec<_> = requests.into_iter().map(|request| request.entry_id).collect();
@@ -83,7 +89,10 @@ fn issue_until(model: &mut Model, authority: &Authority, id: &str, renew_in: Dur
         .find(|request| request.entry_id == id)
         .unwrap();
     let svid = IssuedSvid::new(authority.svid(request.spiffe_id.path()));
-    model.issued(&request, svid, now() + renew_in, now()).unwrap();
+    let renewal = RenewalTime::at(now() + renew_in);
+    model
+        .issued(&request, svid, renewal, moment(now()).passed)
+        .unwrap();
 }
 
 /// The real time, at which test authorities sign.
@@ -181,7 +190,10 @@ fn bundles_are_news_to_those_whose_entries_federate_with_them_and_the_own_one_to
     model.snapshot();
     assert_eq!(concerned(&mut model, &[], &["a.org"]), ["ab"]);
     assert!(concerned(&mut model, &["c.org"], &[]).is_empty());
-    model.set_own_bundle(bundle(&[(&Authority::new("example.org"), false)]), NOW);
+    model.set_own_bundle(
+        bundle(&[(&Authority::new("example.org"), false)]),
+        moment(NOW).passed,
+    );
     assert!(model.snapshot().unwrap().1.everyone);
     model.confirmed(NOW);
     assert!(model.snapshot().unwrap().1.everyone);
@@ -222,15 +234,16 @@ fn an_svid_signed_for_what_the_entry_was_does_not_count_for_what_it_is() {
     apply(&mut model, vec![revised("a", &["uid:1"], 1)]);
     model.stop_signing("a");
     let svid = || IssuedSvid::new(authority.svid("/a"));
-    let later = now() + Duration::minutes(30);
-    model.issued(&request, svid(), later, now()).unwrap();
+    let later = RenewalTime::at(now() + Duration::minutes(30));
+    let passed = moment(now()).passed;
+    model.issued(&request, svid(), later, passed).unwrap();
     assert_eq!(due(&mut model, now()), ["a"]);
     let other = AuthorizedEntry {
         spiffe_id: identity("/other"),
         ..entry("a", &["uid:1"])
     };
     apply(&mut model, vec![other]);
-    model.issued(&request, svid(), later, now()).unwrap();
+    model.issued(&request, svid(), later, passed).unwrap();
     assert!(shown(&model.snapshot().unwrap().0, "a").svid.is_none());
 }
 
@@ -245,9 +258,9 @@ fn an_svid_is_due_when_it_is_to_be_renewed_and_gone_before_it_expires() {
     let snapshot = model.snapshot().unwrap().0;
     let issued = shown(&snapshot, "a").svid.clone().unwrap();
     assert_eq!(issued.expires_at() - issued.usable_until(), Duration::SECOND);
-    model.advance(issued.usable_until() - Duration::milliseconds(1));
+    model.advance(moment(issued.usable_until() - Duration::milliseconds(1)));
     assert!(model.snapshot().is_none());
-    model.advance(issued.usable_until());
+    model.advance(moment(issued.usable_until()));
     let (snapshot, news) = model.snapshot().unwrap();
     assert!(shown(&snapshot, "a").svid.is_none());
     assert_eq!(news.entries.len(), 1);
@@ -277,7 +290,7 @@ fn the_least_recently_wanted_svid_is_evicted_and_one_in_use_never_is() {
     let authority = Authority::new("example.org");
     let counters = Arc::new(CacheCounters::default());
     let bundle = Bundle::new(identity("/x").trust_domain().clone());
-    let mut model = Model::new(Arc::new(bundle), 2, Arc::clone(&counters));
+    let mut model = Model::new(Arc::new(bundle), 2, Arc::clone(&counters), moment(START));
     let id = |n: usize| (format!("e{n}"), format!("uid:{n}"));
     apply(
         &mut model,
@@ -287,15 +300,15 @@ fn the_least_recently_wanted_svid_is_evicted_and_one_in_use_never_is() {
         touch(&mut model, &[&id(n).1], true);
         issue(&mut model, &authority, &id(n).0);
     }
-    model.advance(now());
+    model.advance(moment(now()));
     assert_eq!(with_svid(&model.snapshot().unwrap().0).len(), 4);
     for n in [1, 0] {
         touch(&mut model, &[&id(n).1], false);
     }
-    model.advance(now());
+    model.advance(moment(now()));
     assert_eq!(with_svid(&model.snapshot().unwrap().0), ["e2", "e3"]);
     touch(&mut model, &["uid:2"], false);
-    model.advance(now());
+    model.advance(moment(now()));
     assert!(model.snapshot().is_none());
     assert_eq!(counters.x509_evicted.value(), 2);
     touch(&mut model, &["uid:1"], true);
@@ -305,7 +318,7 @@ fn the_least_recently_wanted_svid_is_evicted_and_one_in_use_never_is() {
     touch(&mut model, &["uid:3"], false);
     touch(&mut model, &["uid:0"], true);
     issue(&mut model, &authority, "e0");
-    model.advance(now());
+    model.advance(moment(now()));
     assert_eq!(with_svid(&model.snapshot().unwrap().0), ["e0", "e3"]);
     assert_eq!(counters.x509_svids.value(), 2);
 }
@@ -325,11 +338,11 @@ fn entries_are_issued_ahead_up_to_the_limit_and_those_that_ask_not_to_be_are_not
 fn what_a_tainted_authority_signed_is_replaced_at_once_and_what_a_revoked_one_signed_is_dropped() {
     let (old, new) = (Authority::new("example.org"), Authority::new("example.org"));
     let mut model = model(vec![entry("a", &["uid:1"]), entry("b", &["uid:1"])]);
-    model.set_own_bundle(bundle(&[(&new, false), (&old, false)]), now());
+    model.set_own_bundle(bundle(&[(&new, false), (&old, false)]), moment(now()).passed);
     issue(&mut model, &old, "a");
     issue(&mut model, &new, "b");
     assert!(due(&mut model, now()).is_empty());
-    model.set_own_bundle(bundle(&[(&new, false), (&old, true)]), now());
+    model.set_own_bundle(bundle(&[(&new, false), (&old, true)]), moment(now()).passed);
     assert_eq!(due(&mut model, now()), ["a"]);
     assert_eq!(with_svid(&model.snapshot().unwrap().0), ["a", "b"]);
     // The server still signs with the tainted authority: it is not asked without pause.
@@ -337,13 +350,13 @@ fn what_a_tainted_authority_signed_is_replaced_at_once_and_what_a_revoked_one_si
     assert!(due(&mut model, now() + Duration::seconds(30)).is_empty());
     assert_eq!(due(&mut model, now() + Duration::seconds(61)), ["a"]);
     let request = model.start_signing(1).pop().unwrap();
-    model.set_own_bundle(bundle(&[(&new, false)]), now());
+    model.set_own_bundle(bundle(&[(&new, false)]), moment(now()).passed);
     assert_eq!(with_svid(&model.snapshot().unwrap().0), ["b"]);
     let late = model.issued(
         &request,
         IssuedSvid::new(old.svid("/a")),
-        now() + Duration::HOUR,
-        now(),
+        RenewalTime::at(now() + Duration::HOUR),
+        moment(now()).passed,
     );
     assert!(late.unwrap_err().contains("revoked"));
     model.stop_signing("a");
@@ -359,15 +372,15 @@ fn many_svids_of_a_tainted_authority_are_replaced_a_part_at_a_time_those_in_use_
         .map(|n| entry(&format!("e{n:03}"), &[&format!("uid:{n}")]))
         .collect();
     let mut model = model_of(1000, many);
-    model.set_own_bundle(bundle(&[(&new, false), (&old, false)]), now());
+    model.set_own_bundle(bundle(&[(&new, false), (&old, false)]), moment(now()).passed);
     let svid = old.svid("/x");
     for request in model.start_signing(usize::MAX) {
         let key = Arc::clone(svid.key());
         let svid = old.svid_for(request.spiffe_id.path(), key, Duration::hours(1));
         model.stop_signing(&request.entry_id);
-        let later = now() + Duration::minutes(30);
+        let later = RenewalTime::at(now() + Duration::minutes(30));
         model
-            .issued(&request, IssuedSvid::new(svid), later, now())
+            .issued(&request, IssuedSvid::new(svid), later, moment(now()).passed)
             .unwrap();
     }
     for n in 200..240 {
@@ -375,7 +388,7 @@ fn many_svids_of_a_tainted_authority_are_replaced_a_part_at_a_time_those_in_use_
     }
     assert!(due(&mut model, now()).is_empty());
     let tainted_at = now();
-    model.set_own_bundle(bundle(&[(&new, false), (&old, true)]), tainted_at);
+    model.set_own_bundle(bundle(&[(&new, false), (&old, true)]), moment(tainted_at).passed);
     let first = due(&mut model, tainted_at);
     assert_eq!(first.len(), 100);
     assert!(
@@ -393,27 +406,41 @@ fn many_svids_of_a_tainted_authority_are_replaced_a_part_at_a_time_those_in_use_
 #[test]
 fn a_failed_entry_waits_longer_each_time_and_not_at_all_when_the_server_is_back() {
     let mut model = model(vec![entry("a", &["uid:1"])]);
-    model.advance(NOW);
-    for (failure, millis) in [(1, 500), (2, 1000), (3, 2000), (4, 4000), (5, 5000), (6, 5000)] {
-        assert_eq!(model.sign_failed("a", NOW), failure);
+    model.advance(moment(NOW));
+    for (at, millis) in [500, 1000, 2000, 4000, 5000, 5000].into_iter().enumerate() {
+        let failure = model.sign_failed("a", moment(NOW).passed).unwrap();
+        assert_eq!((failure.is_first, failure.is_to_tell), (at == 0, at == 0));
         assert!(due(&mut model, NOW).is_empty());
         assert_eq!(model.next(), Some(NOW + Duration::milliseconds(millis)));
     }
     model.retry_now();
     assert_eq!(due(&mut model, NOW), ["a"]);
+    let later = moment(NOW + Duration::MINUTE).passed;
+    let failure = model.sign_failed("a", later).unwrap();
+    assert!(!failure.is_first && failure.is_to_tell && failure.expires_at.is_none());
+    assert!(model.sign_failed("gone", later).is_none());
 }
 
 #[test]
-fn a_failed_entry_does_not_wait_for_a_clock_that_was_set_back() {
-    let mut model = model(vec![entry("a", &["uid:1"])]);
-    model.advance(NOW);
-    model.sign_failed("a", NOW);
-    assert!(due(&mut model, NOW).is_empty());
-    let earlier = NOW - Duration::hours(1);
-    assert_eq!(due(&mut model, earlier), ["a"]);
-    model.sign_failed("a", earlier);
-    assert!(due(&mut model, earlier + Duration::milliseconds(999)).is_empty());
-    assert_eq!(due(&mut model, earlier + Duration::milliseconds(1000)), ["a"]);
+fn what_was_put_off_does_not_wait_for_a_clock_that_was_set_back() {
+    let (old, new) = (Authority::new("example.org"), Authority::new("example.org"));
+    let mut model = model(vec![entry("failed", &["uid:1"]), entry("tainted", &["uid:1"])]);
+    let own = bundle(&[(&new, false), (&old, true)]);
+    model.set_own_bundle(own, moment(now()).passed);
+    model.advance(moment(now()));
+    issue(&mut model, &old, "tainted");
+    model.sign_failed("failed", moment(now()).passed);
+    let after = |millis| {
+        let moment = moment(now() + Duration::milliseconds(millis));
+        Moment {
+            clock: moment.clock - Duration::hours(1),
+            ..moment
+        }
+    };
+    assert!(due_at(&mut model, after(499)).is_empty());
+    assert_eq!(due_at(&mut model, after(500)), ["failed"]);
+    assert_eq!(due_at(&mut model, after(59_999)), ["failed"]);
+    assert_eq!(due_at(&mut model, after(60_000)), ["failed", "tainted"]);
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! One authorized entry with its SVID, as the sync task holds it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::cache::{CachedEntry, IssuedSvid};
 use super::keys::SvidRequest;
@@ -31,13 +33,13 @@ pub(super) struct Held {
     /// The revision of the entry that it was signed for.
     pub(super) stamp: EntryStamp,
     /// To be replaced from then on, because of its signer.
-    pub(super) replace_at: Option<OffsetDateTime>,
+    pub(super) replace_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
 pub(super) struct Retry {
     failures: u32,
-    pub(super) at: Option<OffsetDateTime>,
+    pub(super) at: Option<Instant>,
 }
 
 impl Record {
@@ -84,18 +86,22 @@ impl Record {
     }
 
     /// Has the SVID replaced, from `at` on if not earlier.
-    pub(super) fn replace_at(&mut self, at: OffsetDateTime) {
+    pub(super) fn replace_at(&mut self, at: Instant) {
         if let Some(held) = &mut self.held {
             held.replace_at = Some(held.replace_at.map_or(at, |before| before.min(at)));
         }
     }
 
-    /// Has it tried again, later after each failure. Returns how often it failed.
-    pub(super) fn retry_later(&mut self, now: OffsetDateTime) -> u32 {
+    /// Has it tried again, later after each failure.
+    pub(super) fn retry_later(&mut self, now: Instant) {
         self.retry.failures = self.retry.failures.saturating_add(1);
-        let doubled = RETRY_FIRST * 2_i32.saturating_pow(self.retry.failures.min(10) - 1);
+        let doubled = RETRY_FIRST * 2_u32.saturating_pow(self.retry.failures.min(10) - 1);
         self.retry.at = Some(now + doubled.min(RETRY_LIMIT));
-        self.retry.failures
+    }
+
+    /// When the SVID expires, if there is one.
+    pub(super) fn expires_at(&self) -> Option<OffsetDateTime> {
+        self.cached.svid.as_ref().map(|svid| svid.expires_at())
     }
 
     /// Shows that there is no SVID and that one could not be had. Returns whether that was not shown before.
@@ -116,18 +122,12 @@ impl Record {
     }
 
     pub(super) fn renewal_state(&self) -> RenewalState {
-        let replace_at = self.held.as_ref().and_then(|held| {
-            if self.is_outdated() {
-                Some(OffsetDateTime::UNIX_EPOCH)
-            } else {
-                held.replace_at
-            }
-        });
         RenewalState {
             wanted: self.is_wanted,
             prefetch: !self.entry.disable_x509_svid_prefetch,
             held: self.held.as_ref().map(|held| held.times),
-            replace_at,
+            is_outdated: self.is_outdated(),
+            replace_at: self.held.as_ref().and_then(|held| held.replace_at),
             in_flight: self.is_in_flight,
             retry_at: self.retry.at,
             last_wanted: self.last_wanted,
@@ -165,5 +165,5 @@ fn show(entry: &AuthorizedEntry, svid: Option<Arc<IssuedSvid>>, signing_failed: 
     }
 }
 
-const RETRY_FIRST: Duration = Duration::milliseconds(500);
-const RETRY_LIMIT: Duration = Duration::seconds(5);
+const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_LIMIT: Duration = Duration::from_secs(5);

@@ -1,5 +1,9 @@
 //! Which entries need an SVID signed now, which SVIDs are dropped, and when to check again. Pure: no clock, no network.
 //!
+//! An SVID expires by the clock. It is due by the clock or by the time that has passed since it came, whichever is first
+//! ([`RenewalTime`]), and what is put off for a while, by the time that passes. All of it is queued by what the clock will
+//! show then; when the clock is set back, everything that waits to be signed is queued anew.
+//!
 //! Every change of one entry is a few steps in ordered sets, whatever the number of entries. Wanted entries are
 //! always issued; of the others, only up to the total limit of SVIDs: first those that were wanted most
 //! recently, and those that have an SVID already before those that do not.
@@ -8,10 +12,12 @@ use std::cmp::Reverse;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
+use tokio::time::Instant;
 
 #[cfg(test)]
 use super::visits;
+use crate::node::{Moment, RenewalTime};
 
 /// What decides whether one entry is signed for.
 #[derive(Clone, Copy, Debug)]
@@ -22,13 +28,14 @@ pub(super) struct RenewalState {
     pub(super) prefetch: bool,
     /// The SVID held, if any.
     pub(super) held: Option<HeldTimes>,
-    /// The SVID held is to be replaced from then on although it is not due: it is of an earlier revision, or signed
-    /// by an authority that no longer counts.
-    pub(super) replace_at: Option<OffsetDateTime>,
+    /// The SVID held is of an earlier revision, and to be replaced although it is not due.
+    pub(super) is_outdated: bool,
+    /// It is to be replaced from then on because it is signed by an authority that no longer counts.
+    pub(super) replace_at: Option<Instant>,
     /// A signature is under way.
     pub(super) in_flight: bool,
     /// Not to be tried before, after a failure.
-    pub(super) retry_at: Option<OffsetDateTime>,
+    pub(super) retry_at: Option<Instant>,
     /// Grows with each time somebody wanted it; 0 when nobody ever did.
     pub(super) last_wanted: u64,
 }
@@ -37,7 +44,7 @@ pub(super) struct RenewalState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct HeldTimes {
     /// To be replaced from then on.
-    pub(super) renew_at: OffsetDateTime,
+    pub(super) renewal: RenewalTime,
     /// Not to be served from then on.
     pub(super) expires_at: OffsetDateTime,
 }
@@ -46,7 +53,9 @@ pub(super) struct HeldTimes {
 #[derive(Debug)]
 pub(super) struct Schedule {
     limit: usize,
-    now: OffsetDateTime,
+    now: Moment,
+    /// When the clock was furthest ahead, of the times since everything was queued anew.
+    ahead: Moment,
     items: HashMap<Arc<str>, Item>,
     wanted: usize,
     /// Not wanted, and within the limit.
@@ -88,10 +97,11 @@ enum Signing {
 
 impl Schedule {
     /// For as many unwanted SVIDs as `limit` allows in addition to the wanted ones.
-    pub(super) fn new(limit: usize) -> Self {
+    pub(super) fn new(limit: usize, now: Moment) -> Self {
         Self {
             limit,
-            now: OffsetDateTime::UNIX_EPOCH,
+            now,
+            ahead: now,
             items: HashMap::new(),
             wanted: 0,
             kept: BTreeSet::new(),
@@ -127,16 +137,18 @@ impl Schedule {
         self.rebalance();
     }
 
-    /// Whether it was later already.
-    pub(super) fn was_after(&self, now: OffsetDateTime) -> bool {
-        self.now > now
-    }
-
     /// Takes up the time and returns the SVIDs to drop: expired, or more than the cache is to hold.
-    pub(super) fn advance(&mut self, now: OffsetDateTime) -> Vec<Arc<str>> {
+    pub(super) fn advance(&mut self, now: Moment) -> Vec<Arc<str>> {
         self.now = now;
+        let ahead_by = now.clock - self.ahead.clock_at(now.passed);
+        if ahead_by <= -SET_BACK {
+            self.queue_anew();
+        }
+        if ahead_by.is_positive() || ahead_by <= -SET_BACK {
+            self.ahead = now;
+        }
         let mut drop: Vec<_> = std::mem::take(&mut self.surplus).into_iter().collect();
-        while self.timers.first().is_some_and(|(at, ..)| *at <= now) {
+        while self.timers.first().is_some_and(|(at, ..)| *at <= now.clock) {
             let Some((_at, timer, id)) = self.timers.pop_first() else {
                 break;
             };
@@ -158,9 +170,19 @@ impl Schedule {
         self.ready.len()
     }
 
-    /// When something becomes due or expires; `None` when nothing will.
+    /// What the clock shows when something becomes due or expires; `None` when nothing will.
     pub(super) fn next(&self) -> Option<OffsetDateTime> {
         self.timers.first().map(|(at, ..)| *at)
+    }
+
+    /// Looks at everything that waits, which happens when the clock was set back and not otherwise.
+    fn queue_anew(&mut self) {
+        let waits = |item: &Item| matches!(item.signing, Signing::At(_));
+        let waiting = self.items.iter().filter(|(_id, item)| waits(item));
+        let ids: Vec<_> = waiting.map(|(id, _item)| Arc::clone(id)).collect();
+        for id in ids {
+            self.file(&id);
+        }
     }
 
     fn take_out(&mut self, id: &str) {
@@ -230,9 +252,9 @@ impl Schedule {
                 self.surplus.insert(Arc::clone(id));
             }
         }
-        item.signing = match state.due_at().filter(|_| is_active) {
+        item.signing = match state.due_at(self.now).filter(|_| is_active) {
             None => Signing::Not,
-            Some(at) if at > self.now => {
+            Some(at) if at > self.now.clock => {
                 self.timers.insert((at, Timer::Due, Arc::clone(id)));
                 Signing::At(at)
             }
@@ -270,31 +292,39 @@ impl RenewalState {
         has_reason.then(|| (Reverse(self.last_wanted), self.held.is_none(), Arc::clone(id)))
     }
 
-    /// From when on it should be signed, if ever.
-    fn due_at(&self) -> Option<OffsetDateTime> {
+    /// What the clock shows when it should be signed, if ever.
+    fn due_at(&self, now: Moment) -> Option<OffsetDateTime> {
         if self.in_flight || !(self.wanted || self.prefetch) {
             return None;
         }
-        let due = self.held.map_or(OffsetDateTime::UNIX_EPOCH, |held| {
-            self.replace_at.map_or(held.renew_at, |at| at.min(held.renew_at))
-        });
-        Some(self.retry_at.map_or(due, |retry| retry.max(due)))
+        let due = match self.held {
+            Some(held) if !self.is_outdated => {
+                let renewal = held.renewal.by_clock(now);
+                self.replace_at
+                    .map_or(renewal, |at| now.clock_at(at).min(renewal))
+            }
+            _ => OffsetDateTime::UNIX_EPOCH,
+        };
+        Some(self.retry_at.map_or(due, |retry| now.clock_at(retry).max(due)))
     }
 
     fn urgency(&self) -> Urgency {
         (
             !self.wanted,
             self.held.is_some(),
-            self.replace_at.is_none(),
+            !self.is_outdated && self.replace_at.is_none(),
             self.held.map(|held| held.expires_at),
         )
     }
 }
 
+/// A clock that is set back by less is not noticed.
+const SET_BACK: Duration = Duration::SECOND;
+
 #[cfg(test)]
 mod tests {
+    use super::super::tests::moment;
     use super::*;
-    use time::Duration;
     use time::macros::datetime;
 
     const NOW: OffsetDateTime = datetime!(2030-01-01 00:00 UTC);
@@ -308,6 +338,7 @@ mod tests {
             wanted: false,
             prefetch: true,
             held: None,
+            is_outdated: false,
             replace_at: None,
             in_flight: false,
             retry_at: None,
@@ -325,7 +356,7 @@ mod tests {
     fn held(renew: i64, expire: i64) -> RenewalState {
         RenewalState {
             held: Some(HeldTimes {
-                renew_at: at(renew),
+                renewal: RenewalTime::at(at(renew)),
                 expires_at: at(expire),
             }),
             ..state()
@@ -333,7 +364,7 @@ mod tests {
     }
 
     fn schedule(states: &[(&str, RenewalState)], limit: usize) -> Schedule {
-        let mut schedule = Schedule::new(limit);
+        let mut schedule = Schedule::new(limit, moment(OffsetDateTime::UNIX_EPOCH));
         for (id, state) in states {
             schedule.set(&Arc::from(*id), *state);
         }
@@ -341,7 +372,7 @@ mod tests {
     }
 
     fn drop_at(schedule: &mut Schedule, now: OffsetDateTime) -> Vec<String> {
-        let drop = schedule.advance(now);
+        let drop = schedule.advance(moment(now));
         drop.iter().map(ToString::to_string).collect()
     }
 
@@ -359,7 +390,7 @@ mod tests {
                 (
                     "d-outdated",
                     RenewalState {
-                        replace_at: Some(at(-1)),
+                        is_outdated: true,
                         ..held(50, 100)
                     },
                 ),
@@ -373,7 +404,7 @@ mod tests {
                 (
                     "f-failed",
                     RenewalState {
-                        retry_at: Some(at(3)),
+                        retry_at: Some(moment(at(3)).passed),
                         ..state()
                     },
                 ),
@@ -387,7 +418,7 @@ mod tests {
                 (
                     "h-replaced-later",
                     RenewalState {
-                        replace_at: Some(at(5)),
+                        replace_at: Some(moment(at(5)).passed),
                         ..held(50, 100)
                     },
                 ),
@@ -397,7 +428,7 @@ mod tests {
         assert!(drop_at(&mut schedule, NOW).is_empty());
         assert_eq!(ready(&schedule), ["a-missing", "d-outdated", "b-due"]);
         assert_eq!(schedule.next(), Some(at(3)));
-        schedule.advance(at(5));
+        schedule.advance(moment(at(5)));
         assert_eq!(
             ready(&schedule),
             ["a-missing", "f-failed", "d-outdated", "h-replaced-later", "b-due"]
@@ -433,7 +464,7 @@ mod tests {
             ],
             100,
         );
-        schedule.advance(NOW);
+        schedule.advance(moment(NOW));
         assert_eq!(ready(&schedule), ["d", "c", "b", "a"]);
     }
 
@@ -526,8 +557,62 @@ mod tests {
     }
 
     #[test]
+    fn what_is_due_by_the_time_that_passed_does_not_wait_for_a_clock_that_was_set_back() {
+        let after = |seconds| RenewalState {
+            held: Some(HeldTimes {
+                renewal: RenewalTime::of(at(seconds), moment(at(seconds)).passed),
+                expires_at: at(4000),
+            }),
+            ..state()
+        };
+        let replaced = RenewalState {
+            replace_at: Some(moment(at(500)).passed),
+            ..held(3000, 4000)
+        };
+        let failed = RenewalState {
+            retry_at: Some(moment(at(1500)).passed),
+            ..state()
+        };
+        let states = [
+            ("a", after(1000)),
+            ("b", replaced),
+            ("c", failed),
+            ("d", held(3000, 4000)),
+        ];
+        let mut schedule = schedule(&states, 100);
+        let by = |seconds, set: Duration| {
+            let moment = moment(at(seconds));
+            Moment {
+                clock: moment.clock + set,
+                ..moment
+            }
+        };
+        let back = -Duration::hours(5);
+        assert!(schedule.advance(by(0, Duration::ZERO)).is_empty());
+        assert_eq!(schedule.next(), Some(at(500)));
+        schedule.advance(by(400, back));
+        assert_eq!(schedule.next(), Some(at(500) + back));
+        schedule.advance(by(499, back));
+        assert!(ready(&schedule).is_empty());
+        schedule.advance(by(500, back));
+        assert_eq!(ready(&schedule), ["b"]);
+        // Right again, ahead, and back twice: a little at a time counts too.
+        schedule.advance(by(600, Duration::ZERO));
+        schedule.advance(by(700, Duration::minutes(1)));
+        assert_eq!(ready(&schedule), ["b"]);
+        for (seconds, set) in [(800, 59_400), (900, 58_800), (999, 0)] {
+            schedule.advance(by(seconds, Duration::milliseconds(set)));
+        }
+        assert_eq!(ready(&schedule), ["b"]);
+        schedule.advance(by(1000, Duration::ZERO));
+        assert_eq!(ready(&schedule), ["b", "a"]);
+        schedule.advance(by(1500, back));
+        assert_eq!(ready(&schedule), ["c", "b", "a"]);
+    }
+
+    #[test]
     fn nothing_is_left_of_entries_that_are_gone_and_a_change_touches_few() {
-        let mut schedule = Schedule::new(50);
+        let mut schedule = Schedule::new(50, moment(OffsetDateTime::UNIX_EPOCH));
         let id = |n: u64| Arc::from(format!("{n:03}"));
         for n in 0..1000_u64 {
             let renewal = i64::try_from(n % 7).unwrap();
@@ -542,7 +627,7 @@ mod tests {
             };
             let visited = visits::during(|| schedule.set(&id(n % 300), state));
             assert!(visited <= 7, "{visited}");
-            schedule.advance(at(i64::try_from(n % 5).unwrap()));
+            schedule.advance(moment(at(i64::try_from(n % 5).unwrap())));
         }
         for n in 0..300 {
             schedule.remove(&id(n));

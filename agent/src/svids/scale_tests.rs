@@ -9,11 +9,11 @@ use finial_identity::selector::Selector;
 use time::{Duration, OffsetDateTime};
 
 use super::model::Model;
-use super::tests::{authorized, identity};
+use super::tests::{authorized, identity, moment};
 use super::tokens::{JwtCache, JwtCacheSettings, JwtSource, SignedJwt};
 use super::visits;
 use super::{IssuedSvid, Subscription, SvidCache};
-use crate::node::Jitter;
+use crate::node::{Jitter, RenewalTime};
 use crate::test_pki::Authority;
 use crate::upstream::{AuthorizedEntry, UpstreamError};
 
@@ -77,7 +77,7 @@ impl Node {
             Jitter::new(|| 0.5),
         );
         let cache = SvidCache::new(Arc::clone(&own), jwt);
-        let model = Model::new(own, pods / 10, Arc::clone(cache.counters()));
+        let model = Model::new(own, pods / 10, Arc::clone(cache.counters()), moment(NOW));
         let streams = (0..pods).map(|n| match n % 2 {
             0 => cache.subscribe(workload(n)),
             _ => cache.observe(workload(n)),
@@ -112,7 +112,7 @@ impl Node {
             self.model
                 .touched(&selectors, &|entry| subscribers.is_wanted(entry));
         }
-        self.model.advance(NOW);
+        self.model.advance(moment(NOW));
         if let Some((snapshot, news)) = self.model.snapshot() {
             self.cache.publish_news(snapshot, &news);
         }
@@ -147,7 +147,12 @@ fn changes(node: &mut Node, authority: &Authority) -> Vec<(Vec<usize>, usize)> {
             let svid = IssuedSvid::new(authority.svid("/pod-0"));
             node.model.stop_signing("pod-0");
             node.model
-                .issued(&request, svid, NOW + Duration::HOUR, NOW)
+                .issued(
+                    &request,
+                    svid,
+                    RenewalTime::at(NOW + Duration::HOUR),
+                    moment(NOW).passed,
+                )
                 .unwrap();
             node.work();
         }),
@@ -215,7 +220,8 @@ fn everybody_hears_of_the_own_bundle() {
     let authority = Authority::new("example.org");
     let mut node = Node::new(100);
     let (woken, _visited) = node.woken(|node| {
-        node.model.set_own_bundle(Arc::new(authority.bundle()), NOW);
+        node.model
+            .set_own_bundle(Arc::new(authority.bundle()), moment(NOW).passed);
         node.work();
     });
     assert_eq!(woken.len(), 100);

@@ -8,20 +8,22 @@ use std::time::Duration;
 
 use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::process::{Clock, Stop};
-use finial_identity::x509::{Certificate, X509Svid};
+use finial_identity::x509::Certificate;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use time::OffsetDateTime;
 use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
-use super::cache::{IssuedSvid, SvidCache, usable_until};
+use super::batch::{BatchError, BatchOutcome, sign_batch, usable_svid};
+use super::cache::{IssuedSvid, SvidCache};
 use super::feed::{Feed, FeedSettings, SyncCounters, Update};
-use super::keys::{KeyPool, Order, SvidRequest};
+use super::keys::{KeyPool, SvidRequest};
 use super::model::Model;
 use super::trust::Forget;
-use crate::node::{Backoff, Denial, Jitter, NodeHandle, Report, RotationStrategy};
-use crate::upstream::{BundleChanges, SignOutcome, SignRequest, Upstream, UpstreamError};
+use crate::node::{
+    Backoff, Denial, Jitter, Moment, NodeHandle, Reminder, RenewalTime, Report, RotationStrategy, valid_for,
+};
+use crate::upstream::{BundleChanges, SignOutcome, UpstreamError};
 
 /// How the agent syncs, checked.
 #[derive(Clone, Debug)]
@@ -116,11 +118,13 @@ impl Synchronizer {
                 self.node.own_bundle(),
                 self.settings.x509_svid_cache_max_size,
                 Arc::clone(self.cache.counters()),
+                Moment::now(&self.clock),
             ),
             keys: Arc::new(KeyPool::new(self.settings.workload_key_type)),
             hold: Backoff::new(HOLD_FIRST, HOLD_LIMIT, self.jitter.clone()),
             held_until: None,
             is_failing: false,
+            reminder: Reminder::default(),
             batch_limit: MAX_BATCH,
             batches: FuturesUnordered::new(),
             rotation: self.settings.rotation,
@@ -163,21 +167,8 @@ struct Writer {
     hold: Backoff,
     /// The last batch failed, and nothing was heard of the server since.
     is_failing: bool,
-}
-
-struct BatchOutcome {
-    wanted: Vec<SvidRequest>,
-    answer: Result<Vec<(Arc<PrivateKey>, SignOutcome)>, BatchError>,
-}
-
-/// Why nothing of a batch was signed.
-#[derive(Debug, thiserror::Error)]
-enum BatchError {
-    /// Keys or requests could not be made here; the server was not asked.
-    #[error("certificate requests could not be made: {0}")]
-    Orders(String),
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
+    /// Of batches that fail.
+    reminder: Reminder,
 }
 
 impl Writer {
@@ -199,7 +190,7 @@ impl Writer {
                 () = self.cache.subscribers().touched() => {}
                 Ok(()) = own_bundle.changed() => {
                     let bundle = Arc::clone(&own_bundle.borrow_and_update());
-                    let forget = self.model.set_own_bundle(bundle, self.clock.now());
+                    let forget = self.model.set_own_bundle(bundle, Instant::now());
                     self.forget(&forget);
                 }
                 Ok(()) = svid.changed() => {}
@@ -216,11 +207,11 @@ impl Writer {
     /// Does what is due, publishes what came of it, and returns how long there is nothing to do.
     fn work(&mut self) -> Duration {
         self.note_subscriptions();
-        let now = self.clock.now();
+        let now = Moment::now(&self.clock);
         self.model.advance(now);
         let pause = self
             .held_until
-            .map(|until| until.saturating_duration_since(Instant::now()));
+            .map(|until| until.saturating_duration_since(now.passed));
         let may_sign = self.node.svid().borrow().is_some() && pause.is_none_or(|left| left.is_zero());
         // Expensive keys are ordered a few at a time, so that the first SVID does not wait for the last key.
         let most = if self.keys.is_cheap() {
@@ -238,7 +229,7 @@ impl Writer {
         self.cache
             .note_signing_trouble(self.is_failing || self.node.is_cut_off());
         let next = self.model.next();
-        let next = next.map(|at| Duration::try_from(at - now).unwrap_or(Duration::ZERO));
+        let next = next.map(|at| Duration::try_from(at - now.clock).unwrap_or(Duration::ZERO));
         let wait = [next, held].into_iter().flatten().min();
         let wait = wait.unwrap_or(LONGEST_SLEEP);
         // Not too long, for the clock may be set; not too short, for what is due now may have to wait.
@@ -300,41 +291,50 @@ impl Writer {
         self.hold.reset();
         self.held_until = None;
         self.is_failing = false;
+        if self.reminder.end() {
+            tracing::info!("X509-SVIDs are signed again");
+        }
+        let mut repeated = 0;
         for (wanted, (key, answer)) in outcome.wanted.into_iter().zip(answers) {
-            match answer {
+            let done = match answer {
                 SignOutcome::Signed(chain) => self.issued(&wanted, chain, key),
                 SignOutcome::NotFound(why) => {
                     if self.model.needs_resync(&wanted.entry_id) {
                         self.resync.notify_one();
                     }
-                    self.item_failed(&wanted, &why);
+                    Err(why)
                 }
-                SignOutcome::Failed { why, .. } => self.item_failed(&wanted, &why),
+                SignOutcome::Failed { why, .. } => Err(why),
+            };
+            if let Err(why) = done {
+                self.item_failed(&wanted, &why, &mut repeated);
             }
+        }
+        if let Some(others) = repeated.checked_sub(MOST_REPEATED).filter(|others| *others > 0) {
+            tracing::warn!(others, "more X509-SVIDs could not be signed, as before");
         }
     }
 
-    fn issued(&mut self, wanted: &SvidRequest, chain: Vec<Certificate>, key: Arc<PrivateKey>) {
-        let now = self.clock.now();
-        let taken = usable_svid(wanted, chain, key, now).and_then(|svid| {
-            let leaf = svid.leaf().clone();
-            let renew_at = self.rotation.renew_at(&leaf, now, self.jitter.draw());
-            self.model
-                .issued(wanted, IssuedSvid::new(svid), renew_at, now)
-                .map_err(str::to_owned)?;
-            Ok(leaf)
-        });
-        match taken {
-            Ok(leaf) => {
-                tracing::debug!(
-                    entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id,
-                    serial = leaf.serial_hex(), expires_at = %leaf.not_after(),
-                    "X509-SVID issued"
-                );
-                self.note_fallback(wanted, &leaf);
-            }
-            Err(why) => self.item_failed(wanted, &why),
-        }
+    /// Takes up what was signed, if it is of use.
+    fn issued(
+        &mut self,
+        wanted: &SvidRequest,
+        chain: Vec<Certificate>,
+        key: Arc<PrivateKey>,
+    ) -> Result<(), String> {
+        let now = Moment::now(&self.clock);
+        let svid = usable_svid(wanted, chain, key, now.clock)?;
+        let leaf = svid.leaf().clone();
+        let renewal = RenewalTime::of_new(self.rotation, &leaf, now, self.jitter.draw());
+        self.model
+            .issued(wanted, IssuedSvid::new(svid), renewal, now.passed)?;
+        tracing::debug!(
+            entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id,
+            serial = leaf.serial_hex(), expires_at = %leaf.not_after(),
+            "X509-SVID issued"
+        );
+        self.note_fallback(wanted, &leaf);
+        Ok(())
     }
 
     /// Says once that SVIDs are too short-lived for the availability target, and again after it was reached.
@@ -349,11 +349,20 @@ impl Writer {
         self.is_falling_back = falls_back;
     }
 
-    fn item_failed(&mut self, wanted: &SvidRequest, why: &str) {
-        let failures = self.model.sign_failed(&wanted.entry_id, self.clock.now());
-        if failures == 1 {
+    /// Has an entry tried again. What goes on for long is told of a few at a time, the most urgent first.
+    fn item_failed(&mut self, wanted: &SvidRequest, why: &str, repeated: &mut usize) {
+        let now = Moment::now(&self.clock);
+        let failure = self.model.sign_failed(&wanted.entry_id, now.passed);
+        let Some(failure) = failure.filter(|failure| failure.is_to_tell) else {
+            return;
+        };
+        *repeated += usize::from(!failure.is_first);
+        if *repeated <= MOST_REPEATED {
+            let valid_for = failure.expires_at.map(|end| valid_for(end, now.clock));
             tracing::warn!(
                 entry_id = wanted.entry_id, spiffe_id = %wanted.spiffe_id, error = why,
+                expires_at = failure.expires_at.map(tracing::field::display),
+                valid_for = valid_for.map(tracing::field::debug),
                 "X509-SVID could not be signed; it is tried again"
             );
         }
@@ -370,11 +379,19 @@ impl Writer {
         }
         self.is_failing = true;
         self.batch_limit = (self.batch_limit / 2).max(1);
-        if self.hold.failures() == 0 {
-            tracing::warn!(%error, "X509-SVIDs could not be signed; they are tried again");
+        let now = Moment::now(&self.clock);
+        if self.reminder.is_due(now.passed) {
+            let expires_at = self.model.first_end();
+            let valid_for = expires_at.map(|end| valid_for(end, now.clock));
+            tracing::warn!(
+                %error, waiting = self.model.ready(),
+                expires_at = expires_at.map(tracing::field::display),
+                valid_for = valid_for.map(tracing::field::debug),
+                "X509-SVIDs could not be signed; they are tried again"
+            );
         }
         // Not by the clock, which may be set back.
-        self.held_until = Instant::now().checked_add(self.hold.failed());
+        self.held_until = now.passed.checked_add(self.hold.failed());
     }
 
     fn forget(&self, forget: &Forget) {
@@ -394,68 +411,6 @@ impl Writer {
     }
 }
 
-/// Makes keys and requests, and has them signed.
-async fn sign_batch(upstream: Upstream, keys: Arc<KeyPool>, wanted: Vec<SvidRequest>) -> BatchOutcome {
-    let orders = if keys.is_cheap() && wanted.len() <= INLINE_ORDERS {
-        keys.order(wanted.clone())
-    } else {
-        // Many keys, or expensive ones, must not hold up the sockets.
-        let many = wanted.clone();
-        let made = tokio::task::spawn_blocking(move || keys.order(many)).await;
-        match made {
-            Ok(orders) => orders,
-            Err(error) => {
-                let answer = Err(BatchError::Orders(error.to_string()));
-                return BatchOutcome { wanted, answer };
-            }
-        }
-    };
-    let answer = match orders {
-        Ok(orders) => send_orders(&upstream, orders).await.map_err(BatchError::from),
-        Err(error) => Err(BatchError::Orders(error.to_string())),
-    };
-    BatchOutcome { wanted, answer }
-}
-
-async fn send_orders(
-    upstream: &Upstream,
-    orders: Vec<Order>,
-) -> Result<Vec<(Arc<PrivateKey>, SignOutcome)>, UpstreamError> {
-    let (keys, requests): (Vec<_>, Vec<_>) = orders
-        .into_iter()
-        .map(|order| {
-            let request = SignRequest {
-                entry_id: order.wanted.entry_id,
-                csr_der: order.csr_der,
-            };
-            (order.key, request)
-        })
-        .unzip();
-    let outcomes = upstream.sign_x509_batch(requests).await?;
-    Ok(keys.into_iter().zip(outcomes).collect())
-}
-
-/// Checks what the server signed: an SVID of the wanted identity, for our key, valid now.
-fn usable_svid(
-    wanted: &SvidRequest,
-    chain: Vec<Certificate>,
-    key: Arc<PrivateKey>,
-    now: OffsetDateTime,
-) -> Result<X509Svid, String> {
-    let svid = X509Svid::new(chain, key).map_err(|error| format!("unusable SVID: {error}"))?;
-    if *svid.spiffe_id() != wanted.spiffe_id {
-        return Err(format!(
-            "SVID is for {}, not for {}",
-            svid.spiffe_id(),
-            wanted.spiffe_id
-        ));
-    }
-    if usable_until(svid.leaf()) <= now {
-        return Err(format!("SVID expires at {}", svid.leaf().not_after()));
-    }
-    Ok(svid)
-}
-
 /// Updates that may wait for the writer.
 const UPDATES: usize = 16;
 /// As many as servers sign in one call.
@@ -463,8 +418,8 @@ const MAX_BATCH: usize = 500;
 const EXPENSIVE_BATCH: usize = 4;
 /// So that what was just pushed does not wait for a batch of renewals.
 const MAX_CONCURRENT: usize = 3;
-/// Keys and requests made on the spot: about a millisecond.
-const INLINE_ORDERS: usize = 16;
+/// Entries of one batch of which is told again that they fail.
+const MOST_REPEATED: usize = 10;
 const HOLD_FIRST: Duration = Duration::from_millis(250);
 const HOLD_LIMIT: Duration = Duration::from_secs(5);
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);

@@ -1,13 +1,17 @@
 //! What the tests of these modules share.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use finial_identity::selector::Selector;
 use finial_identity::spiffe_id::SpiffeId;
+use time::OffsetDateTime;
+use tokio::time::Instant;
 
 use super::cache::{CachedEntry, Snapshot};
 use super::subscriptions::News;
+use crate::node::Moment;
 use crate::upstream::AuthorizedEntry;
 
 /// `unix` selectors with these values.
@@ -89,4 +93,14 @@ pub(super) fn news_between(before: &Snapshot, after: &Snapshot) -> News {
         news.entries.extend(changed.map(Arc::clone));
     }
     news
+}
+
+/// When this clock is shown, if it was never set.
+pub(super) fn moment(clock: OffsetDateTime) -> Moment {
+    static START: OnceLock<Instant> = OnceLock::new();
+    let age = Duration::try_from(clock - OffsetDateTime::UNIX_EPOCH).unwrap();
+    Moment {
+        clock,
+        passed: *START.get_or_init(Instant::now) + age,
+    }
 }

@@ -73,6 +73,8 @@ pub(crate) struct State {
     pub(crate) is_sick: bool,
     /// At which of its addresses nothing is signed, although all else works.
     pub(crate) unsigning: HashSet<SocketAddr>,
+    /// At which of its addresses nobody hears whether X509-SVIDs are signed.
+    pub(crate) mute: HashSet<SocketAddr>,
     /// Whether nobody is told the bundle who asks for it.
     pub(crate) is_silent_about_bundles: bool,
     /// SVIDs of agents that have attested anew since, by serial number.
@@ -118,6 +120,7 @@ impl TestServer {
             failing: 0,
             is_sick: false,
             unsigning: HashSet::new(),
+            mute: HashSet::new(),
             is_silent_about_bundles: false,
             superseded: HashSet::new(),
             active: HashSet::new(),
@@ -330,6 +333,10 @@ impl State {
         caller.at.is_none_or(|at| !self.unsigning.contains(&at))
     }
 
+    fn is_mute(&self, caller: &Caller) -> bool {
+        caller.at.is_some_and(|at| self.mute.contains(&at))
+    }
+
     fn sign_agent(&mut self, path: &str, csr_der: &[u8]) -> types::X509svid {
         let leaf = self.authority.sign_csr(path, csr_der, self.agent_ttl);
         self.active.insert(leaf.serial_hex());
@@ -456,6 +463,8 @@ async fn serve(
     tokio::spawn(async move {
         while let Ok((stream, _from)) = listener.accept().await {
             let (tls, sender) = (tls.clone(), sender.clone());
+            // Else the system may hold back for 40 ms what tests in paused time wait for.
+            stream.set_nodelay(true).unwrap();
             tokio::spawn(async move {
                 if let Ok(stream) = tls.accept(stream).await {
                     let _closed = sender.send(Ok::<_, std::io::Error>(Secured(stream))).await;

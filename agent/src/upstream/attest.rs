@@ -119,7 +119,7 @@ impl Session {
         let opened = client.attest_agent(ReceiverStream::new(receiver));
         let answers = match tokio::time::timeout(RPC_TIMEOUT, opened).await {
             Ok(answers) => answers?.into_inner(),
-            Err(_elapsed) => return Err(UpstreamError::timed_out("attest agent")),
+            Err(_elapsed) => return Err(UpstreamError::Unanswered("attest agent")),
         };
         self.exchange = Some(Exchange {
             requests,
@@ -162,7 +162,7 @@ impl Session {
         let fetched = match tokio::time::timeout(RPC_TIMEOUT, call).await {
             Ok(Ok(answer)) => own_bundle_from_wire(answer.into_inner(), self.upstream.trust_domain()),
             Ok(Err(status)) => Err(UpstreamError::from(status)),
-            Err(_elapsed) => Err(UpstreamError::timed_out("get bundle")),
+            Err(_elapsed) => Err(UpstreamError::Unanswered("get bundle")),
         };
         self.noted(fetched)
     }
@@ -182,7 +182,7 @@ impl Session {
         };
         let answer = match tokio::time::timeout(RPC_TIMEOUT, exchange.answers.message()).await {
             Ok(answer) => answer?,
-            Err(_elapsed) => return Err(UpstreamError::timed_out("attest agent")),
+            Err(_elapsed) => return Err(UpstreamError::Unanswered("attest agent")),
         };
         match answer.and_then(|answer| answer.step) {
             Some(attest_agent_response::Step::Challenge(challenge)) => {

@@ -1,17 +1,19 @@
 //! Whether the server at the other end does what only its answers tell. One that signs nothing, while its connection and
-//! its streams work, is left for another.
+//! its streams work, is left for another; and so is one that does not answer.
 //!
-//! A single failure tells nothing: there must be some in a row, for some time. Each time that a server is left the agent
-//! becomes more patient, so that it does not go back and forth between servers that have the same
-//! trouble, nor because of one entry that no server signs.
+//! A single failure tells nothing: there must be some in a row, for some time. A single call without an answer has taken
+//! so long that it tells enough. Each time that a server is left the agent becomes more patient, so that it does not go
+//! back and forth between servers that have the same trouble, nor because of one entry that no server signs. It stays
+//! less patient with silence: behind the same address another server may be there by now, or the way to it be lost.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Line, SignOutcome, Upstream, UpstreamError};
+use super::{Line, RPC_TIMEOUT, SignOutcome, Upstream, UpstreamError};
 
 /// What a server may fail at on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,19 +34,27 @@ struct Records {
     sign_x509: Record,
     sign_jwt: Record,
     renew_agent: Record,
+    /// Calls without an answer since the last one of the kind that got one.
+    unanswered: HashMap<&'static str, Failing>,
+    /// How often a server was left because of them.
+    left_unanswered: Left,
 }
 
 #[derive(Debug, Default)]
 struct Record {
     /// The failures in a row, if the last one was a failure.
     failing: Option<Failing>,
-    /// How often a server was left because of them, and when that was the last time.
-    left: Option<(u32, Instant)>,
+    /// How often a server was left because of them.
+    left: Left,
 }
 
-#[derive(Debug)]
+/// How often a server was left lately, and when that was the last time.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left(Option<(u32, Instant)>);
+
+#[derive(Clone, Copy, Debug)]
 struct Failing {
-    server: Option<SocketAddr>,
+    server: SocketAddr,
     since: Instant,
     times: u32,
 }
@@ -73,32 +83,47 @@ impl Upstream {
     /// for another address, or, where there is one address, for whatever server a new connection to it reaches (the
     /// Service of several replicas).
     pub(super) fn note_conduct(&self, line: &Line, duty: Duty, is_done: Option<bool>) {
-        let shared = &self.shared;
-        let server = line.contact.address();
+        let conduct = &self.shared.conduct;
         // What came of a connection that was given up says nothing about the present one, nor does one that was never made
         // about a server.
-        let Some(is_done) = is_done.filter(|_| server.is_some() && self.is_held(line)) else {
+        let server = line.contact.address().filter(|_| self.is_held(line));
+        let (Some(is_done), Some(server)) = (is_done, server) else {
             return;
         };
         if is_done {
-            return shared.conduct.done(duty);
+            return conduct.done(duty);
         }
-        if shared.conduct.failed(duty, server, Instant::now()) && self.give_up(line) {
-            shared.conduct.note_left(duty, Instant::now());
+        if conduct.failed(duty, server, Instant::now()) && self.give_up(line) {
+            conduct.note_left(duty, Instant::now());
             tracing::warn!(
-                server = server.map(tracing::field::display),
+                %server,
                 what = duty.name(),
                 "server is left for another, if there is one: this fails there although it can be reached"
             );
         }
     }
+
+    /// Notes that a call got no answer, and leaves the server like one that fails for too long. A connection that was
+    /// never made is begun anew at once.
+    pub(super) fn note_silence(&self, line: &Line, what: &'static str) {
+        let conduct = &self.shared.conduct;
+        let Some(server) = line.contact.address() else {
+            self.give_up(line);
+            return;
+        };
+        if self.is_held(line) && conduct.unanswered(what, server, Instant::now()) && self.give_up(line) {
+            conduct.note_left_unanswered(Instant::now());
+            tracing::warn!(%server, what, "server is left for another, if there is one: it does not answer");
+        }
+    }
 }
 
-/// What the answer to a batch tells about the server: an entry that it does not know, or refuses, tells nothing.
+/// What the answer to a batch tells about the server: an entry that it does not know, or refuses, tells nothing. What
+/// silence tells is noted elsewhere.
 pub(super) fn is_signing(answer: &Result<Vec<SignOutcome>, UpstreamError>) -> Option<bool> {
     let outcomes = match answer {
         Ok(outcomes) => outcomes,
-        Err(error) => return error.may_be_of_one_server().then_some(false),
+        Err(error) => return is_failure(error).then_some(false),
     };
     let is_done = outcomes
         .iter()
@@ -119,8 +144,12 @@ pub(super) fn is_signing(answer: &Result<Vec<SignOutcome>, UpstreamError>) -> Op
 pub(super) fn is_done<T>(answer: &Result<T, UpstreamError>) -> Option<bool> {
     match answer {
         Ok(_) => Some(true),
-        Err(error) => error.may_be_of_one_server().then_some(false),
+        Err(error) => is_failure(error).then_some(false),
     }
+}
+
+fn is_failure(error: &UpstreamError) -> bool {
+    error.may_be_of_one_server() && !matches!(error, UpstreamError::Unanswered(_))
 }
 
 impl Conduct {
@@ -129,10 +158,10 @@ impl Conduct {
     }
 
     /// Notes a failure; tells whether the server has failed for too long. Then the failures are counted anew.
-    fn failed(&self, duty: Duty, server: Option<SocketAddr>, now: Instant) -> bool {
+    fn failed(&self, duty: Duty, server: SocketAddr, now: Instant) -> bool {
         let mut records = self.locked();
         let record = records.of(duty);
-        let patience = record.patience(duty, now);
+        let patience = record.left.patience(duty.patience(), MOST_PATIENT, now);
         let first = Failing {
             server,
             since: now,
@@ -149,11 +178,42 @@ impl Conduct {
         is_too_long
     }
 
+    /// What is asked of the next server is counted anew.
     fn note_left(&self, duty: Duty, now: Instant) {
         let mut records = self.locked();
-        let record = records.of(duty);
-        let times = record.left.map_or(0, |(times, _at)| times);
-        record.left = Some((times.saturating_add(1), now));
+        records.unanswered.clear();
+        records.of(duty).left.note(now);
+    }
+
+    /// A call of this kind got an answer.
+    pub(super) fn answered(&self, what: &'static str) {
+        self.locked().unanswered.remove(what);
+    }
+
+    /// Notes a call without an answer, which began as long ago as calls are waited for; tells whether the server has been
+    /// silent for too long.
+    fn unanswered(&self, what: &'static str, server: SocketAddr, now: Instant) -> bool {
+        let mut records = self.locked();
+        let patience = records
+            .left_unanswered
+            .patience(RPC_TIMEOUT, LONGEST_SILENCE, now);
+        let first = Failing {
+            server,
+            since: now.checked_sub(RPC_TIMEOUT).unwrap_or(now),
+            times: 0,
+        };
+        let failing = records.unanswered.entry(what).or_insert(first);
+        if failing.server != server {
+            *failing = first;
+        }
+        now.duration_since(failing.since) >= patience
+    }
+
+    /// The same because of silence.
+    fn note_left_unanswered(&self, now: Instant) {
+        let mut records = self.locked();
+        records.unanswered.clear();
+        records.left_unanswered.note(now);
     }
 
     fn locked(&self) -> MutexGuard<'_, Records> {
@@ -172,19 +232,25 @@ impl Records {
     }
 }
 
-impl Record {
+impl Left {
     /// Doubled each time that a server is left, and as at first when none was left for long.
-    fn patience(&mut self, duty: Duty, now: Instant) -> Duration {
-        self.left = self.left.filter(|(_, at)| now.duration_since(*at) < FORGOTTEN);
-        let times = self.left.map_or(0, |(times, _at)| times);
-        let doubled = duty.patience().saturating_mul(2_u32.saturating_pow(times));
-        doubled.min(MOST_PATIENT)
+    fn patience(&mut self, first: Duration, longest: Duration, now: Instant) -> Duration {
+        self.0 = self.0.filter(|(_, at)| now.duration_since(*at) < FORGOTTEN);
+        let times = self.0.map_or(0, |(times, _at)| times);
+        first.saturating_mul(2_u32.saturating_pow(times)).min(longest)
+    }
+
+    fn note(&mut self, now: Instant) {
+        let times = self.0.map_or(0, |(times, _at)| times);
+        self.0 = Some((times.saturating_add(1), now));
     }
 }
 
 /// So many failures in a row, at least.
 const FEWEST: u32 = 3;
 const MOST_PATIENT: Duration = Duration::from_secs(10 * 60);
+/// The same with a server that does not answer.
+const LONGEST_SILENCE: Duration = Duration::from_secs(2 * 60);
 /// After so long without leaving a server the agent is as impatient as at first.
 const FORGOTTEN: Duration = Duration::from_secs(30 * 60);
 
@@ -194,8 +260,8 @@ mod tests {
 
     const SECOND: Duration = Duration::from_secs(1);
 
-    fn server(port: u16) -> Option<SocketAddr> {
-        Some(([127, 0, 0, 1], port).into())
+    fn server(port: u16) -> SocketAddr {
+        ([127, 0, 0, 1], port).into()
     }
 
     /// A failure each second, for so long; the seconds after which it was too long.
@@ -238,6 +304,36 @@ mod tests {
     }
 
     #[test]
+    fn a_server_that_is_silent_is_left_at_once_and_each_time_later_up_to_two_minutes() {
+        let conduct = Conduct::default();
+        let start = Instant::now();
+        let one = server(1);
+        let silent = |what, second: u32| {
+            let now = start + SECOND * second;
+            let is_due = conduct.unanswered(what, one, now);
+            if is_due {
+                conduct.note_left_unanswered(now);
+            }
+            is_due
+        };
+        // A call after the other, each of which is waited for.
+        let left = (1..40).filter(|call| silent("sign", call * 30));
+        assert_eq!(
+            left.collect::<Vec<_>>(),
+            [1, 3, 7, 11, 15, 19, 23, 27, 31, 35, 39]
+        );
+        // Another kind of call begins anew, and so does one that was answered meanwhile, or that another server got.
+        assert!(!silent("watch", 1200) && !silent("watch", 1259));
+        conduct.answered("watch");
+        assert!(!silent("watch", 1290));
+        let other = |second| conduct.unanswered("watch", server(2), start + SECOND * second);
+        assert!(!other(1379) && !other(1468) && other(1470));
+        // Long after the last time one call is enough again.
+        let later = start + SECOND * 1170 + FORGOTTEN;
+        assert!(conduct.unanswered("bundle", one, later));
+    }
+
+    #[test]
     fn what_the_server_refuses_tells_nothing_about_it_and_one_signature_tells_enough() {
         let failed = |may_be_of_one_server| SignOutcome::Failed {
             why: "x".to_owned(),
@@ -253,7 +349,10 @@ mod tests {
         ] {
             assert_eq!(is_signing(&Ok(outcomes)), expected);
         }
-        assert_eq!(is_signing(&Err(UpstreamError::timed_out("x"))), Some(false));
+        let away = || UpstreamError::Unavailable("x".to_owned());
+        assert_eq!(is_signing(&Err(away())), Some(false));
+        assert_eq!(is_done::<()>(&Err(away())), Some(false));
+        assert_eq!(is_signing(&Err(UpstreamError::Unanswered("x"))), None);
         assert_eq!(is_done::<()>(&Err(UpstreamError::Superseded)), None);
     }
 }

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint};
 
-use super::attended::Attended;
+use super::connection::Connection;
 use super::error::{UpstreamError, classify_tls, tls_error};
 
 /// Where the server is. Clones share the rotation of addresses and the count of connections.
@@ -143,7 +143,7 @@ impl Target {
         }
     }
 
-    async fn connect(&self, tls: Arc<ClientConfig>, contact: Contact) -> Result<Attended, DialError> {
+    async fn connect(&self, tls: Arc<ClientConfig>, contact: Contact) -> Result<Connection, DialError> {
         let start = self.inner.rotation.load(Ordering::Relaxed);
         let addresses = in_turn(self.resolve().await?, start, *self.lock_left());
         let mut worst: Option<UpstreamError> = None;
@@ -152,7 +152,7 @@ impl Target {
                 Ok(Ok(stream)) => {
                     self.inner.connections.fetch_add(1, Ordering::Relaxed);
                     contact.reached(address);
-                    return Ok(Attended::new(stream, contact));
+                    return Ok(Connection::new(stream, contact));
                 }
                 Ok(Err(cause)) => worst = Some(graver(worst, cause)),
                 Err(_elapsed) => {

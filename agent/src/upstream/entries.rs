@@ -177,7 +177,7 @@ impl Upstream {
         answers: &mut Streaming<SyncAuthorizedEntriesResponse>,
     ) -> Result<SyncAuthorizedEntriesResponse, UpstreamError> {
         match tokio::time::timeout(RPC_TIMEOUT, answers.message()).await {
-            Err(_elapsed) => Err(UpstreamError::timed_out("sync entries")),
+            Err(_elapsed) => Err(UpstreamError::Unanswered("sync entries")),
             Ok(Err(status)) => Err(self.judge(line, status)),
             Ok(Ok(None)) => Err(UpstreamError::Malformed(
                 "sync entries: stream ended early".to_owned(),

@@ -48,9 +48,12 @@ pub enum UpstreamError {
     /// The server does not know the method.
     #[error("server does not offer the method: {0}")]
     Unimplemented(String),
-    /// The server cannot be reached, or did not answer in time.
+    /// The server cannot be reached, or says that it is of no use now.
     #[error("server unavailable: {0}")]
     Unavailable(String),
+    /// The server did not answer what was asked in time.
+    #[error("server unavailable: {0}: no answer in time")]
+    Unanswered(&'static str),
     /// The server answered with another error.
     #[error("server answered {code:?}: {message}")]
     Other {
@@ -87,6 +90,7 @@ impl UpstreamError {
         match self {
             Self::Superseded
             | Self::Unavailable(_)
+            | Self::Unanswered(_)
             | Self::UnknownAuthority(_)
             | Self::Untrusted(_)
             | Self::SvidRefused { .. } => true,
@@ -124,7 +128,7 @@ impl UpstreamError {
             }
             Self::Superseded => Code::Aborted,
             Self::Unimplemented(_) => Code::Unimplemented,
-            Self::Unavailable(_) => Code::Unavailable,
+            Self::Unavailable(_) | Self::Unanswered(_) => Code::Unavailable,
             Self::Other { code, .. } => *code,
             Self::Malformed(_) => Code::Internal,
         }
@@ -133,7 +137,7 @@ impl UpstreamError {
     /// Whether it may be the trouble of the one server that was asked, so that another may do better.
     pub fn may_be_of_one_server(&self) -> bool {
         match self {
-            Self::Unavailable(_) | Self::Malformed(_) => true,
+            Self::Unavailable(_) | Self::Unanswered(_) | Self::Malformed(_) => true,
             Self::Other { code, .. } => may_be_of_one_server(*code),
             _ => false,
         }
@@ -161,10 +165,6 @@ impl UpstreamError {
         matches!(self, Self::SvidRefused { .. })
             || denial.is_some_and(|reason| reason != DenialReason::AgentBanned)
     }
-
-    pub(super) fn timed_out(what: &str) -> Self {
-        Self::Unavailable(format!("{what}: no answer in time"))
-    }
 }
 
 impl From<Status> for UpstreamError {
@@ -180,7 +180,7 @@ impl From<Status> for UpstreamError {
                 serial: None,
             },
             Code::Unimplemented => Self::Unimplemented(message),
-            // Those that the server says by itself; a call that this agent gave up is `timed_out`.
+            // Those that the server says by itself; a call that this agent gave up is `Unanswered`.
             Code::Unavailable => Self::Unavailable(message),
             code => Self::Other { code, message },
         }
@@ -402,7 +402,10 @@ mod tests {
             assert!(!said.is_transient() && !said.is_refusal(), "{code:?}");
             assert_eq!(said.code(), code);
         }
-        assert!(UpstreamError::timed_out("sign").is_transient(), "nobody answered");
+        assert!(
+            UpstreamError::Unanswered("sign").is_transient(),
+            "nobody answered"
+        );
     }
 
     #[test]
@@ -420,7 +423,7 @@ mod tests {
             let said = UpstreamError::from(Status::new(code, "x"));
             assert!(!said.may_be_of_one_server(), "{code:?}");
         }
-        assert!(UpstreamError::timed_out("sign").may_be_of_one_server());
+        assert!(UpstreamError::Unanswered("sign").may_be_of_one_server());
     }
 
     #[test]

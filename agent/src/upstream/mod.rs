@@ -5,9 +5,9 @@
 //! once for all who find one useless. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
 //! run in a separate [`Session`] without a client certificate. Wire types are not used outside of this module.
 
-mod attended;
 mod attest;
 mod conduct;
+mod connection;
 mod dial;
 mod entries;
 mod error;
@@ -333,18 +333,20 @@ impl Upstream {
     async fn timed<T>(
         &self,
         line: &Line,
-        what: &str,
+        what: &'static str,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, UpstreamError> {
         let span =
             tracing::info_span!(target: TRACE_TARGET, "upstream", otel.name = what, otel.kind = "client");
         match tokio::time::timeout(RPC_TIMEOUT, call.instrument(span)).await {
-            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Ok(response)) => {
+                self.shared.conduct.answered(what);
+                Ok(response.into_inner())
+            }
             Ok(Err(status)) => Err(self.judge(line, status)),
             Err(_elapsed) => {
-                // A connection on which calls get no answer is dropped, for all callers.
-                self.give_up(line);
-                Err(UpstreamError::timed_out(what))
+                self.note_silence(line, what);
+                Err(UpstreamError::Unanswered(what))
             }
         }
     }

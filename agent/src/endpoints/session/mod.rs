@@ -5,7 +5,7 @@
 //! from views; callers with the same identities share one view and its messages.
 
 mod attestation;
-mod attested;
+mod call;
 mod logged;
 mod recent;
 mod refusals;
@@ -27,7 +27,7 @@ use crate::node::NodeState;
 use crate::svids::SvidCache;
 use crate::workload::WorkloadAttestation;
 
-pub use self::attested::Session;
+pub use self::call::Session;
 pub use self::logged::LoggedSelectors;
 pub use self::refusals::{Refusals, Refused};
 pub use self::statuses::{attestation_failed, denied, ending, stopping};

@@ -19,6 +19,7 @@ use super::encoding::secret;
 use super::jwt::requested_identity;
 use crate::endpoints::codec::Framed;
 use crate::endpoints::session::{Access, ISSUE_WAIT, Session, Sessions, denied};
+use crate::node::Moment;
 use crate::svids::tokens::{Signed as _, Token};
 use crate::svids::{CachedEntry, SignedWit, WitCache};
 
@@ -154,11 +155,11 @@ impl Messages {
     async fn renew(&mut self, wanted: &[Arc<CachedEntry>], bundle: &Bundle) -> Result<(), Status> {
         self.held
             .retain(|id, _token| wanted.iter().any(|entry| entry.entry_id == *id));
-        let now = self.sessions.clock().now();
+        let now = Moment::now(self.sessions.clock());
         let due: Vec<_> = wanted
             .iter()
             .filter(|entry| {
-                self.usable(entry, now)
+                self.usable(entry, now.clock)
                     .is_none_or(|token| !token.is_fresh(now) || is_tainted(token, bundle))
             })
             .cloned()
@@ -235,10 +236,10 @@ impl Messages {
 
     /// When a token is to be renewed next, or asked for again.
     fn look_again(&self, granted: &[Arc<CachedEntry>]) -> Instant {
-        let now = self.sessions.clock().now();
-        let pauses = granted.iter().map(|entry| match self.usable(entry, now) {
+        let now = Moment::now(self.sessions.clock());
+        let pauses = granted.iter().map(|entry| match self.usable(entry, now.clock) {
             Some(token) if token.is_fresh(now) => {
-                let pause = Duration::try_from(token.renew_at() - now).unwrap_or_default();
+                let pause = Duration::try_from(token.until_renewal(now)).unwrap_or_default();
                 pause.clamp(SHORTEST_SLEEP, LONGEST_SLEEP)
             }
             _ => RETRY,

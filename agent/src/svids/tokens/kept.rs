@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 use tokio::time::Instant;
 
 use super::Signed;
-use crate::node::remaining_at_renewal;
+use crate::node::{Moment, remaining_at_renewal};
 
 /// What a token is for.
 #[derive(PartialEq, Eq, Hash)]
@@ -29,6 +29,8 @@ pub struct Token<T> {
     issued_at: OffsetDateTime,
     expires_at: OffsetDateTime,
     renew_at: OffsetDateTime,
+    /// In case the clock is set back.
+    received: Instant,
     /// It must not be served any more.
     forgotten: AtomicBool,
 }
@@ -72,8 +74,9 @@ impl Key {
 }
 
 impl<T: Signed> Token<T> {
-    /// `drawn` in `[0, 1)` spreads when it is renewed: when about half of its lifetime is over.
-    pub(super) fn new(value: T, drawn: f64) -> Self {
+    /// One that comes `received`. `drawn` in `[0, 1)` spreads when it is renewed: when about half of its lifetime is
+    /// over.
+    pub(super) fn new(value: T, received: Instant, drawn: f64) -> Self {
         let (issued_at, expires_at) = value.life();
         Self {
             key_id: value.key_id(),
@@ -81,29 +84,40 @@ impl<T: Signed> Token<T> {
             issued_at,
             expires_at,
             renew_at: expires_at - remaining_at_renewal(issued_at, expires_at, drawn),
+            received,
             forgotten: AtomicBool::new(false),
         }
     }
 
-    /// When it is to be renewed.
-    pub fn renew_at(&self) -> OffsetDateTime {
-        self.renew_at
+    /// How long until it is to be renewed.
+    pub fn until_renewal(&self, now: Moment) -> Duration {
+        self.left(now) - (self.expires_at - self.renew_at)
     }
 
     /// Whether it need not be renewed yet.
-    pub fn is_fresh(&self, now: OffsetDateTime) -> bool {
-        now < self.renew_at
+    pub fn is_fresh(&self, now: Moment) -> bool {
+        self.until_renewal(now).is_positive()
     }
 
     /// Whether so little of its lifetime remains that a new one is worth waiting for.
-    pub(super) fn is_ending(&self, now: OffsetDateTime) -> bool {
-        let life = self.expires_at - self.issued_at;
-        self.expires_at - now < life / 8
+    pub(super) fn is_ending(&self, now: Moment) -> bool {
+        self.left(now) < self.life() / 8
     }
 
-    /// Whether it may be served.
+    /// Whether it may be served. The clock alone says when it no longer may: it may be right again since it was set back.
     pub fn is_valid(&self, now: OffsetDateTime) -> bool {
         now < self.expires_at && !self.forgotten.load(Ordering::Relaxed)
+    }
+
+    /// How much of its lifetime remains, by the clock or by the time that has passed, whichever is less.
+    fn left(&self, now: Moment) -> Duration {
+        let age = now.passed.saturating_duration_since(self.received);
+        let age = Duration::try_from(age).unwrap_or(Duration::MAX);
+        (self.expires_at - now.clock).min(self.life().saturating_sub(age))
+    }
+
+    fn life(&self) -> Duration {
+        self.expires_at - self.issued_at
     }
 }
 

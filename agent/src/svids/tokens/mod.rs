@@ -32,7 +32,7 @@ use self::kept::{Key, Tokens};
 use self::requests::{Answer, Joinable, Request, Running};
 use self::withdrawn::Withdrawn;
 use super::counters::{CacheCounters, TokenCounters};
-use crate::node::{Backoff, Jitter};
+use crate::node::{Backoff, Jitter, Moment};
 use crate::telemetry::metrics;
 
 pub use self::kept::Token;
@@ -157,7 +157,7 @@ impl<T: Signed> TokenCache<T> {
                 inner.counted().misses.add(1);
                 request.answer.await
             }
-            Found::Aging(token, Some(request)) if is_patient || token.is_ending(inner.clock.now()) => {
+            Found::Aging(token, Some(request)) if is_patient || token.is_ending(inner.now()) => {
                 inner.renewed_in_time(&key, &token, request).await
             }
             // Its successor is asked for in the background.
@@ -279,17 +279,17 @@ enum Found<T: Signed> {
 
 impl<T: Signed> Inner<T> {
     fn look_up(self: &Arc<Self>, key: &Arc<Key>, audiences: &[String]) -> Found<T> {
-        let now = self.clock.now();
+        let now = self.now();
         let mut state = self.locked();
         let used = state.tokens.used(key);
-        let Some((token, trouble)) = used.filter(|(token, _trouble)| token.is_valid(now)) else {
+        let Some((token, trouble)) = used.filter(|(token, _trouble)| token.is_valid(now.clock)) else {
             let (request, _is_new) = self.join(&mut state, key, audiences);
             return Found::Nothing(request);
         };
         if token.is_fresh(now) {
             return Found::Fresh(token);
         }
-        if trouble.is_some_and(|until| Instant::now() < until) {
+        if trouble.is_some_and(|until| now.passed < until) {
             return Found::Aging(token, None);
         }
         let (request, is_new) = self.join(&mut state, key, audiences);
@@ -311,7 +311,7 @@ impl<T: Signed> Inner<T> {
         } = request;
         let has_failed = async {
             let failed = has_failed.wait_for(|failed| *failed).await.is_ok();
-            if !failed || token.is_ending(self.clock.now()) {
+            if !failed || token.is_ending(self.now()) {
                 // The answer is there, or worth waiting for.
                 std::future::pending::<()>().await;
             }
@@ -463,10 +463,14 @@ impl<T: Signed> Inner<T> {
 
     /// The new token, unless its key was forgotten since keys had been `withdrawn` times.
     fn give(&self, key: &Arc<Key>, signed: T, withdrawn: u64) -> Option<Arc<Token<T>>> {
-        let token = Token::new(signed, self.jitter.draw());
+        let token = Token::new(signed, Instant::now(), self.jitter.draw());
         let mut state = self.locked();
         let is_withdrawn = state.withdrawn.has(token.key_id.as_deref(), withdrawn);
         (!is_withdrawn).then(|| state.tokens.give(key, token))
+    }
+
+    fn now(&self) -> Moment {
+        Moment::now(&self.clock)
     }
 
     fn counted(&self) -> &TokenCounters {

@@ -183,3 +183,26 @@ async fn who_has_a_token_already_waits_for_its_successor() {
     let next = cache.renew_held("web", &id, &audiences).await.unwrap();
     assert!(!Arc::ptr_eq(&first, &next));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_was_set_back_puts_off_no_renewal() {
+    let (cache, signing) = cache(10);
+    let first = fetch(&cache, "web", &["a"]).await.unwrap();
+    signing.clock.shift(-time::Duration::hours(1));
+    tokio::time::advance(Duration::from_secs(49)).await;
+    assert_eq!(fetch(&cache, "web", &["a"]).await.unwrap().token, first.token);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    let second = renewing(&cache, async {
+        assert_eq!(fetch(&cache, "web", &["a"]).await.unwrap().token, first.token);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        fetch(&cache, "web", &["a"]).await.unwrap()
+    })
+    .await;
+    assert_ne!(first.token, second.token);
+    // What has no life left by the time that has passed is not handed out where there is a new one.
+    signing.clock.shift(-time::Duration::hours(1));
+    tokio::time::advance(Duration::from_secs(101)).await;
+    let third = fetch(&cache, "web", &["a"]).await.unwrap();
+    assert_ne!(second.token, third.token);
+    assert_eq!(signing.calls.load(Ordering::SeqCst), 3);
+}

@@ -1,4 +1,4 @@
-//! A connection that remembers why its server ended it.
+//! A connection to the server, which remembers why the server ended it.
 //!
 //! With TLS 1.3 a server verifies the client's certificate after the client has finished the handshake. Its alert
 //! arrives with the first bytes read, and HTTP/2 reports only "connection closed".
@@ -15,14 +15,14 @@ use super::dial::Contact;
 
 /// See the module's text.
 #[derive(Debug)]
-pub(super) struct Attended {
+pub(super) struct Connection {
     stream: TlsStream<TcpStream>,
     contact: Contact,
     /// Writing failed, and what the server said last has not been read yet.
     failed: Option<io::Error>,
 }
 
-impl Attended {
+impl Connection {
     pub(super) fn new(stream: TlsStream<TcpStream>, contact: Contact) -> Self {
         Self {
             stream,
@@ -56,7 +56,7 @@ impl Attended {
     }
 }
 
-impl AsyncRead for Attended {
+impl AsyncRead for Connection {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -70,7 +70,7 @@ impl AsyncRead for Attended {
     }
 }
 
-impl AsyncWrite for Attended {
+impl AsyncWrite for Connection {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         self.write(cx, |stream, cx| stream.poll_write(cx, buf))
     }
