@@ -187,6 +187,15 @@ plugins {{
         let text = std::fs::read_to_string(Path::new(&dir).join("svid.0.pem")).expect("an SVID");
         Certificate::from_pem(&text).expect("PEM").remove(0)
     }
+
+    /// The authorities of the bundle that a workload of this user gets now.
+    fn authorities(&self) -> Vec<Certificate> {
+        let dir = self.path("written");
+        std::fs::create_dir_all(&dir).expect("a directory");
+        self.agent(&["api", "fetch", "x509", "-write", &dir]);
+        let text = std::fs::read_to_string(Path::new(&dir).join("bundle.0.pem")).expect("a bundle");
+        Certificate::from_pem(&text).expect("PEM")
+    }
 }
 
 #[test]
@@ -239,7 +248,17 @@ fn our_agent_joins_the_original_server_polls_renews_and_follows_its_authorities(
     wait_until("the agent to leave the tainted authority", LIMIT, || {
         mixed.attested()["x509svid_serial_number"] != tainted_serial
     });
+    // Both are in a workload's bundle until then.
+    assert_eq!(mixed.authorities().len(), 2);
     mixed.server(&["localauthority", "x509", "revoke", "-authorityID", &old]);
+    wait_until(
+        "the revoked authority to leave a workload's bundle",
+        LIMIT,
+        || {
+            let left = mixed.authorities();
+            left.len() == 1 && left[0].subject_key_id() == mixed.leaf().authority_key_id()
+        },
+    );
     mixed.create_entry("/after");
     mixed.wait_identity("/after");
 }
