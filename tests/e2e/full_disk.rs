@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use finial_tests::{Entry, Program, Stack, StackOptions, absent, finial, wait_until};
+use finial_tests::{Entry, Program, Stack, StackOptions, absent, finial, free_port, wait_for, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::helper::get;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -16,10 +18,7 @@ const AGENT_TTL: &str = "40s";
 
 #[test]
 fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
-    let stack = Stack::server_only(StackOptions {
-        server: format!("agent_ttl = \"{AGENT_TTL}\""),
-        ..StackOptions::default()
-    });
+    let (stack, health) = renewing_soon();
     let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
         return;
     };
@@ -34,6 +33,9 @@ fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
 
     disk.fill();
     agent.wait_for_line("held back", LIMIT);
+    let told = wait_ready(health, |told| told.contains("held back until it can be saved"));
+    assert!(told.starts_with("HTTP/1.1 200"), "it serves: {told}");
+    assert!(told.contains("No space left"), "{told}");
     assert_eq!(
         stack.agent_serial(),
         first,
@@ -63,6 +65,9 @@ fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
     disk.free();
     agent.wait_for_line("agent data is saved again", LIMIT);
     assert!(!disk.holds(&first));
+    wait_ready(health, |told| {
+        told.starts_with("HTTP/1.1 200") && !told.contains("saved")
+    });
 
     // Killed after the space came back: what was made meanwhile is there.
     agent.kill_hard();
@@ -126,6 +131,79 @@ fn an_agent_that_starts_on_a_read_only_disk_serves_by_what_it_saved_and_changes_
             .map(|path| std::fs::read(path).expect("a state file")),
         saved
     );
+}
+
+#[test]
+fn a_disk_that_becomes_read_only_under_an_agent_takes_no_identity_away_and_the_reason_is_shown() {
+    let (stack, health) = renewing_soon();
+    let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
+        return;
+    };
+    stack.write_bundle();
+    let token = stack.join_token();
+    let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
+    wait_healthy(&stack, &mut agent);
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    disk.remount("ro");
+    let read = || {
+        ["agent-data.json", "keys.json"]
+            .map(|name| std::fs::read(disk.path().join(name)).expect("a state file"))
+    };
+    let saved = read();
+
+    // What it holds is served, new entries come, and nothing on the disk is another.
+    let told = wait_ready(health, |told| told.contains("held back until it can be saved"));
+    assert!(
+        told.starts_with("HTTP/1.1 200") && told.contains("Read-only file system"),
+        "{told}"
+    );
+    let fetched = stack.agent_cli_ok(&["api", "fetch", "x509"]).stdout;
+    assert!(fetched.contains(&stack.id("/me")), "{fetched}");
+    reaches_its_server(&stack, "/read-only");
+    assert_eq!(read(), saved);
+
+    disk.remount("rw");
+    agent.wait_for_line("agent data is saved again", LIMIT);
+    wait_ready(health, |told| {
+        told.starts_with("HTTP/1.1 200") && !told.contains("saved")
+    });
+    let [data, keys] = read().map(|text| serde_json::from_slice::<serde_json::Value>(&text).expect("JSON"));
+    assert!(
+        data["bundle"].as_array().is_some_and(|all| !all.is_empty()),
+        "{data}"
+    );
+    let before: serde_json::Value = serde_json::from_slice(&saved[1]).expect("JSON");
+    let count = |keys: &serde_json::Value| keys["keys"].as_object().map(serde_json::Map::len);
+    assert!(
+        count(&keys) >= count(&before) && count(&keys) >= Some(1),
+        "a key was lost"
+    );
+    agent.kill_hard();
+    let mut agent = disk.start_agent(&stack, &[]);
+    wait_healthy(&stack, &mut agent);
+    reaches_its_server(&stack, "/saved");
+    assert!(agent.terminate().success());
+}
+
+/// A server whose agents renew soon, and the port of the agent's health checks.
+fn renewing_soon() -> (Stack, u16) {
+    let port = free_port();
+    let stack = Stack::server_only(StackOptions {
+        server: format!("agent_ttl = \"{AGENT_TTL}\""),
+        agent_blocks: format!("health_checks {{ listener_enabled = true bind_port = \"{port}\" }}"),
+        ..StackOptions::default()
+    });
+    (stack, port)
+}
+
+/// Waits until `/ready` answers as it should, and gives the answer.
+fn wait_ready(port: u16, holds: impl Fn(&str) -> bool) -> String {
+    wait_for("/ready to tell", LIMIT, || {
+        let told = get(port, "/ready")?;
+        anyhow::ensure!(holds(&told), "it says {told}");
+        Ok(told)
+    })
 }
 
 /// A tmpfs of 512 KiB that only the programs started in its namespace see, until this is dropped.
