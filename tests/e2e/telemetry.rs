@@ -202,6 +202,39 @@ fn every_name_of_the_dashboards_is_there_after_real_calls() {
     assert!(agent.total(health).expect("the health check of the harness") >= 1.0);
 }
 
+#[test]
+fn the_reason_to_be_degraded_is_one_while_it_lasts() {
+    const REASONS: [&str; 7] = [
+        "attestation",
+        "trust",
+        "evicted",
+        "renewal",
+        "server",
+        "disk",
+        "pods",
+    ];
+    let (mut stack, ports) = watched("", "");
+    let wait = |what: &str, there: Option<&str>| {
+        wait_for(what, LIMIT, || {
+            let scraped = scrape(ports.agent)?;
+            for reason in REASONS {
+                let told = scraped.value("spire_agent_node_degraded", &[("reason", reason)]);
+                let wanted = f64::from(u8::from(there == Some(reason)));
+                anyhow::ensure!(told == Some(wanted), "{reason} is {told:?}");
+            }
+            let degraded = scraped.value("spire_agent_node_state", &[("state", "degraded")]);
+            let wanted = f64::from(u8::from(there.is_some()));
+            anyhow::ensure!(degraded == Some(wanted), "the state degraded is {degraded:?}");
+            Ok(())
+        });
+    };
+    wait("an agent without trouble", None);
+    assert!(stack.server().terminate().success());
+    wait("the reason that there is no server", Some("server"));
+    stack.start_server();
+    wait("the end of it", None);
+}
+
 /// Every metric that a scrape shows is in the documentation.
 #[test]
 fn what_is_shown_is_documented() {
