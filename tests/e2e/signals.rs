@@ -32,6 +32,16 @@ fn a_rotated_log_goes_on_in_a_new_file_and_reading_plugin_data_again_ends_nothin
     assert!(stack.agent().terminate().success() && stack.server().terminate().success());
 }
 
+#[test]
+fn an_interrupt_ends_both_programs_as_a_termination_does() {
+    let mut stack = Stack::start(StackOptions::default());
+    for program in [Stack::agent, Stack::server] {
+        program(&mut stack).signal(Signal::INT);
+        assert_eq!(program(&mut stack).wait_exit(LIMIT).code(), Some(0));
+    }
+    assert!(!stack.agent_socket().exists() || !stack.agent_cli(&["healthcheck"]).status.success());
+}
+
 /// Renames the log as logrotate does, has it opened again, and has plugins' data read again.
 fn rotate(program: &mut Program, log: &Path, says: &str) {
     let old = log.with_extension("log.1");
