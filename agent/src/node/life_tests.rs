@@ -169,6 +169,7 @@ async fn an_agent_that_is_denied_for_good_serves_what_is_valid_and_says_why() {
         (Reason::AgentNotAttested, "agent is not attested"),
         // The data directory of a snapshot: the server has seen a later SVID.
         (Reason::AgentNotActive, "agent SVID is not the active one"),
+        (Reason::AgentMustReattest, "agent must attest again"),
     ] {
         let world = World::new();
         let agent = settled(&world, token()).await;
@@ -204,6 +205,25 @@ async fn an_agent_from_a_snapshot_attests_anew_when_it_can() {
     world
         .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
         .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_is_told_to_attest_again_does_so_at_once_and_serves_on() {
+    let world = World::new();
+    let agent = settled(&world, Repeatable).await;
+    let (first, served) = (agent_serial(&agent), serial(&agent, "a"));
+    world.server.state().denied = Some(Reason::AgentMustReattest);
+    world.server.end_streams();
+    let attested = || agent_serial(&agent) != first;
+    world
+        .pass_until("attestation", &agent, 10 * SECOND, attested)
+        .await;
+    assert_eq!(serial(&agent, "a"), served, "what is valid is served on");
+    world.server.state().denied = None;
+    world
+        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+        .await;
+    assert_eq!(world.server.calls("renew").len(), 0);
 }
 
 #[tokio::test(start_paused = true)]
