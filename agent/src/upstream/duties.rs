@@ -135,6 +135,7 @@ mod tests {
         upstream.renew(csr_der).await.unwrap();
         upstream.sign_x509_batch(Vec::new()).await.unwrap();
         assert!(upstream.sign_jwt("unknown", &[]).await.is_err());
-        assert_eq!(server.state().timeouts, [Some(RPC_TIMEOUT); 3]);
+        let timeouts = server.state().timeouts.clone();
+        assert_eq!(timeouts, [Some(RPC_TIMEOUT); 3]);
     }
 }
