@@ -174,6 +174,8 @@ fn called_by_the_name_of_a_spire_program_it_is_that_program() {
 fn exit_codes_are_spires() {
     assert_eq!(run(["server"]).status.code(), Some(127));
     assert_eq!(run(["server", "no-such-command"]).status.code(), Some(127));
+    assert_eq!(run(["agent"]).status.code(), Some(127));
+    assert_eq!(run(["agent", "no-such-command"]).status.code(), Some(127));
     assert_eq!(
         run(["server", "healthcheck", "-socketPath", "/nonexistent/api.sock"])
             .status

@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use finial_tests::{Entry, Program, Stack, StackOptions, absent, finial, wait_until};
+use finial_tests::{Entry, Program, Stack, StackOptions, absent, finial, free_port, wait_until};
 use rustix::process::{Pid, Signal, kill_process};
+
+use crate::helper::get;
 
 const LIMIT: Duration = Duration::from_secs(120);
 
@@ -73,6 +75,49 @@ fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
     assert_eq!(stack.agent_id(), id, "the agent is the same");
     let agents = stack.server_cli_ok(&["agent", "list", "-output", "json"]).json();
     assert_eq!(agents["agents"].as_array().map(Vec::len), Some(1));
+    assert!(agent.terminate().success());
+}
+
+#[test]
+fn a_disk_that_becomes_read_only_takes_nothing_away_and_is_shown() {
+    let port = free_port();
+    let stack = Stack::server_only(StackOptions {
+        server: format!("agent_ttl = \"{AGENT_TTL}\""),
+        agent_blocks: format!("health_checks {{ listener_enabled = true bind_port = {port} }}"),
+        ..StackOptions::default()
+    });
+    let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
+        return;
+    };
+    stack.write_bundle();
+    let token = stack.join_token();
+    let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
+    wait_healthy(&stack, &mut agent);
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    let first = stack.agent_serial();
+    let ready = || get(port, "/ready").unwrap_or_default();
+    assert!(!ready().contains("degraded"), "{}", ready());
+
+    disk.remount("ro");
+    wait_until("the ready path to say what is wrong", LIMIT, || {
+        let said = ready();
+        said.contains("degraded") && said.contains("Read-only file system")
+    });
+    stack.wait_identity("/me");
+    assert!(disk.holds(&first), "what is saved stays");
+
+    disk.remount("rw");
+    wait_until("the ready path to say that all is well", LIMIT, || {
+        let said = ready();
+        said.starts_with("HTTP/1.1 200") && !said.contains("degraded")
+    });
+    assert!(!disk.holds(&first), "what was made meanwhile is saved");
+    // Killed, it goes on with that.
+    agent.kill_hard();
+    let mut agent = disk.start_agent(&stack, &[]);
+    wait_healthy(&stack, &mut agent);
+    reaches_its_server(&stack, "/later");
     assert!(agent.terminate().success());
 }
 

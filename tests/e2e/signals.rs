@@ -1,5 +1,5 @@
-//! What an operator tells a running process by signals: SIGUSR2 after the log was rotated, SIGUSR1 after a file with a
-//! plugin's data was changed.
+//! What an operator tells a running process by signals: SIGINT to end it, SIGUSR2 after the log was rotated, SIGUSR1 after
+//! a file with a plugin's data was changed.
 
 use std::path::Path;
 use std::time::Duration;
@@ -9,6 +9,19 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(60);
+
+#[test]
+fn an_interrupted_process_ends_in_order() {
+    let mut stack = Stack::start(StackOptions::default());
+    for program in [Stack::agent, Stack::server] {
+        let program = program(&mut stack);
+        program.signal(Signal::INT);
+        let ended = program.wait_exit(LIMIT);
+        assert_eq!(ended.code(), Some(0), "{}", program.lines().join("\n"));
+    }
+    let left = [stack.agent_socket(), stack.server_socket()].map(|socket| socket.exists());
+    assert_eq!(left, [false, false], "sockets are removed");
+}
 
 #[test]
 fn a_rotated_log_goes_on_in_a_new_file_and_reading_plugin_data_again_ends_nothing() {

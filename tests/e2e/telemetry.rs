@@ -263,6 +263,36 @@ fn only_an_authorized_svid_may_scrape_over_tls_with_the_own_svid() {
     assert!(scrape(port).is_err(), "not without TLS");
 }
 
+#[test]
+fn why_an_agent_is_degraded_is_shown_for_as_long_as_it_is() {
+    let (mut stack, ports) = watched("", "");
+    let reasons = [
+        "attestation",
+        "trust",
+        "evicted",
+        "renewal",
+        "server",
+        "disk",
+        "pods",
+    ];
+    let wait = |degraded: &[&str]| {
+        wait_for("the reasons to be degraded", LIMIT, || {
+            let scraped = scrape(ports.agent)?;
+            for reason in reasons {
+                let value = scraped.value("spire_agent_node_degraded", &[("reason", reason)]);
+                let wanted = Some(f64::from(u8::from(degraded.contains(&reason))));
+                anyhow::ensure!(value == wanted, "{reason}: {value:?}");
+            }
+            Ok(())
+        });
+    };
+    wait(&[]);
+    assert!(stack.server().terminate().success());
+    wait(&["server"]);
+    stack.start_server();
+    wait(&[]);
+}
+
 /// Scrapes until all of the names are there with what they must have at least.
 fn shown(port: u16, wanted: &[(&str, f64)]) -> Scraped {
     wait_for("all names of the dashboards", LIMIT, || {

@@ -338,10 +338,16 @@ mod tests {
     #[test]
     fn reads_the_reason_of_a_denial_from_the_status_details() {
         let url = "type.googleapis.com/spire.api.types.PermissionDeniedDetails";
-        let error = UpstreamError::from(denied(url, Reason::AgentBanned));
-        assert_eq!(error.denial(), Some(DenialReason::AgentBanned));
-        let error = UpstreamError::from(denied(url, Reason::AgentNotActive));
-        assert_eq!(error.denial(), Some(DenialReason::AgentNotActive));
+        for (told, reason) in [
+            (Reason::AgentExpired, DenialReason::AgentExpired),
+            (Reason::AgentNotAttested, DenialReason::AgentNotAttested),
+            (Reason::AgentNotActive, DenialReason::AgentNotActive),
+            (Reason::AgentBanned, DenialReason::AgentBanned),
+            (Reason::AgentMustReattest, DenialReason::AgentMustReattest),
+        ] {
+            let error = UpstreamError::from(denied(url, told));
+            assert_eq!(error.denial(), Some(reason));
+        }
     }
 
     #[test]
