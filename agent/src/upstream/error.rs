@@ -245,7 +245,7 @@ fn transport_failure(status: &Status) -> Option<UpstreamError> {
     ))))
 }
 
-/// The same of a code alone.
+/// Whether an answer with this code may be the trouble of one server.
 pub(super) fn may_be_of_one_server(code: Code) -> bool {
     matches!(
         code,
