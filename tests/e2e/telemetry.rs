@@ -385,8 +385,7 @@ fn scrape_tls(
     let bundles = SharedBundles::fixed([(bundle.trust_domain.clone(), authorities)].into());
     let agent = SpiffeId::parse(&stack.agent_id())?;
     let verifier = peer::server_verifier(Arc::new(bundles), PeerPolicy::OneOf(vec![agent]), Clock::system());
-    let svid = svid.map(|svid| tokio::sync::watch::channel(Some(svid)).1);
-    let mut config = peer::client_config(verifier, svid, Clock::system());
+    let mut config = peer::client_config(verifier, svid.as_deref(), Clock::system());
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     let name = ServerName::try_from("localhost")?;
     let mut tls = rustls::ClientConnection::new(Arc::new(config), name)?;

@@ -501,9 +501,15 @@ mod tests {
         upstream.post_status("1").await.unwrap();
         let line = upstream.line().unwrap();
         server.stop();
+        let refused = loop {
+            let error = upstream.sign_jwt("a", &[]).await.unwrap_err();
+            if error.to_string().contains("connect to") {
+                break Err::<(), _>(error);
+            }
+        };
         tokio::time::pause();
         for _ in 0..5 {
-            upstream.sign_jwt("a", &[]).await.unwrap_err();
+            upstream.note_conduct(&line, Duty::SignJwt, of_answer(&refused));
             tokio::time::advance(20 * SECOND).await;
         }
         assert!(upstream.is_held(&line));

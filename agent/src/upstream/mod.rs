@@ -239,9 +239,7 @@ impl Upstream {
             PeerPolicy::ServerOf(self.shared.trust_domain.clone()),
             self.shared.clock.clone(),
         );
-        // Not that of the moment: what a server says against an SVID is to be about the one that it was shown.
-        let (_never_another, shown) = channel::channel(Some(Arc::clone(&svid)));
-        let tls = peer::client_config(verifier, Some(shown), self.shared.clock.clone());
+        let tls = peer::client_config(verifier, Some(&svid), self.shared.clock.clone());
         let (channel, contact) = self.shared.target.channel(Arc::new(tls))?;
         let line = Line {
             channel: traced(channel),
