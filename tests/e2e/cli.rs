@@ -177,6 +177,10 @@ fn exit_codes_are_spires() {
     assert_eq!(run(["agent"]).status.code(), Some(127));
     assert_eq!(run(["agent", "no-such-command"]).status.code(), Some(127));
     assert_eq!(
+        run(["agent", "healthcheck", "-noSuchFlag"]).status.code(),
+        Some(1)
+    );
+    assert_eq!(
         run(["server", "healthcheck", "-socketPath", "/nonexistent/api.sock"])
             .status
             .code(),
@@ -187,6 +191,57 @@ fn exit_codes_are_spires() {
         Some(1)
     );
     assert_eq!(run(["--version"]).status.code(), Some(0));
+}
+
+#[test]
+fn an_instance_is_put_into_the_template_of_its_socket() {
+    let stack = Stack::start(StackOptions::default());
+    let template = stack.dir().join("%i.sock").display().to_string();
+    for (program, variable) in [
+        ("server", "SPIRE_SERVER_PRIVATE_SOCKET_TEMPLATE"),
+        ("agent", "SPIRE_AGENT_PUBLIC_SOCKET_TEMPLATE"),
+    ] {
+        let check = |template: Option<&str>, instance: &str| {
+            let mut command = Command::new(finial());
+            command.args([program, "healthcheck", "-instance", instance]);
+            command.env_remove(variable);
+            command.envs(template.map(|template| (variable, template)));
+            Output::of(&mut command)
+        };
+        let found = check(Some(&template), program);
+        assert!(found.status.success(), "{}", found.stderr);
+        assert_eq!(check(Some(&template), "other").status.code(), Some(1));
+        for (template, says) in [(None, variable), (Some("/tmp/fixed.sock"), "lacks %i")] {
+            let refused = check(template, program);
+            assert_eq!(refused.status.code(), Some(1));
+            assert!(refused.stderr.contains(says), "{}", refused.stderr);
+        }
+    }
+}
+
+#[test]
+fn a_silent_fetch_prints_nothing_and_writes_and_the_old_format_flag_is_output() {
+    let stack = Stack::start(StackOptions::default());
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    let dir = stack.dir().join("written");
+    std::fs::create_dir(&dir).expect("a directory");
+    let path = dir.display().to_string();
+    let silent = stack.agent_cli_ok(&["api", "fetch", "x509", "-silent", "-write", &path]);
+    assert_eq!((silent.stdout.as_str(), silent.stderr.as_str()), ("", ""));
+    for name in ["svid.0.pem", "svid.0.key", "bundle.0.pem"] {
+        assert!(dir.join(name).is_file(), "{name}");
+    }
+    let fetch = |flags: &[&str]| {
+        let args = [&["api", "fetch", "jwt", "-audience", "db"], flags].concat();
+        stack.agent_cli(&args)
+    };
+    let json = fetch(&["-format", "json"]).json();
+    assert_eq!(json[0]["svids"][0]["spiffe_id"], stack.id("/me"));
+    assert!(json[1]["bundles"].is_object(), "{json}");
+    let pretty = fetch(&["-format", "pretty"]).stdout;
+    assert!(pretty.starts_with("token(spiffe://example.org/me):"), "{pretty}");
+    assert_eq!(fetch(&["-format", "yaml"]).status.code(), Some(1));
 }
 
 #[test]
