@@ -30,6 +30,44 @@ fn a_running_agent_serves_on_when_its_files_are_emptied_or_taken_away() {
     assert!(stack.agent().is_running());
 }
 
+/// A running agent does not read its files, so what is wrong with them is not noticed. What it writes next is whole.
+#[test]
+fn files_that_are_emptied_or_cut_off_under_a_running_agent_are_whole_after_its_next_renewal() {
+    let mut stack = Stack::start(StackOptions {
+        server: "agent_ttl = \"40s\"".into(),
+        ..StackOptions::default()
+    });
+    let id = stack.agent_id();
+    let paths = FILES.map(|file| stack.dir().join(file));
+    let damages: [fn(&[u8]) -> Vec<u8>; 2] = [|_| Vec::new(), |good| good[..good.len() / 2].to_vec()];
+    for (damage, path) in damages.into_iter().zip(["/emptied", "/cut-off"]) {
+        let serial = stack.agent_serial();
+        for file in &paths {
+            let good = std::fs::read(file).expect("the file");
+            std::fs::write(file, damage(&good)).expect("the file is damaged");
+        }
+        stack.create_entry(&Entry::for_me(path));
+        stack.wait_identity(path);
+        wait_until("a renewal", LIMIT, || stack.agent_serial() != serial);
+        wait_until("both files to be whole", LIMIT, || {
+            let is_json = |file| {
+                let text = std::fs::read(file).expect("the file");
+                serde_json::from_slice::<serde_json::Value>(&text).is_ok()
+            };
+            paths.iter().all(is_json)
+        });
+    }
+    // A start needs all of both: the key of the SVID, the SVID and the bundle.
+    stack.agent().kill_hard();
+    serves_again(&mut stack);
+    assert_eq!(stack.agent_id(), id);
+    let said = stack.agent_lines().join("\n");
+    assert!(
+        !said.contains("corrupted") && !said.contains("agent attested"),
+        "{said}"
+    );
+}
+
 #[test]
 fn a_file_that_is_empty_or_longer_than_it_was_written_is_named_and_left_alone() {
     let mut stack = Stack::start(StackOptions::default());
