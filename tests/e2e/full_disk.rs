@@ -82,6 +82,49 @@ fn an_agent_renews_while_its_disk_is_full_and_no_restart_costs_its_identity() {
 }
 
 #[test]
+fn a_disk_that_becomes_read_only_takes_nothing_away_and_is_shown() {
+    let port = free_port();
+    let stack = Stack::server_only(StackOptions {
+        server: format!("agent_ttl = \"{AGENT_TTL}\""),
+        agent_blocks: format!("health_checks {{ listener_enabled = true bind_port = {port} }}"),
+        ..StackOptions::default()
+    });
+    let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
+        return;
+    };
+    stack.write_bundle();
+    let token = stack.join_token();
+    let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
+    wait_healthy(&stack, &mut agent);
+    stack.create_entry(&Entry::for_me("/me"));
+    stack.wait_identity("/me");
+    let first = stack.agent_serial();
+    let ready = || get(port, "/ready").unwrap_or_default();
+    assert!(!ready().contains("degraded"), "{}", ready());
+
+    disk.remount("ro");
+    wait_until("the ready path to say what is wrong", LIMIT, || {
+        let said = ready();
+        said.contains("degraded") && said.contains("Read-only file system")
+    });
+    stack.wait_identity("/me");
+    assert!(disk.holds(&first), "what is saved stays");
+
+    disk.remount("rw");
+    wait_until("the ready path to say that all is well", LIMIT, || {
+        let said = ready();
+        said.starts_with("HTTP/1.1 200") && !said.contains("degraded")
+    });
+    assert!(!disk.holds(&first), "what was made meanwhile is saved");
+    // Killed, it goes on with that.
+    agent.kill_hard();
+    let mut agent = disk.start_agent(&stack, &[]);
+    wait_healthy(&stack, &mut agent);
+    reaches_its_server(&stack, "/later");
+    assert!(agent.terminate().success());
+}
+
+#[test]
 fn a_join_token_is_not_spent_on_a_disk_that_is_read_only() {
     let stack = Stack::server_only(StackOptions::default());
     let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
@@ -131,59 +174,6 @@ fn an_agent_that_starts_on_a_read_only_disk_serves_by_what_it_saved_and_changes_
             .map(|path| std::fs::read(path).expect("a state file")),
         saved
     );
-}
-
-#[test]
-fn a_disk_that_becomes_read_only_under_an_agent_takes_no_identity_away_and_the_reason_is_shown() {
-    let (stack, health) = renewing_soon();
-    let Some(disk) = SmallDisk::mount(&stack.dir().join("agent")) else {
-        return;
-    };
-    stack.write_bundle();
-    let token = stack.join_token();
-    let mut agent = disk.start_agent(&stack, &["-joinToken", &token]);
-    wait_healthy(&stack, &mut agent);
-    stack.create_entry(&Entry::for_me("/me"));
-    stack.wait_identity("/me");
-    disk.remount("ro");
-    let read = || {
-        ["agent-data.json", "keys.json"]
-            .map(|name| std::fs::read(disk.path().join(name)).expect("a state file"))
-    };
-    let saved = read();
-
-    // What it holds is served, new entries come, and nothing on the disk is another.
-    let told = wait_ready(health, |told| told.contains("held back until it can be saved"));
-    assert!(
-        told.starts_with("HTTP/1.1 200") && told.contains("Read-only file system"),
-        "{told}"
-    );
-    let fetched = stack.agent_cli_ok(&["api", "fetch", "x509"]).stdout;
-    assert!(fetched.contains(&stack.id("/me")), "{fetched}");
-    reaches_its_server(&stack, "/read-only");
-    assert_eq!(read(), saved);
-
-    disk.remount("rw");
-    agent.wait_for_line("agent data is saved again", LIMIT);
-    wait_ready(health, |told| {
-        told.starts_with("HTTP/1.1 200") && !told.contains("saved")
-    });
-    let [data, keys] = read().map(|text| serde_json::from_slice::<serde_json::Value>(&text).expect("JSON"));
-    assert!(
-        data["bundle"].as_array().is_some_and(|all| !all.is_empty()),
-        "{data}"
-    );
-    let before: serde_json::Value = serde_json::from_slice(&saved[1]).expect("JSON");
-    let count = |keys: &serde_json::Value| keys["keys"].as_object().map(serde_json::Map::len);
-    assert!(
-        count(&keys) >= count(&before) && count(&keys) >= Some(1),
-        "a key was lost"
-    );
-    agent.kill_hard();
-    let mut agent = disk.start_agent(&stack, &[]);
-    wait_healthy(&stack, &mut agent);
-    reaches_its_server(&stack, "/saved");
-    assert!(agent.terminate().success());
 }
 
 /// A server whose agents renew soon, and the port of the agent's health checks.

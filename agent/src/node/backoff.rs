@@ -1,12 +1,8 @@
 //! Longer waits after each failure, with jitter, so that agents do not retry at the same time.
 
-use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
-/// Where randomness for timers comes from: a function that draws evenly from `[0, 1)`.
-#[derive(Clone)]
-pub struct Jitter(Arc<dyn Fn() -> f64 + Send + Sync>);
+use finial_identity::process::Jitter;
 
 /// Exponential waiting: each failure waits half as long again as the one before, up to a limit, each
 /// time ±10 %.
@@ -16,33 +12,6 @@ pub struct Backoff {
     limit: Duration,
     failures: u32,
     jitter: Jitter,
-}
-
-impl Jitter {
-    /// Draws from `draw`.
-    pub fn new(draw: impl Fn() -> f64 + Send + Sync + 'static) -> Self {
-        Self(Arc::new(draw))
-    }
-
-    /// Draws from the system's randomness.
-    pub fn random() -> Self {
-        Self::new(rand::random::<f64>)
-    }
-
-    /// A number in `[0, 1)`.
-    pub fn draw(&self) -> f64 {
-        let drawn = (self.0)();
-        if drawn.is_finite() {
-            drawn.clamp(0.0, 1.0)
-        } else {
-            0.5
-        }
-    }
-
-    /// `duration` ±10 %.
-    pub fn around(&self, duration: Duration) -> Duration {
-        duration.mul_f64(0.9 + 0.2 * self.draw())
-    }
 }
 
 impl Backoff {
@@ -75,12 +44,6 @@ impl Backoff {
     }
 }
 
-impl fmt::Debug for Jitter {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Jitter")
-    }
-}
-
 const FACTOR: f64 = 1.5;
 /// 1.5 to the 40th is over ten million: the limit has long been reached.
 const MAX_EXPONENT: u32 = 40;
@@ -100,14 +63,6 @@ mod tests {
         assert_eq!(waits, [2000, 3000, 4000, 4000]);
         backoff.reset();
         assert_eq!(backoff.failed().as_millis(), 2000);
-    }
-
-    #[test]
-    fn stays_within_ten_percent_whatever_is_drawn() {
-        for (drawn, millis) in [(0.0, 900), (0.999_999_9, 1099), (f64::NAN, 1000), (7.0, 1100)] {
-            let jitter = Jitter::new(move || drawn);
-            assert_eq!(jitter.around(Duration::from_secs(1)).as_millis(), millis);
-        }
     }
 
     #[test]

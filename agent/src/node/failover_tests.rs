@@ -6,6 +6,7 @@ use super::life_tests::{MINUTE, Repeatable, SECOND, agent_serial, is_serving, se
 use crate::test_agent::TestAgent;
 use crate::test_server::entry;
 use crate::test_world::World;
+use crate::upstream::UpstreamError;
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_cannot_serve_is_not_held_on_to() {
@@ -137,6 +138,53 @@ async fn a_server_that_does_not_answer_is_left_for_another_address_at_once() {
     assert!(serial(&agent, "b").is_some());
     world.pass_in_touch(5 * MINUTE, || false).await;
     assert_eq!(agent.node.upstream().connections(), connections + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_does_not_answer_who_renews_the_agent_is_left_for_another_address() {
+    let world = World::new();
+    // Workloads' SVIDs are not due while this lasts.
+    world.server.state().svid_ttl = time::Duration::hours(10);
+    let (agent, [first, _second]) = settled_beside_two(&world).await;
+    let (before, connections) = (agent_serial(&agent), agent.node.upstream().connections());
+    world.server.state().mute.insert(first);
+    let has_tried = || !world.server.calls("renew").is_empty();
+    world.pass_in_touch(35 * MINUTE, has_tried).await;
+    world
+        .pass_in_touch(MINUTE, || agent_serial(&agent) != before)
+        .await;
+    assert_ne!(agent_serial(&agent), before, "{}", state(&agent));
+    assert_eq!(world.server.calls("renew").len(), 2);
+    // One to the other address, and one with the new SVID.
+    world.pass_in_touch(5 * MINUTE, || false).await;
+    assert_eq!(agent.node.upstream().connections(), connections + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_of_which_none_answers_who_wants_a_token_are_visited_ever_more_rarely() {
+    let world = World::new();
+    let (agent, addresses) = settled_beside_two(&world).await;
+    let upstream = agent.node.upstream();
+    let connections = upstream.connections();
+    world.server.state().mute.extend(addresses);
+    for _ in 0..10 {
+        let audience = ["audience".to_owned()];
+        let mut signing = std::pin::pin!(upstream.sign_jwt("a", &audience));
+        let mut outcome = None;
+        while outcome.is_none() {
+            tokio::select! {
+                signed = &mut signing => outcome = Some(signed),
+                () = world.pass_in_touch(20 * SECOND, || false) => {}
+            }
+        }
+        assert!(
+            matches!(outcome, Some(Err(UpstreamError::Unanswered(_)))),
+            "{outcome:?}"
+        );
+    }
+    let left = upstream.connections() - connections;
+    // Five minutes: after half a minute, a minute, two minutes.
+    assert!((2..=4).contains(&left), "left {left} times");
 }
 
 #[tokio::test(start_paused = true)]

@@ -170,6 +170,7 @@ async fn an_agent_that_is_denied_for_good_serves_what_is_valid_and_says_why() {
         // The data directory of a snapshot: the server has seen a later SVID.
         (Reason::AgentNotActive, "agent SVID is not the active one"),
         (Reason::AgentMustReattest, "agent must attest again"),
+        (Reason::AgentExpired, "agent SVID"),
     ] {
         let world = World::new();
         let agent = settled(&world, token()).await;
@@ -193,18 +194,26 @@ async fn an_agent_that_is_denied_for_good_serves_what_is_valid_and_says_why() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_from_a_snapshot_attests_anew_when_it_can() {
-    let world = World::new();
-    let agent = settled(&world, Repeatable).await;
-    let first = agent_serial(&agent);
-    world.server.state().denied = Some(Reason::AgentNotActive);
-    world.server.end_streams();
-    let attested = || agent_serial(&agent) != first;
-    world.pass_until("attestation", &agent, MINUTE, attested).await;
-    world.server.state().denied = None;
-    world
-        .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
-        .await;
+async fn an_agent_that_is_denied_attests_anew_when_it_can() {
+    for reason in [
+        // The data directory of a snapshot.
+        Reason::AgentNotActive,
+        Reason::AgentNotAttested,
+        Reason::AgentExpired,
+        Reason::AgentMustReattest,
+    ] {
+        let world = World::new();
+        let agent = settled(&world, Repeatable).await;
+        let first = agent_serial(&agent);
+        world.server.state().denied = Some(reason);
+        world.server.end_streams();
+        let attested = || agent_serial(&agent) != first;
+        world.pass_until("attestation", &agent, MINUTE, attested).await;
+        world.server.state().denied = None;
+        world
+            .pass_until("recovery", &agent, MINUTE, || is_serving(&agent))
+            .await;
+    }
 }
 
 #[tokio::test(start_paused = true)]

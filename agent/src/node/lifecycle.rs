@@ -128,6 +128,7 @@ impl Node {
             svid_receiver,
             Arc::new(HeldBundle(bundle_sender.subscribe())),
             clock.clone(),
+            jitter.clone(),
         );
         let (news_sender, news) = mpsc::channel(NEWS);
         let facts = StateFacts {

@@ -50,9 +50,11 @@ use self::rebootstrap::ReturnPolicy;
 use crate::config::Rebootstrap;
 use crate::upstream::{DenialReason, Upstream, UpstreamError};
 
+pub use finial_identity::process::Jitter;
+
 pub use self::attest::AttestError;
 pub use self::attestors::NodeAttestors;
-pub use self::backoff::{Backoff, Jitter};
+pub use self::backoff::Backoff;
 pub use self::bootstrap::{BootstrapError, BootstrapSource, BundleFormat, BundleRequest, bundle_of};
 pub use self::join_token::JoinTokenAttestor;
 pub use self::k8s_psat::K8sPsatAttestor;

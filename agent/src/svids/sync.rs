@@ -304,7 +304,7 @@ impl Writer {
                     }
                     Err(why)
                 }
-                SignOutcome::Failed { why, .. } => Err(why),
+                SignOutcome::Failed(failure) => Err(failure.why),
             };
             if let Err(why) = done {
                 self.item_failed(&wanted, &why, &mut repeated);

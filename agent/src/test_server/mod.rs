@@ -13,11 +13,12 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::key::{KeyType, PrivateKey};
 use finial_identity::peer::{self, PeerPolicy, SharedBundles};
-use finial_identity::process::Clock;
+use finial_identity::process::{Clock, grpc_timeout};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::wire::{self, DigestSum};
 use finial_identity::x509::{Certificate, X509Svid};
@@ -73,7 +74,7 @@ pub(crate) struct State {
     pub(crate) is_sick: bool,
     /// At which of its addresses nothing is signed, although all else works.
     pub(crate) unsigning: HashSet<SocketAddr>,
-    /// At which of its addresses nobody hears whether X509-SVIDs are signed.
+    /// At which of its addresses nobody hears whether SVIDs are signed.
     pub(crate) mute: HashSet<SocketAddr>,
     /// Whether nobody is told the bundle who asks for it.
     pub(crate) is_silent_about_bundles: bool,
@@ -89,6 +90,8 @@ pub(crate) struct State {
     pub(crate) page: usize,
     /// What was called, in order.
     pub(crate) calls: Vec<String>,
+    /// For how long those said that they wait who wanted something signed.
+    pub(crate) timeouts: Vec<Option<Duration>>,
     epoch: u64,
     history: Vec<Step>,
     watchers: Vec<mpsc::UnboundedSender<Result<sync::WatchResponse, Status>>>,
@@ -121,6 +124,7 @@ impl TestServer {
             is_sick: false,
             unsigning: HashSet::new(),
             mute: HashSet::new(),
+            timeouts: Vec::new(),
             is_silent_about_bundles: false,
             superseded: HashSet::new(),
             active: HashSet::new(),
@@ -333,7 +337,9 @@ impl State {
         caller.at.is_none_or(|at| !self.unsigning.contains(&at))
     }
 
-    fn is_mute(&self, caller: &Caller) -> bool {
+    /// Whether those wait in vain who want something signed.
+    fn is_mute(&mut self, caller: &Caller) -> bool {
+        self.timeouts.push(caller.timeout);
         caller.at.is_some_and(|at| self.mute.contains(&at))
     }
 

@@ -13,11 +13,16 @@ pub(super) struct Caller {
     pub(super) serial: Option<String>,
     /// The address that it has called.
     pub(super) at: Option<SocketAddr>,
+    /// For how long it waits, if it says so.
+    pub(super) timeout: Option<Duration>,
 }
 
 impl Caller {
     pub(super) fn of<T>(request: &Request<T>) -> Self {
-        request.extensions().get().cloned().unwrap_or_default()
+        Self {
+            timeout: grpc_timeout(request.metadata().as_ref()),
+            ..request.extensions().get().cloned().unwrap_or_default()
+        }
     }
 }
 
@@ -30,6 +35,7 @@ impl Connected for Secured {
         Caller {
             serial: leaf.map(|leaf| Certificate::parse(leaf).unwrap().serial_hex()),
             at: stream.local_addr().ok(),
+            timeout: None,
         }
     }
 }

@@ -235,7 +235,7 @@ mod tests {
 
     use finial_identity::key::{KeyType, PrivateKey};
     use finial_identity::peer::SharedBundles;
-    use finial_identity::process::Clock;
+    use finial_identity::process::{Clock, Jitter};
     use finial_identity::spiffe_id::TrustDomain;
     use finial_identity::x509::{Csr, CsrSubject};
     use tokio::sync::watch;
@@ -257,7 +257,13 @@ mod tests {
             server_port: server.address.port(),
         };
         let (_svid, none) = watch::channel(None);
-        let upstream = Upstream::new(settings, none, Arc::clone(&bundles), Clock::system());
+        let upstream = Upstream::new(
+            settings,
+            none,
+            Arc::clone(&bundles),
+            Clock::system(),
+            Jitter::new(|| 0.5),
+        );
         let key = PrivateKey::generate(KeyType::EcP256).unwrap();
         let csr_der = Csr::build(&key, CsrSubject::spire(), None, &[]).unwrap();
         let attest = async |token: &[u8]| {

@@ -145,9 +145,13 @@ impl Target {
 
     async fn connect(&self, tls: Arc<ClientConfig>, contact: Contact) -> Result<Connection, DialError> {
         let start = self.inner.rotation.load(Ordering::Relaxed);
+        // A connection that has ended says no more to whom a failure is due.
+        contact.connecting();
         let addresses = in_turn(self.resolve().await?, start, *self.lock_left());
         let mut worst: Option<UpstreamError> = None;
         for address in addresses {
+            // All others have failed: no address stays the last one for good.
+            self.lock_left().take_if(|left| *left == address);
             match tokio::time::timeout(ADDRESS_TIMEOUT, self.connect_to(address, &tls)).await {
                 Ok(Ok(stream)) => {
                     self.inner.connections.fetch_add(1, Ordering::Relaxed);
@@ -162,8 +166,6 @@ impl Target {
                 }
             }
             self.rotate();
-            // Then it is worse elsewhere: no address stays the last one for good.
-            *self.lock_left() = None;
         }
         let none = || UpstreamError::Unavailable(format!("resolve {}: no addresses", self.authority()));
         Err(DialError {
@@ -214,7 +216,7 @@ impl Contact {
         Arc::ptr_eq(&self.inner, &other.inner)
     }
 
-    /// The address of the last connection.
+    /// The address of the last connection, unless another is being made.
     pub(super) fn address(&self) -> Option<SocketAddr> {
         self.locked().address
     }
@@ -224,7 +226,11 @@ impl Contact {
         self.locked().refusal.take()
     }
 
-    fn reached(&self, address: SocketAddr) {
+    fn connecting(&self) {
+        self.locked().address = None;
+    }
+
+    pub(super) fn reached(&self, address: SocketAddr) {
         *self.locked() = Reached {
             address: Some(address),
             refusal: None,

@@ -245,7 +245,7 @@ fn transport_failure(status: &Status) -> Option<UpstreamError> {
     ))))
 }
 
-/// The same of a code alone.
+/// Whether an answer with this code may be the trouble of one server.
 pub(super) fn may_be_of_one_server(code: Code) -> bool {
     matches!(
         code,
@@ -338,7 +338,7 @@ mod tests {
     #[test]
     fn reads_the_reason_of_a_denial_from_the_status_details() {
         let url = "type.googleapis.com/spire.api.types.PermissionDeniedDetails";
-        for (told, read) in [
+        for (told, reason) in [
             (Reason::AgentExpired, DenialReason::AgentExpired),
             (Reason::AgentNotAttested, DenialReason::AgentNotAttested),
             (Reason::AgentNotActive, DenialReason::AgentNotActive),
@@ -346,7 +346,7 @@ mod tests {
             (Reason::AgentMustReattest, DenialReason::AgentMustReattest),
         ] {
             let error = UpstreamError::from(denied(url, told));
-            assert_eq!(error.denial(), Some(read), "{told:?}");
+            assert_eq!(error.denial(), Some(reason));
         }
     }
 

@@ -9,6 +9,7 @@ mod attest;
 mod conduct;
 mod connection;
 mod dial;
+mod duties;
 mod entries;
 mod error;
 mod federated;
@@ -23,38 +24,33 @@ use std::time::Duration;
 
 use finial_identity::bundle::Bundle;
 use finial_identity::peer::{self, BundleSource, PeerPolicy};
-use finial_identity::process::Clock;
+use finial_identity::process::{Clock, Jitter};
 use finial_identity::spiffe_id::TrustDomain;
 use finial_identity::traces::TraceContext;
 use finial_identity::wire;
-use finial_identity::x509::{Certificate, X509Svid};
+use finial_identity::x509::X509Svid;
+use finial_proto::spire::api::server::agent::v1::PostStatusRequest;
 use finial_proto::spire::api::server::agent::v1::agent_client::AgentClient;
-use finial_proto::spire::api::server::agent::v1::{
-    AgentX509svidParams, PostStatusRequest, RenewAgentRequest,
-};
 use finial_proto::spire::api::server::bundle::v1::bundle_client::BundleClient;
 use finial_proto::spire::api::server::bundle::v1::{GetBundleRequest, GetFederatedBundleRequest};
-use finial_proto::spire::api::server::svid::v1::svid_client::SvidClient;
-use finial_proto::spire::api::server::svid::v1::{
-    BatchNewX509svidRequest, NewJwtsvidRequest, NewX509svidParams,
-};
 use finial_proto::spire::api::types;
 use tokio::sync::watch as channel;
+use tokio::time::Instant;
 use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tracing::Instrument;
 
-use self::conduct::{Conduct, Duty};
+use self::conduct::Conduct;
 use self::dial::{Contact, Target};
 use self::federated::Faults;
-use crate::telemetry::{TRACE_TARGET, metrics};
+use crate::telemetry::TRACE_TARGET;
 
 pub use self::attest::{AttestStep, ServerTrust, Session};
 pub use self::entries::{AuthorizedEntry, EntryStamp, PolledEntries, ReceivedEntry};
 pub use self::error::{DenialReason, UpstreamError};
 pub use self::federated::FederatedBundle;
-pub use self::signed::{SignOutcome, SignRequest, SignedJwt};
+pub use self::signed::{SignFailure, SignOutcome, SignRequest, SignedJwt};
 pub use self::watch::{BundleChanges, Cursor, WatchEvent, WatchStream};
 
 /// Time for one answer of the server.
@@ -113,12 +109,13 @@ struct Line {
 
 impl Upstream {
     /// Prepares the connection; nothing is sent yet. `svid` is the agent's own, `bundles` what its server is
-    /// verified against.
+    /// verified against. With `jitter`, agents whose server fails do not leave it at the same time.
     pub fn new(
         settings: UpstreamSettings,
         svid: channel::Receiver<Option<Arc<X509Svid>>>,
         bundles: Arc<dyn BundleSource>,
         clock: Clock,
+        jitter: Jitter,
     ) -> Self {
         Self {
             shared: Arc::new(Shared {
@@ -129,7 +126,7 @@ impl Upstream {
                 bundles,
                 line: Mutex::new(None),
                 given_up: channel::channel(0).0,
-                conduct: Conduct::default(),
+                conduct: Conduct::new(jitter),
                 faults: Faults::default(),
             }),
         }
@@ -176,24 +173,6 @@ impl Upstream {
         self.reconnect();
     }
 
-    /// Has the server renew the agent's SVID for the key of `csr_der` (`RenewAgent`).
-    ///
-    /// # Errors
-    /// [`UpstreamError`].
-    pub async fn renew(&self, csr_der: Vec<u8>) -> Result<Vec<Certificate>, UpstreamError> {
-        let request = RenewAgentRequest {
-            params: Some(AgentX509svidParams { csr: csr_der }),
-        };
-        let line = self.line()?;
-        let mut client = AgentClient::new(line.channel.clone());
-        let call = client.renew_agent(request);
-        let answer = self.timed(&line, Duty::RenewAgent.name(), call).await;
-        let chain =
-            answer.and_then(|answer| signed::chain_from_wire(answer.svid).map_err(UpstreamError::Malformed));
-        self.note_conduct(&line, Duty::RenewAgent, conduct::is_done(&chain));
-        chain
-    }
-
     /// Tells the server which version this agent is (`PostStatus`).
     ///
     /// # Errors
@@ -208,62 +187,6 @@ impl Upstream {
         self.timed(&line, "post status", client.post_status(request))
             .await?;
         Ok(())
-    }
-
-    /// Has a batch of certificates signed. The outcomes are in the order of `requests`.
-    ///
-    /// # Errors
-    /// [`UpstreamError`] when the call as a whole failed.
-    pub async fn sign_x509_batch(
-        &self,
-        requests: Vec<SignRequest>,
-    ) -> Result<Vec<SignOutcome>, UpstreamError> {
-        let span = tracing::info_span!(target: TRACE_TARGET, "sign_batch", count = requests.len());
-        let timer = metrics().start("manager_sync_fetch_svids_updates");
-        let signed = self.batch_new_x509svid(requests).instrument(span);
-        timer.around(signed, UpstreamError::code).await
-    }
-
-    async fn batch_new_x509svid(
-        &self,
-        requests: Vec<SignRequest>,
-    ) -> Result<Vec<SignOutcome>, UpstreamError> {
-        let expected = requests.len();
-        let params = requests
-            .into_iter()
-            .map(|request| NewX509svidParams {
-                entry_id: request.entry_id,
-                csr: request.csr_der,
-            })
-            .collect();
-        let line = self.line()?;
-        let mut client = SvidClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
-        let call = client.batch_new_x509svid(BatchNewX509svidRequest { params });
-        let answer = self.timed(&line, Duty::SignX509.name(), call).await;
-        let outcomes = answer.and_then(|answer| signed::outcomes(answer.results, expected));
-        self.note_conduct(&line, Duty::SignX509, conduct::is_signing(&outcomes));
-        outcomes
-    }
-
-    /// Has a JWT-SVID signed (`NewJWTSVID`).
-    ///
-    /// # Errors
-    /// [`UpstreamError`].
-    pub async fn sign_jwt(&self, entry_id: &str, audiences: &[String]) -> Result<SignedJwt, UpstreamError> {
-        let request = NewJwtsvidRequest {
-            entry_id: entry_id.to_owned(),
-            audience: audiences.to_vec(),
-        };
-        let line = self.line()?;
-        let mut client = SvidClient::new(line.channel.clone()).max_decoding_message_size(MAX_ANSWER);
-        let call = client.new_jwtsvid(request);
-        let answer = self.timed(&line, Duty::SignJwt.name(), call).await;
-        let svid = answer.and_then(|answer| {
-            let none = || UpstreamError::Malformed("JWT-SVID: none in the answer".to_owned());
-            answer.svid.ok_or_else(none).and_then(signed::jwt_from_wire)
-        });
-        self.note_conduct(&line, Duty::SignJwt, conduct::is_done(&svid));
-        svid
     }
 
     /// The bundle of the agent's trust domain (`GetBundle`).
@@ -316,9 +239,7 @@ impl Upstream {
             PeerPolicy::ServerOf(self.shared.trust_domain.clone()),
             self.shared.clock.clone(),
         );
-        // Not that of the moment: what a server says against an SVID is to be about the one that it was shown.
-        let (_never_another, shown) = channel::channel(Some(Arc::clone(&svid)));
-        let tls = peer::client_config(verifier, Some(shown), self.shared.clock.clone());
+        let tls = peer::client_config(verifier, Some(&svid), self.shared.clock.clone());
         let (channel, contact) = self.shared.target.channel(Arc::new(tls))?;
         let line = Line {
             channel: traced(channel),
@@ -338,13 +259,14 @@ impl Upstream {
     ) -> Result<T, UpstreamError> {
         let span =
             tracing::info_span!(target: TRACE_TARGET, "upstream", otel.name = what, otel.kind = "client");
+        let begun = Instant::now();
         match tokio::time::timeout(RPC_TIMEOUT, call.instrument(span)).await {
             Ok(Ok(response)) => {
                 self.shared.conduct.answered(what);
                 Ok(response.into_inner())
             }
-            Ok(Err(status)) => Err(self.judge(line, status)),
-            Err(_elapsed) => {
+            Ok(Err(status)) if !is_overdue(&status, begun) => Err(self.judge(line, status)),
+            Ok(Err(_)) | Err(_) => {
                 self.note_silence(line, what);
                 Err(UpstreamError::Unanswered(what))
             }
@@ -389,6 +311,12 @@ impl Upstream {
         // The slot is replaced whole, so a panic cannot leave it half-changed.
         self.shared.line.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether it says no more than that the time is over: where the server is told for how long its answer is waited for, the
+/// channel and the server notice that in the same moment.
+fn is_overdue(status: &Status, begun: Instant) -> bool {
+    matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded) && begun.elapsed() >= RPC_TIMEOUT
 }
 
 fn bundle_from_wire(bundle: types::Bundle) -> Result<Bundle, UpstreamError> {
@@ -441,7 +369,13 @@ mod tests {
         let authorities = server.state().bundle.x509_certificates();
         let known = BTreeMap::from([(settings.trust_domain.clone(), authorities.into())]);
         let bundles = SharedBundles::fixed(known);
-        let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
+        let upstream = Upstream::new(
+            settings,
+            receiver,
+            Arc::new(bundles),
+            Clock::system(),
+            Jitter::new(|| 0.5),
+        );
         let refused = upstream.post_status("1").await.unwrap_err();
         let UpstreamError::SvidRefused { serial, .. } = &refused else {
             panic!("{refused:?}");
@@ -476,12 +410,49 @@ mod tests {
         let (_svid, receiver) = channel::channel(Some(svid));
         let bundles = SharedBundles::fixed(BTreeMap::new());
         let settings = settings("server.invalid", 1);
-        let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
+        let upstream = Upstream::new(
+            settings,
+            receiver,
+            Arc::new(bundles),
+            Clock::system(),
+            Jitter::new(|| 0.5),
+        );
         upstream.resolve_to(vec![left, closed]);
         upstream.leave(Some(left));
         assert_eq!(upstream.shared.target.last(), Some(left));
         upstream.post_status("1").await.unwrap_err();
         assert_eq!(upstream.shared.target.last(), None);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_was_left_stays_last_when_another_cannot_be_reached_but_a_third_can() {
+        let closed = || {
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            listener.local_addr().unwrap()
+        };
+        let server = TestServer::start();
+        let (dead, left, good) = (closed(), closed(), server.address);
+        let (svid, authorities) = {
+            let state = server.state();
+            (state.authority.svid(ID), state.bundle.x509_certificates())
+        };
+        let (_svid, receiver) = channel::channel(Some(Arc::new(svid)));
+        let settings = settings("server.invalid", 1);
+        let known = BTreeMap::from([(settings.trust_domain.clone(), authorities.into())]);
+        let bundles = SharedBundles::fixed(known);
+        let upstream = Upstream::new(
+            settings,
+            receiver,
+            Arc::new(bundles),
+            Clock::system(),
+            Jitter::new(|| 0.5),
+        );
+        // Leaving it makes the second the first.
+        upstream.resolve_to(vec![good, dead, left]);
+        upstream.leave(Some(left));
+        upstream.post_status("1").await.unwrap();
+        let target = &upstream.shared.target;
+        assert_eq!((target.rotation(), target.last()), (2, Some(left)));
     }
 
     #[test]
@@ -491,7 +462,13 @@ mod tests {
         let (_svid, receiver) = channel::channel(Some(svid));
         let settings = settings("server.invalid", 1);
         let bundles = SharedBundles::fixed(BTreeMap::new());
-        let upstream = Upstream::new(settings, receiver, Arc::new(bundles), Clock::system());
+        let upstream = Upstream::new(
+            settings,
+            receiver,
+            Arc::new(bundles),
+            Clock::system(),
+            Jitter::new(|| 0.5),
+        );
         // A channel is spawned on a runtime.
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         let _inside = runtime.enter();

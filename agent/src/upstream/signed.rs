@@ -31,12 +31,16 @@ pub enum SignOutcome {
     /// The server does not know the entry, or not for this agent.
     NotFound(String),
     /// The server, or the parsing of its answer, failed for this entry.
-    Failed {
-        /// What is wrong.
-        why: String,
-        /// Whether another server may do better.
-        may_be_of_one_server: bool,
-    },
+    Failed(SignFailure),
+}
+
+/// What came of a [`SignRequest`] in place of a certificate.
+#[derive(Clone, Debug)]
+pub struct SignFailure {
+    /// What is wrong.
+    pub why: String,
+    /// Whether another server may do better.
+    pub(super) may_be_of_one_server: bool,
 }
 
 /// A JWT-SVID as the server signed it.
@@ -80,16 +84,16 @@ fn outcome(result: batch_new_x509svid_response::Result) -> SignOutcome {
     match Code::from_i32(status.code) {
         Code::Ok => match chain_from_wire(result.svid) {
             Ok(chain) => SignOutcome::Signed(chain),
-            Err(why) => SignOutcome::Failed {
+            Err(why) => SignOutcome::Failed(SignFailure {
                 why,
                 may_be_of_one_server: true,
-            },
+            }),
         },
         Code::NotFound => SignOutcome::NotFound(error::clipped(&status.message)),
-        code => SignOutcome::Failed {
+        code => SignOutcome::Failed(SignFailure {
             why: format!("{code:?}: {}", error::clipped(&status.message)),
             may_be_of_one_server: may_be_of_one_server(code),
-        },
+        }),
     }
 }
 
@@ -169,9 +173,7 @@ mod tests {
             svid: None,
         };
         let failed = |code: Code| match outcome(result(code)) {
-            SignOutcome::Failed {
-                may_be_of_one_server, ..
-            } => Some(may_be_of_one_server),
+            SignOutcome::Failed(failure) => Some(failure.may_be_of_one_server),
             _ => None,
         };
         assert!(matches!(

@@ -12,7 +12,8 @@ use super::signed::jwt_from_wire;
 use super::{MAX_ANSWER, SignedJwt, Upstream, UpstreamError, error};
 
 impl Upstream {
-    /// Has a WIT-SVID signed for a workload's key (`BatchNewWITSVID`).
+    /// Has a WIT-SVID signed for a workload's key (`BatchNewWITSVID`). No duty of a server: one that does not offer WIT-SVIDs
+    /// answers `Internal` to each, and is not to be left for that.
     ///
     /// # Errors
     /// [`UpstreamError`].

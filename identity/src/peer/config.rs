@@ -12,6 +12,7 @@ use rustls::{ClientConfig, ConfigBuilder, ServerConfig, SupportedProtocolVersion
 use tokio::sync::watch;
 
 use super::SvidResolver;
+use super::resolver::OneSvid;
 use crate::process::Clock;
 use crate::x509::X509Svid;
 
@@ -19,11 +20,11 @@ pub(super) static VERSIONS: [&SupportedProtocolVersion; 2] = [&TLS13, &TLS12];
 pub(super) const HTTP2: &[u8] = b"h2";
 const WITH_RING: &str = "ring has cipher suites for TLS 1.2 and 1.3";
 
-/// The client's end: TLS 1.3 or 1.2, ALPN `h2`, no resumption. With `svid`, the SVID at the time of
-/// each handshake is shown to a server that asks; without, nothing is.
+/// The client's end: TLS 1.3 or 1.2, ALPN `h2`, no resumption. `svid` is shown to a server that
+/// asks.
 pub fn client_config(
     verifier: Arc<dyn ServerCertVerifier>,
-    svid: Option<watch::Receiver<Option<Arc<X509Svid>>>>,
+    svid: Option<&X509Svid>,
     clock: Clock,
 ) -> ClientConfig {
     let builder = ClientConfig::builder_with_details(ring_provider(), Arc::new(clock))
@@ -32,7 +33,7 @@ pub fn client_config(
         .dangerous()
         .with_custom_certificate_verifier(verifier);
     let mut config = match svid {
-        Some(svid) => builder.with_client_cert_resolver(Arc::new(SvidResolver::new(svid))),
+        Some(svid) => builder.with_client_cert_resolver(Arc::new(OneSvid::new(svid))),
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![HTTP2.to_vec()];

@@ -29,10 +29,13 @@ fn bundles(of: &[(&str, &Ca)]) -> Arc<dyn BundleSource> {
 
 /// A publisher that has stopped; what it published last stays.
 fn published(ca: &Ca, spec: &Spec) -> watch::Receiver<Option<Arc<X509Svid>>> {
+    watch::channel(Some(Arc::new(issued(ca, spec)))).1
+}
+
+fn issued(ca: &Ca, spec: &Spec) -> X509Svid {
     let key = PrivateKey::generate(KeyType::EcP256).unwrap();
     let leaf = ca.issue(spec, key.public_key());
-    let svid = X509Svid::new(vec![leaf], Arc::new(key)).unwrap();
-    watch::channel(Some(Arc::new(svid))).1
+    X509Svid::new(vec![leaf], Arc::new(key)).unwrap()
 }
 
 /// A server that shows a certificate which no SVID may be.
@@ -277,8 +280,8 @@ fn mutual(
     let svid_of_server = published(ca, &Spec::leaf(SERVER));
     let server = server_config(svid_of_server, Some(verifier), clock());
     let policy = PeerPolicy::ServerOf(domain("example.org"));
-    let svid = svid.map(|spec| published(ca, spec));
-    let client = client_config(server_verifier(bundles, policy, clock()), svid, clock());
+    let svid = svid.map(|spec| issued(ca, spec));
+    let client = client_config(server_verifier(bundles, policy, clock()), svid.as_ref(), clock());
     handshake(client, server).1
 }
 

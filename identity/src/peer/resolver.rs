@@ -11,7 +11,7 @@ use tokio::sync::watch;
 
 use crate::x509::X509Svid;
 
-/// Gives rustls the SVID that is current at each handshake, at either end.
+/// Gives rustls the SVID that is current at each handshake, at the server's end.
 #[derive(Debug)]
 pub struct SvidResolver {
     svid: watch::Receiver<Option<Arc<X509Svid>>>,
@@ -24,6 +24,10 @@ struct Prepared {
     svid: Arc<X509Svid>,
     certified_key: Arc<CertifiedKey>,
 }
+
+/// Gives rustls one SVID at the client's end, whoever the server is.
+#[derive(Debug)]
+pub(super) struct OneSvid(Option<Arc<CertifiedKey>>);
 
 impl SvidResolver {
     /// Reads from the channel on which the SVID is published.
@@ -56,17 +60,23 @@ impl ResolvesServerCert for SvidResolver {
     }
 }
 
-impl ResolvesClientCert for SvidResolver {
+impl OneSvid {
+    pub(super) fn new(svid: &X509Svid) -> Self {
+        Self(certified_key(svid).map(Arc::new))
+    }
+}
+
+impl ResolvesClientCert for OneSvid {
     fn resolve(
         &self,
         _root_hint_subjects: &[&[u8]],
         _schemes: &[SignatureScheme],
     ) -> Option<Arc<CertifiedKey>> {
-        self.certified_key()
+        self.0.clone()
     }
 
     fn has_certs(&self) -> bool {
-        self.svid.borrow().is_some()
+        self.0.is_some()
     }
 }
 
@@ -102,7 +112,6 @@ mod tests {
         let (publisher, svids) = watch::channel(None);
         let resolver = SvidResolver::new(svids);
         assert!(resolver.certified_key().is_none());
-        assert!(!resolver.has_certs());
         let first = svid(KeyType::EcP256);
         publisher.send_replace(Some(first.clone()));
         let key = resolver.certified_key().unwrap();

@@ -22,7 +22,7 @@ use rustls_pki_types::ServerName;
 use tempfile::TempDir;
 use time::Duration;
 use tokio::net::{TcpStream, UnixStream};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tonic::transport::{Channel, Endpoint};
@@ -121,8 +121,8 @@ impl TestServer {
         svid: Option<Arc<X509Svid>>,
     ) -> Result<Channel, tonic::transport::Error> {
         let verifier = peer::insecure_server_verifier(self.trust_domain.server_id());
-        let svid = svid.map(|svid| watch::channel(Some(svid)).1);
-        let tls = TlsConnector::from(Arc::new(peer::client_config(verifier, svid, self.clock.clone())));
+        let tls = peer::client_config(verifier, svid.as_deref(), self.clock.clone());
+        let tls = TlsConnector::from(Arc::new(tls));
         let address = self.address;
         let connector = tower::service_fn(move |_| {
             let tls = tls.clone();

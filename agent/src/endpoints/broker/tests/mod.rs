@@ -162,8 +162,8 @@ impl Stage {
         let clock = self.world.clock.clone();
         let trusted = Arc::new(SharedBundles::fixed(bundles(&[&self.world.authority])));
         let verifier = peer::server_verifier(trusted, PeerPolicy::Anyone, clock.clone());
-        let shown = shown.map(|svid| watch::channel(Some(Arc::new(svid))).1);
-        let tls = TlsConnector::from(Arc::new(peer::client_config(verifier, shown, clock)));
+        let tls = peer::client_config(verifier, shown.as_ref(), clock);
+        let tls = TlsConnector::from(Arc::new(tls));
         let mut socket = Some(socket);
         let dial = tower::service_fn(move |_uri: http::Uri| {
             let (socket, tls) = (socket.take(), tls.clone());
