@@ -71,7 +71,7 @@ async fn a_stack_that_slept_past_every_certificate_serves_again_by_itself() {
 async fn a_stack_whose_authority_outlived_the_sleep_serves_again_as_the_same_agent() {
     let options = StackOptions {
         ca_ttl: "720h".to_owned(),
-        server: "agent_ttl = \"100h\"".to_owned(),
+        server: "agent_ttl = \"200h\"".to_owned(),
         ..StackOptions::default()
     };
     let machine = Machine::start(options, None).await;

@@ -3,8 +3,8 @@
 //! Modules follow the protobuf packages: `spire` is the API of SPIRE's server and agent, [`workload`] the
 //! SPIFFE Workload API (which has no package), [`spiffe`] the SPIFFE Broker API, [`envoy`] the part of Envoy's
 //! API that its secret discovery needs, [`google`] and [`grpc`] what gRPC itself defines, [`csi`] and
-//! [`pluginregistration`] what a kubelet speaks with drivers, and [`finial`] what SPIRE lacks. Fields, numbers and names are fixed by the peers; what a message means stands in
-//! `finial-identity`.
+//! [`pluginregistration`] what a kubelet speaks with drivers, and [`finial`] what SPIRE lacks. Fields, numbers and names
+//! are fixed by the peers; what a message means stands in `finial-identity`.
 //!
 //! Rust names follow prost: `SPIFFEID` is `Spiffeid`, `X509SVID` is `X509svid`, oneofs and nested messages live
 //! in a module named after their message. Wrapper messages are `Option`s, maps are `BTreeMap`s, and `bytes` are

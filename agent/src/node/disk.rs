@@ -1,7 +1,7 @@
 //! The agent's own files, written one after the other, by a disk that may not answer for long.
 //!
 //! What a disk has begun cannot be taken back. So work that takes too long goes on, nothing else is begun before it has
-//! ended, and the agent does meanwhile as if it had failed.
+//! ended, and the agent does meanwhile as if it had failed. What is read at the start is waited for without limit.
 
 use std::fmt;
 use std::future::Future;

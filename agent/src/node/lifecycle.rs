@@ -46,6 +46,7 @@ pub struct Node {
     /// The newest SVID while the disk does not have it.
     pub(super) unsaved: Option<Unsaved>,
     pub(super) reattestable: bool,
+    // When each is tried again after a failure. When the SVID is due is `renewal_time`.
     pub(super) renewal: Schedule,
     pub(super) reattestation: Schedule,
     pub(super) saving: Schedule,

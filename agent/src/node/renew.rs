@@ -1,4 +1,4 @@
-//! How often the agent looks after its own SVID, and which key the next one gets.
+//! How often the agent looks after its own SVID, and which key the next one gets. The renewal itself is in `obtain.rs`.
 
 use std::sync::Arc;
 use std::time::Duration;

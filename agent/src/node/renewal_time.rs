@@ -1,7 +1,6 @@
-//! When an SVID or a token is due: by the machine's clock, and by the time that has passed since it came.
-//!
-//! Clocks are set, also back; the time that passes is not, but it stands still while the machine is suspended. So what
-//! comes first counts.
+//! When an X509-SVID is due, by two clocks: the machine's, which may be set, also back, and the monotonic one ([`Instant`]),
+//! which stands still while the machine is suspended. Whichever says so first counts. (Tokens use [`Moment`]; their rule is
+//! in `svids/tokens/kept.rs`.)
 
 use std::time::Duration;
 
@@ -17,7 +16,7 @@ use super::rotation::{RotationStrategy, life};
 pub struct Moment {
     /// What the machine's clock shows.
     pub clock: OffsetDateTime,
-    /// The time that passes.
+    /// What the monotonic clock shows.
     pub passed: Instant,
 }
 
@@ -27,7 +26,8 @@ pub struct Moment {
 pub struct RenewalTime {
     /// By the clock.
     at: OffsetDateTime,
-    /// By the time that has passed since, in case the clock is set back.
+    /// By the monotonic clock, in case the other is set back. `None` for an SVID of an earlier run: nobody knows how long
+    /// ago it came, so the machine's clock alone counts.
     after: Option<Instant>,
 }
 
@@ -85,7 +85,7 @@ impl RenewalTime {
         self.by_clock(now) <= now.clock
     }
 
-    /// What the clock shows when it comes, unless it is set meanwhile.
+    /// When it will be due as the machine's clock counts, if nobody sets that meanwhile: the earlier of the two.
     pub fn by_clock(&self, now: Moment) -> OffsetDateTime {
         self.after
             .map_or(self.at, |after| now.clock_at(after).min(self.at))

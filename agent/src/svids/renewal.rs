@@ -1,8 +1,8 @@
 //! Which entries need an SVID signed now, which SVIDs are dropped, and when to check again. Pure: no clock, no network.
 //!
-//! An SVID expires by the clock. It is due by the clock or by the time that has passed since it came, whichever is first
-//! ([`RenewalTime`]), and what is put off for a while, by the time that passes. All of it is queued by what the clock will
-//! show then; when the clock is set back, everything that waits to be signed is queued anew.
+//! An SVID expires by the clock. It is due by the clock or by the time that has passed since it came, whichever is
+//! first ([`RenewalTime`]), and what is put off for a while, by the time that passes. All of it is queued by what the
+//! clock will show then; when the clock is set back, everything that waits to be signed is queued anew.
 //!
 //! Every change of one entry is a few steps in ordered sets, whatever the number of entries. Wanted entries are
 //! always issued; of the others, only up to the total limit of SVIDs: first those that were wanted most
@@ -45,7 +45,7 @@ pub(super) struct RenewalState {
 pub(super) struct HeldTimes {
     /// To be replaced from then on.
     pub(super) renewal: RenewalTime,
-    /// Not to be served from then on.
+    /// Not to be served from then on: shortly before the certificate expires.
     pub(super) expires_at: OffsetDateTime,
 }
 
@@ -68,7 +68,7 @@ pub(super) struct Schedule {
     surplus: BTreeSet<Arc<str>>,
 }
 
-/// The first are kept: wanted last, then held, then in the order of ids.
+/// The first are kept: most recently wanted, then held, then in the order of ids.
 type Rank = (Reverse<u64>, bool, Arc<str>);
 
 /// The first are signed first: wanted, missing, outdated, soon to end.

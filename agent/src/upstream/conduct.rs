@@ -1,11 +1,13 @@
-//! Whether the server at the other end does what only its answers tell. One that signs nothing, while its connection and
-//! its streams work, is left for another; and so is one that does not answer.
+//! When the present server is left because of its answers, or for want of them: its connection and its streams work, but
+//! it signs or renews nothing, or an RPC gets no answer. (Streams that fail: `svids/feed.rs`.) What is noted here comes
+//! from `duties.rs` and from `Upstream::timed`.
 //!
-//! A single failure tells nothing: there must be some in a row, for some time, at one connection. A single call without an answer has taken
-//! so long that it tells enough. Each time that a server is left the agent becomes more patient, so that it does not go
-//! back and forth between servers that have the same trouble, nor because of one entry that no server signs. It stays
-//! less patient with silence: behind the same address another server may be there by now, or the way to it be lost. How long it
-//! bears failures is drawn anew for each row of them, so that agents which have the same trouble do not move together.
+//! A single failure tells nothing: there must be some in a row, at one connection, for longer than the agent's
+//! patience. A single call without an answer has taken so long that it tells enough. Each time that a server is left the
+//! agent becomes more patient, so that it does not go back and forth between servers that have the same trouble, nor
+//! because of one entry that no server signs. It stays less patient with silence: behind the same address another server
+//! may be there by now, or the way to it be lost. The patience is drawn anew for each row of failures, so that agents
+//! which have the same trouble do not move together.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,8 +1,8 @@
 //! The only code that calls the server.
 //!
 //! There is one channel at a time, over mTLS with the agent's present SVID; watching, signing and bundles use
-//! it and fail over together: `reconnect` opens another channel, `leave` to another address first, and `give_up` does that
-//! once for all who find one useless. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
+//! it and fail over together: `reconnect` opens another channel, `leave` to another address first, and `give_up` does
+//! that once for all who find one useless. A new SVID opens a new channel. Calls before there is an SVID, and re-attestation,
 //! run in a separate [`Session`] without a client certificate. Wire types are not used outside of this module.
 
 mod attest;
@@ -84,7 +84,8 @@ struct Shared {
     svid: channel::Receiver<Option<Arc<X509Svid>>>,
     bundles: Arc<dyn BundleSource>,
     line: Mutex<Option<Line>>,
-    /// Counts the lines that were given up while their SVID was still the present one.
+    /// Grows with each [`Upstream::reconnect`]. A line that only gives way to a new SVID is not counted: streams hear of that
+    /// by `svid`.
     given_up: channel::Sender<u64>,
     conduct: Conduct,
     /// Of foreign bundles.

@@ -1,5 +1,6 @@
-//! `finial why`: asks the agent's admin socket why a process has the identities it has, or none. A workload that cannot
-//! open that socket asks about itself on the Workload API's (`workload`).
+//! `finial why` at the agent: about a process (`-pid`) or a pod (`-podUID`) as it is now, or about a refusal
+//! (`-reference`), by the admin socket; about the caller alone by the Workload API's (`workload`). About
+//! `<namespace>/<pod>` the server is asked, by a command of its own.
 
 mod workload;
 
@@ -41,7 +42,8 @@ pub fn command() -> Command {
     )
 }
 
-/// Runs it. Gives whether the one that it was asked about has an identity; a refusal that was found counts as such.
+/// Runs it. Gives whether the process or the pod has an identity; with `-reference` always true, for the refusal was
+/// found.
 ///
 /// # Errors
 /// One sentence for the operator.
@@ -85,7 +87,7 @@ fn is_about_the_caller(matches: &ArgMatches) -> bool {
         .all(|flag| value(matches, flag).is_none())
 }
 
-/// What an operator reads of a failed call on the admin socket, if it is that.
+/// The error for a call that failed. On a socket without that service it says that this is not the admin socket.
 fn failed(what: &str, status: &Status) -> anyhow::Error {
     if status.code() == Code::Unimplemented {
         return anyhow::anyhow!(

@@ -58,8 +58,8 @@ pub enum Access {
 }
 
 impl Access {
-    /// What was asked for, for operators: the method of the Workload API that gives it, also where a delegate or a broker asked
-    /// for it by a method of another name.
+    /// What was asked for, for operators: the method of the Workload API that gives it, also where a delegate or a
+    /// broker asked for it by a method of another name.
     pub fn method(self) -> &'static str {
         match self {
             Self::X509Svids => "FetchX509SVID",

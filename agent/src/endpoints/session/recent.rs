@@ -4,7 +4,8 @@
 //! process attested again before it tells anything. An attestation that was begun for one of them when the news was
 //! there is as good for the others, which wait for it: what they tell, the process was entitled to at that moment.
 //!
-//! Nobody goes back in time: a stream takes up nothing that was begun before what it knows already.
+//! Nobody goes back in time: a stream takes up nothing that was begun before what it knows already. The first attestation
+//! of each stream is its own and is not kept here, and a pod on its own socket is always attested for itself.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
